@@ -1,0 +1,74 @@
+"""Refuse answers that cannot work; the message names one that can."""
+
+import json
+import re
+import sys
+import unicodedata
+
+# Distributions that the service installs, and commands that its environment needs: a project of
+# the same name would take their place. A slow test holds this list against a real environment.
+TAKEN = frozenset(
+    """
+    """.split()
+)
+
+# Fields that HTTP or a browser already gives a meaning.
+USED_BY_HTTP = re.compile(
+    r"""
+    accept(-.*)? | access-control-.* | age | allow | alt-svc | authentication-info | authorization
+    | cache-control | close | connection | content-.* | cookie2? | date | dnt | early-data | etag
+    | expect | expires | forwarded | from | host | http2-settings | if-.* | keep-alive
+    | last-modified | link | location | max-forwards | mime-version | origin | pragma | prefer
+    | priority | proxy-.* | range | referer | retry-after | sec-.* | server | set-cookie2?
+    | strict-transport-security | te | trailer | transfer-encoding | upgrade | user-agent | vary
+    | via | warning | www-authenticate | x-forwarded-.*
+    """,
+    re.VERBOSE | re.IGNORECASE,
+)
+
+
+def problem_with_text(question, text):
+    for character in "".join(text.split()):
+        if unicodedata.category(character) in ("Cc", "Cs"):
+            return f"{question} has the control character U+{ord(character):04X}: leave it out."
+    return None
+
+
+def problem_with_slug(slug):
+    if not re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", slug):
+        return "project_name needs a letter or a digit, for example: My API Service."
+    if slug in TAKEN:
+        return f"project_name gives {slug!r}, a package the service needs; try: {slug} service."
+    return None
+
+
+def problem_with_header(header):
+    if USED_BY_HTTP.fullmatch(header):
+        return f"api_key_header {header!r} already has a meaning in HTTP; try: api-key."
+    # Narrower than the tokens of RFC 9110: proxies drop names with an underscore, shells and
+    # patterns trip over the rest.
+    if not re.fullmatch(r"[A-Za-z][A-Za-z0-9-]{0,99}", header):
+        return "api_key_header takes letters, digits and hyphens, for example: api-key or X-API-Key."
+    return None
+
+
+def main(answers, slug):
+    problems = [
+        *(problem_with_text(question, answers[question]) for question in answers),
+        problem_with_slug(slug),
+        problem_with_header(answers["api_key_header"]),
+    ]
+    for problem in filter(None, problems):
+        sys.exit(f"Refused: {problem}")
+
+
+# As JSON in a raw string, an answer stays data whatever it holds.
+main(
+    {
+        "project_name": json.loads(r'''{{ cookiecutter.project_name | tojson }}'''),
+        "description": json.loads(r'''{{ cookiecutter.description | tojson }}'''),
+        "author_name": json.loads(r'''{{ cookiecutter.author_name | tojson }}'''),
+        "api_key_header": json.loads(r'''{{ cookiecutter.api_key_header | tojson }}'''),
+    },
+    json.loads(r'''{{ cookiecutter.__slug | tojson }}'''),
+)

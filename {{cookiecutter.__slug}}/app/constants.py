@@ -1,0 +1,10 @@
+"""What was decided when this project was generated."""
+
+from typing import Final
+
+TITLE: Final = {{ cookiecutter.__title_string }}
+DESCRIPTION: Final = {{ cookiecutter.__summary_string }}
+COMMAND: Final = "{{ cookiecutter.__slug }}"
+
+API_KEY_HEADER: Final = "{{ cookiecutter.api_key_header }}"
+MISSING_KEY_STATUS: Final[int] = {{ cookiecutter.missing_key_status }}

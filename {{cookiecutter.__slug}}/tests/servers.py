@@ -1,0 +1,123 @@
+"""Ways to call the service: through ASGI, message by message, or through a real socket."""
+
+import contextlib
+import socket
+import threading
+import time
+from dataclasses import dataclass
+from typing import Any, Self
+
+import uvicorn
+from starlette.types import ASGIApp, Message, Receive, Scope
+
+from app.constants import API_KEY_HEADER
+from app.security import UnguardedRouteError
+
+HEADER = API_KEY_HEADER.lower().encode()
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What came back, `date` and `server` headers aside."""
+
+    status: int
+    headers: tuple[tuple[bytes, bytes], ...]
+    body: bytes
+
+
+async def never_receive() -> Message:
+    raise AssertionError("the request's body was read")
+
+
+async def ask(
+    app: ASGIApp,
+    *secrets: bytes,
+    path: str = "/secure-endpoint",
+    type: str = "http",
+    method: str = "GET",
+    receive: Receive = never_receive,
+    extensions: dict[str, Any] | None = None,
+) -> Answer | list[Message]:
+    """One request with a key header for each secret; a WebSocket gives the messages sent."""
+    sent: list[Message] = []
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    async def connect() -> Message:
+        return {"type": "websocket.connect"}
+
+    scope: Scope = {
+        "type": type,
+        "asgi": {"version": "3.0"},
+        "http_version": "1.1",
+        "method": method,
+        "scheme": "http",
+        "path": path,
+        "raw_path": path.encode(),
+        "query_string": b"",
+        "root_path": "",
+        "headers": [(b"host", b"service"), *((HEADER, secret) for secret in secrets)],
+        "client": ("127.0.0.1", 1),
+        "server": ("127.0.0.1", 80),
+        "subprotocols": [],
+        "extensions": extensions,
+        "state": {},
+    }
+    await app(scope, connect if type == "websocket" else receive, send)
+    if type == "websocket":
+        return sent
+    start, *bodies = sent
+    return Answer(
+        start["status"], tuple(start["headers"]), b"".join(part.get("body", b"") for part in bodies)
+    )
+
+
+async def status_of(app: ASGIApp, *secrets: bytes, **options: Any) -> int:
+    answer = await ask(app, *secrets, **options)
+    assert isinstance(answer, Answer)
+    return answer.status
+
+
+async def start_up(app: ASGIApp) -> Message:
+    """What the application tells the server that starts it; it is stopped again."""
+    answers: list[Message] = []
+
+    async def receive() -> Message:
+        return {"type": "lifespan.shutdown" if answers else "lifespan.startup"}
+
+    async def send(message: Message) -> None:
+        answers.append(message)
+
+    # A failure is told to the server first, and then raised.
+    with contextlib.suppress(UnguardedRouteError):
+        await app({"type": "lifespan", "asgi": {"version": "3.0"}, "state": {}}, receive, send)
+    return answers[0]
+
+
+class LiveServer:
+    """uvicorn on a free port of this machine, in a thread of this process."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._server = uvicorn.Server(uvicorn.Config(app, log_level="debug"))
+        self._socket = socket.create_server(("127.0.0.1", 0))
+        self._thread = threading.Thread(target=self._server.run, args=([self._socket],))
+        self.address: tuple[str, int] = self._socket.getsockname()
+        self.url = f"http://127.0.0.1:{self.address[1]}"
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        while not self._server.started:
+            time.sleep(0.01)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._server.should_exit = True
+        self._thread.join()
+        self._socket.close()
+
+    def send_raw(self, request: bytes) -> bytes:
+        """The first line that comes back for these bytes."""
+        with socket.create_connection(self.address, timeout=5) as connection:
+            connection.sendall(request)
+            return connection.makefile("rb").readline()
