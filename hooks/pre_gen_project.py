@@ -8,8 +8,84 @@ import unicodedata
 # Distributions that the service installs, and commands that its environment needs: a project of
 # the same name would take their place. A slow test holds this list against a real environment.
 TAKEN = frozenset(
-    """
-    """.split()
+    [
+        "activate",
+        "annotated-doc",
+        "annotated-types",
+        "anyio",
+        "ast-serialize",
+        "certifi",
+        "cfgv",
+        "click",
+        "colorama",
+        "coverage",
+        "coverage3",
+        "deactivate",
+        "distlib",
+        "dmypy",
+        "dotenv",
+        "fastapi",
+        "fastapi-cli",
+        "filelock",
+        "h11",
+        "hatchling",
+        "httpcore",
+        "httptools",
+        "httpx",
+        "hypothesis",
+        "identify",
+        "identify-cli",
+        "idna",
+        "iniconfig",
+        "librt",
+        "markdown-it",
+        "markdown-it-py",
+        "mdurl",
+        "mypy",
+        "mypy-extensions",
+        "mypyc",
+        "nodeenv",
+        "opentelemetry-api",
+        "packaging",
+        "pathspec",
+        "pip",
+        "platformdirs",
+        "pluggy",
+        "pre-commit",
+        "pydantic",
+        "pydantic-core",
+        "pydantic-settings",
+        "pydoc",
+        "pygmentize",
+        "pygments",
+        "pytest",
+        "pytest-cov",
+        "python",
+        "python-discovery",
+        "python-dotenv",
+        "python3",
+        "pyyaml",
+        "rich",
+        "rich-toolkit",
+        "ruff",
+        "setuptools",
+        "shellingham",
+        "sortedcontainers",
+        "starlette",
+        "stubgen",
+        "stubtest",
+        "typer",
+        "typing-extensions",
+        "typing-inspection",
+        "uv",
+        "uvicorn",
+        "uvloop",
+        "uvx",
+        "virtualenv",
+        "watchfiles",
+        "websockets",
+        "wheel",
+    ]
 )
 
 # Fields that HTTP or a browser already gives a meaning.
@@ -38,7 +114,9 @@ def problem_with_slug(slug):
     if not re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", slug):
         return "project_name needs a letter or a digit, for example: My API Service."
     if slug in TAKEN:
-        return f"project_name gives {slug!r}, a package the service needs; try: {slug} service."
+        return (
+            f"project_name would be {slug!r}, which the service itself needs; try: {slug} service."
+        )
     return None
 
 
@@ -48,7 +126,9 @@ def problem_with_header(header):
     # Narrower than the tokens of RFC 9110: proxies drop names with an underscore, shells and
     # patterns trip over the rest.
     if not re.fullmatch(r"[A-Za-z][A-Za-z0-9-]{0,99}", header):
-        return "api_key_header takes letters, digits and hyphens, for example: api-key or X-API-Key."
+        return (
+            "api_key_header takes letters, digits and hyphens, for example: api-key or X-API-Key."
+        )
     return None
 
 
@@ -62,13 +142,16 @@ def main(answers, slug):
         sys.exit(f"Refused: {problem}")
 
 
-# As JSON in a raw string, an answer stays data whatever it holds.
-main(
-    {
-        "project_name": json.loads(r'''{{ cookiecutter.project_name | tojson }}'''),
-        "description": json.loads(r'''{{ cookiecutter.description | tojson }}'''),
-        "author_name": json.loads(r'''{{ cookiecutter.author_name | tojson }}'''),
-        "api_key_header": json.loads(r'''{{ cookiecutter.api_key_header | tojson }}'''),
-    },
-    json.loads(r'''{{ cookiecutter.__slug | tojson }}'''),
-)
+# As JSON in a raw string an answer stays data, whatever it holds; `tojson` escapes apostrophes
+# but not quotes, hence this kind of string.
+# fmt: off
+ANSWERS = {
+    "project_name": json.loads(r'''{{ cookiecutter.project_name | tojson }}'''),
+    "description": json.loads(r'''{{ cookiecutter.description | tojson }}'''),
+    "author_name": json.loads(r'''{{ cookiecutter.author_name | tojson }}'''),
+    "api_key_header": json.loads(r'''{{ cookiecutter.api_key_header | tojson }}'''),
+}
+SLUG = json.loads(r'''{{ cookiecutter.__slug | tojson }}''')
+# fmt: on
+
+main(ANSWERS, SLUG)

@@ -2,8 +2,8 @@
 
 from typing import Final
 
-TITLE: Final = {{ cookiecutter.__title_string }}
-DESCRIPTION: Final = {{ cookiecutter.__summary_string }}
+TITLE: Final = "{{ cookiecutter.__title_escaped }}"
+DESCRIPTION: Final = "{{ cookiecutter.__summary_escaped }}"
 COMMAND: Final = "{{ cookiecutter.__slug }}"
 
 API_KEY_HEADER: Final = "{{ cookiecutter.api_key_header }}"

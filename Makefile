@@ -1,0 +1,50 @@
+# Everything that these targets need is created in .venv and .cache; both are ignored by git.
+PYTHON ?= python3
+export UV_CACHE_DIR ?= $(CURDIR)/.cache/uv
+export UV_PYTHON_DOWNLOADS ?= never
+BIN := .venv/$(if $(filter Windows_NT,$(OS)),Scripts,bin)
+READY := .venv/.ready
+
+.PHONY: help demo test fast bench mutants lint hooks clean
+
+help:
+	@echo 'make demo     render the default project, start it, call it, stop it'
+	@echo 'make test     every test of the template'
+	@echo 'make fast     only the tests that need no installation'
+	@echo 'make mutants  break the generated guard on purpose; its tests must notice'
+	@echo 'make bench    what the guard costs, beside others'
+	@echo 'make lint     style and types of the template'
+	@echo 'make hooks    run the checks before every commit'
+
+$(READY): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=/path/to/python3.11")'
+	$(PYTHON) -m venv --clear .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
+	$(BIN)/uv sync --quiet --upgrade --python $(BIN)/python
+	@touch $@
+
+demo: $(READY)
+	$(BIN)/python -m tools.demo
+
+test: $(READY) lint
+	$(BIN)/pytest -n 2 --dist loadgroup
+
+fast: $(READY)
+	$(BIN)/pytest -m 'not slow'
+
+mutants: $(READY)
+	$(BIN)/python -m tools.mutants
+
+bench: $(READY)
+	$(BIN)/python -m tools.bench
+
+lint: $(READY)
+	$(BIN)/ruff check --config pyproject.toml .
+	$(BIN)/ruff format --config pyproject.toml --check .
+	$(BIN)/mypy
+
+hooks: $(READY)
+	$(BIN)/pre-commit install
+
+clean:
+	rm -rf .venv .cache

@@ -1,0 +1,38 @@
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import pytest
+
+from tests.project import Project, copy_template, render
+
+
+@pytest.fixture(scope="session")
+def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return copy_template(tmp_path_factory.mktemp("template"))
+
+
+@pytest.fixture(autouse=True)
+def cookiecutter_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where cookiecutter keeps its replay files, instead of your home."""
+    home = tmp_path / "cookiecutter-home"
+    home.mkdir()
+    config = home / "config.yaml"
+    config.write_text(f"replay_dir: {home / 'replay'}\ncookiecutters_dir: {home / 'templates'}\n")
+    monkeypatch.setenv("COOKIECUTTER_CONFIG", str(config))
+    return home
+
+
+@pytest.fixture
+def output(tmp_path: Path) -> Path:
+    """The folder to render into."""
+    folder = tmp_path / "inside" / "output"
+    folder.mkdir(parents=True)
+    return folder
+
+
+@pytest.fixture
+def rendered(template: Path, output: Path) -> Callable[..., Project]:
+    def render_with(answers: Mapping[str, str] | None = None, **options: bool) -> Project:
+        return render(template, output, answers, **options)
+
+    return render_with

@@ -1,0 +1,154 @@
+"""Render the template, and use what comes out as its owner would."""
+
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from cookiecutter.main import cookiecutter
+
+ROOT = Path(__file__).parent.parent
+UUID4 = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-4[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}")
+
+
+def environment(**variables: str) -> dict[str, str]:
+    """For commands: the tools of this repository's environment, and one Python for all of them."""
+    inherited = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("COV_", "PYTEST_", "VIRTUAL_ENV", "API_KEYS", "LOG_LEVEL"))
+    }
+    tools = Path(sys.prefix) / ("Scripts" if os.name == "nt" else "bin")
+    return {
+        **inherited,
+        "PATH": f"{tools}{os.pathsep}{inherited['PATH']}",
+        # pyenv's shims are not an interpreter that uv can use.
+        "UV_PYTHON": os.environ.get(
+            "TEST_PYTHON", getattr(sys, "_base_executable", sys.executable)
+        ),
+        "UV_PYTHON_DOWNLOADS": "never",
+        "GIT_AUTHOR_NAME": "A Tester",
+        "GIT_AUTHOR_EMAIL": "tester@example.com",
+        "GIT_COMMITTER_NAME": "A Tester",
+        "GIT_COMMITTER_EMAIL": "tester@example.com",
+        **variables,
+    }
+
+
+def run(
+    *command: str | Path, cwd: Path, check: bool = True, **variables: str
+) -> subprocess.CompletedProcess[str]:
+    result = subprocess.run(
+        [str(part) for part in command],
+        cwd=cwd,
+        env=environment(**variables),
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        stdin=subprocess.DEVNULL,
+        timeout=300,
+    )
+    if check and result.returncode:
+        raise AssertionError(
+            f"{command} ended with {result.returncode}\n{result.stdout}\n{result.stderr}"
+        )
+    return result
+
+
+def copy_template(target: Path) -> Path:
+    """The template as git would clone it, with the changes that are not committed yet."""
+    listed = subprocess.check_output(
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"], cwd=ROOT
+    )
+    for name in filter(None, listed.decode().split("\0")):
+        if (ROOT / name).exists():
+            (target / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / name, target / name)
+    return target
+
+
+@dataclass(frozen=True)
+class Project:
+    path: Path
+
+    @property
+    def keys(self) -> list[str]:
+        line = (self.path / ".env").read_text(encoding="utf-8").strip()
+        return line.removeprefix("API_KEYS=").split(",")
+
+    def files(self) -> dict[str, bytes]:
+        """What was rendered, without what tools leave behind."""
+        return {
+            path.relative_to(self.path).as_posix(): path.read_bytes()
+            for path in sorted(self.path.rglob("*"))
+            if path.is_file() and not {".git", ".venv"} & set(path.parts)
+        }
+
+    def read(self, name: str) -> str:
+        return (self.path / name).read_text(encoding="utf-8")
+
+    def run(
+        self, *command: str, check: bool = True, **variables: str
+    ) -> subprocess.CompletedProcess[str]:
+        return run(*command, cwd=self.path, check=check, **variables)
+
+    @contextmanager
+    def serving(self, *command: str, **variables: str) -> Iterator[str]:
+        """The service's URL while it runs; `{port}` in the command is replaced by a free one."""
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            port = listener.getsockname()[1]
+        server = subprocess.Popen(
+            [part.format(port=port) for part in command],
+            cwd=self.path,
+            env=environment(**variables),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        try:
+            deadline = time.monotonic() + 60
+            while True:
+                try:
+                    socket.create_connection(("127.0.0.1", port), timeout=1).close()
+                    break
+                except OSError:
+                    assert server.poll() is None, f"{command} ended with {server.returncode}"
+                    assert time.monotonic() < deadline, f"{command} does not listen"
+                    time.sleep(0.05)
+            yield f"http://127.0.0.1:{port}"
+        finally:
+            server.terminate()
+            server.wait(timeout=30)
+
+
+def get(url: str, headers: Mapping[str, str] | None = None) -> tuple[int, dict[str, str], str]:
+    """Status, headers and body of the answer."""
+    request = urllib.request.Request(url, headers=dict(headers or {}))  # noqa: S310
+    try:
+        with urllib.request.urlopen(request, timeout=10) as response:  # noqa: S310
+            return response.status, dict(response.headers), response.read().decode()
+    except urllib.error.HTTPError as error:
+        return error.code, dict(error.headers), error.read().decode()
+
+
+def render(
+    template: Path, output: Path, answers: Mapping[str, str] | None = None, **options: bool
+) -> Project:
+    """What `cookiecutter --no-input` makes of these answers."""
+    output.mkdir(exist_ok=True)
+    path = cookiecutter(
+        str(template),
+        no_input=True,
+        extra_context=dict(answers or {}),
+        output_dir=str(output),
+        **options,
+    )
+    return Project(Path(path))

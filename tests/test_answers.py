@@ -1,0 +1,149 @@
+"""Every answer works, or is refused in one line with nothing left behind."""
+
+import re
+import tomllib
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+from cookiecutter.exceptions import FailedHookException
+
+from tests.project import Project
+
+Rendered = Callable[..., Project]
+
+TEXTS = [
+    'He said "hello"',
+    "O'Brien's service",
+    "three \"\"\" and ''' quotes",
+    "a \\ backslash, \\n, \\u0041 and one at the end\\",
+    "two\nlines\r\nand\ta tab",
+    "   spaces   around   ",
+    "emoji 🔑 and 👩‍💻",  # the second one is joined by an invisible character
+    "Ünïcödé, Кириллица, 中文 and ‘curly’ quotes",
+    "{{ braces }}",
+    "{% raw %} {# comment #} ${HOME} $(id) `id` %PATH%",
+    "# hash: [brackets], {x: 1} & <b>",
+    "x" * 300,
+    "--help",
+]
+
+
+def as_text(answer: str) -> str:
+    return " ".join(answer.split())
+
+
+def literal(text: str) -> str:
+    """As an answer that reaches the template unrendered: without a prompt, Jinja in it would run."""
+    return f"{'{{'} {text!r} {'}}'}" if re.search(r"\{[{%#]", text) else text
+
+
+def check(project: Project, name: str, description: str, author: str) -> None:
+    constants: dict[str, object] = {}
+    exec(project.read("app/constants.py"), constants)  # noqa: S102
+    metadata = tomllib.loads(project.read("pyproject.toml"))["project"]
+    assert constants["TITLE"] == as_text(name)
+    assert constants["DESCRIPTION"] == metadata["description"] == as_text(description)
+    assert metadata["authors"] == [{"name": as_text(author)}]
+    assert re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", metadata["name"])
+    assert project.path.name == metadata["name"] == constants["COMMAND"]
+    assert yaml.safe_load(project.read(".pre-commit-config.yaml"))
+    assert project.read("README.md").startswith(f"# {as_text(name)}\n")
+    project.run("ruff", "check", "--no-cache", ".")
+    project.run("ruff", "format", "--no-cache", "--check", ".")
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_any_text_works(rendered: Rendered, text: str) -> None:
+    name = f"Service {text}"
+    answers = {"project_name": name, "description": text, "author_name": text}
+    project = rendered({question: literal(answer) for question, answer in answers.items()})
+    check(project, name, text, text)
+
+
+def test_empty_texts_work(rendered: Rendered) -> None:
+    project = rendered({"description": "", "author_name": " "})
+    check(project, "My API Service", "", "My API Service team")
+
+
+@pytest.mark.parametrize(
+    ("name", "slug"),
+    [
+        ("My API Service", "my-api-service"),
+        ("../../evil", "evil"),
+        ("/etc/passwd", "etc-passwd"),
+        ("C:\\Windows", "c-windows"),
+        ("Größe", "grosse"),
+        ("7 Wonders", "7-wonders"),
+        ("class", "class"),
+        ("-rf", "rf"),
+        ("y" * 300, "y" * 60),
+    ],
+)
+def test_the_slug_is_derived(rendered: Rendered, output: Path, name: str, slug: str) -> None:
+    project = rendered({"project_name": name})
+    assert project.path == output / slug
+    assert list(output.iterdir()) == [output / slug]
+    assert [path.name for path in output.parent.iterdir()] == ["output"]
+
+
+REFUSED = [
+    ("project_name", "", "project_name needs a letter or a digit"),
+    ("project_name", "   ", "project_name needs a letter or a digit"),
+    ("project_name", "🔑", "project_name needs a letter or a digit"),
+    ("project_name", "../..", "project_name needs a letter or a digit"),
+    ("project_name", "FastAPI", "'fastapi', which the service itself needs; try: fastapi service"),
+    ("project_name", "Python", "'python', which the service itself needs; try: python service"),
+    ("project_name", "a bell\a", "the control character U\\+0007"),
+    ("description", "null\0byte", "the control character U\\+0000"),
+    ("author_name", "half an emoji \ud83d", "the control character U\\+D83D"),
+    ("__slug", "../../evil", "project_name needs a letter or a digit"),
+    ("__slug", "Caps", "project_name needs a letter or a digit"),
+    ("api_key_header", "Host", "already has a meaning in HTTP; try: api-key"),
+    ("api_key_header", "cookie", "already has a meaning in HTTP; try: api-key"),
+    ("api_key_header", "Authorization", "already has a meaning in HTTP; try: api-key"),
+    ("api_key_header", "Sec-WebSocket-Key", "already has a meaning in HTTP; try: api-key"),
+    ("api_key_header", "", "takes letters, digits and hyphens, for example: api-key"),
+    ("api_key_header", "api key", "takes letters, digits and hyphens, for example: api-key"),
+    ("api_key_header", "api_key", "takes letters, digits and hyphens, for example: api-key"),
+    ("api_key_header", "api-key:", "takes letters, digits and hyphens, for example: api-key"),
+    ("api_key_header", "api-key\n", "the control character|takes letters, digits and hyphens"),
+    ("api_key_header", "schlüssel", "takes letters, digits and hyphens, for example: api-key"),
+    ("api_key_header", "x'; touch pwned; '", "takes letters, digits and hyphens"),
+    ("api_key_header", '"""+1', "takes letters, digits and hyphens"),
+    ("api_key_header", "'''+1", "takes letters, digits and hyphens"),
+]
+
+
+@pytest.mark.parametrize(("question", "answer", "message"), REFUSED)
+def test_what_cannot_work_is_refused(
+    rendered: Rendered,
+    output: Path,
+    capfd: pytest.CaptureFixture[str],
+    question: str,
+    answer: str,
+    message: str,
+) -> None:
+    with pytest.raises(FailedHookException):
+        rendered({question: answer})
+    said = capfd.readouterr().err.splitlines()
+    assert re.search(message, said[0])
+    assert said[0].startswith("Refused: ")
+    assert len(said) == 1
+    assert list(output.iterdir()) == []
+    assert [path.name for path in output.parent.iterdir()] == ["output"]
+    assert {path.name for path in output.parent.parent.iterdir()} == {"inside", "cookiecutter-home"}
+
+
+@pytest.mark.parametrize("header", ["api-key", "X-API-Key", "x", "acme-token-2"])
+def test_any_proper_header_works(rendered: Rendered, header: str) -> None:
+    project = rendered({"api_key_header": header})
+    assert f'API_KEY_HEADER: Final = "{header}"' in project.read("app/constants.py")
+    assert f'curl -H "{header}: $KEY"' in project.read("README.md")
+
+
+def test_a_status_that_is_no_choice_is_refused(rendered: Rendered, output: Path) -> None:
+    with pytest.raises(ValueError, match="missing_key_status"):
+        rendered({"missing_key_status": "404"})
+    assert list(output.iterdir()) == []

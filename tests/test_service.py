@@ -1,0 +1,200 @@
+"""A generated project, installed, checked, started and called as its owner would."""
+
+import json
+import os
+import re
+import socket
+import time
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pytest
+
+from tests.project import ROOT, UUID4, Project, get, render
+
+pytestmark = pytest.mark.slow
+
+FLAVOURS: dict[str, dict[str, str]] = {
+    "defaults": {},
+    "401": {
+        "missing_key_status": "401",
+        "project_name": "O'Brien's \"🔑\" \\ Gateway",
+        "description": "Quotes \" and ' and \\ and 🔑",
+        "author_name": 'Ann "A." O\'Brien',
+        "api_key_header": "X-API-Key",
+    },
+}
+
+
+# Each flavour is installed once, in the one worker that runs its tests.
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param(name, marks=pytest.mark.xdist_group(name)) for name in FLAVOURS],
+)
+def flavour(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture(scope="module")
+def project(flavour: str, template: Path, tmp_path_factory: pytest.TempPathFactory) -> Project:
+    project = render(template, tmp_path_factory.mktemp("projects"), FLAVOURS[flavour])
+    project.run("git", "init", "--quiet")
+    project.run("git", "add", "--all")
+    project.run("uv", "sync", "--quiet")
+    return project
+
+
+@pytest.fixture(scope="module")
+def header(flavour: str) -> str:
+    return FLAVOURS[flavour].get("api_key_header", "api-key")
+
+
+@pytest.fixture(scope="module")
+def status(flavour: str) -> int:
+    return int(FLAVOURS[flavour].get("missing_key_status", 403))
+
+
+def command_of(project: Project) -> str:
+    scripts = tomllib.loads(project.read("pyproject.toml"))["project"]["scripts"]
+    return str(next(iter(scripts)))
+
+
+def get_raw(url: str, *headers: bytes) -> int:
+    """The status for header lines that a well-behaved client would not send."""
+    address = urlsplit(url)
+    with socket.create_connection((address.hostname, address.port), timeout=10) as connection:
+        lines = [f"GET {address.path} HTTP/1.1".encode(), b"Host: service", *headers, b"", b""]
+        connection.sendall(b"\r\n".join(lines))
+        return int(connection.makefile("rb").readline().split()[1])
+
+
+def test_its_own_tests_pass(project: Project) -> None:
+    result = project.run("uv", "run", "pytest")
+    assert re.search(r"\d+ passed in", result.stdout), result.stdout
+    assert "Total coverage: 100.00%" in result.stdout
+    assert not re.search(r"skipped|xfailed|deselected|warning", result.stdout.splitlines()[-1])
+
+
+def test_it_is_clean_and_typed(project: Project) -> None:
+    project.run("uv", "run", "ruff", "check")
+    project.run("uv", "run", "ruff", "format", "--check")
+    project.run("uv", "run", "mypy")
+
+
+def test_its_hooks_pass_and_refuse_a_key(project: Project) -> None:
+    project.run("uv", "run", "pre-commit", "run", "--all-files")
+    # Neither did they have anything to repair.
+    assert project.run("git", "diff", "--stat").stdout == ""
+
+    (project.path / "notes.txt").write_text(f"the key is {project.keys[0]}\n")
+    project.run("git", "add", "--force", ".env", "notes.txt")
+    refused = project.run("uv", "run", "pre-commit", "run", "--all-files", check=False)
+    project.run("git", "rm", "--quiet", "--cached", ".env", "notes.txt")
+    (project.path / "notes.txt").unlink()
+    assert refused.returncode == 1
+    for hook in ("no .env file", "no API key"):
+        assert re.search(rf"^{re.escape(hook)}\.+Failed$", refused.stdout, re.MULTILINE)
+    assert "notes.txt:1:" in refused.stdout
+
+
+@pytest.mark.parametrize(
+    "server",
+    [
+        "uv run uvicorn app.main:app --port {port}",
+        "uv run fastapi run --port {port}",
+        "uv run fastapi dev --port {port}",
+    ],
+)
+def test_it_serves_and_guards(project: Project, header: str, status: int, server: str) -> None:
+    refusal = {"detail": "Invalid or missing API Key"}
+    first, second = project.keys
+    stranger = "0b0d9a52-6c1c-4f4e-9a53-7f6f1b8f7a11"  # not-a-key
+
+    with project.serving(*server.split()) as url:
+        assert get(url)[0::2] == (200, '{"Hello":"World"}')
+        for path in ("/health/live", "/health/ready", "/docs", "/openapi.json"):
+            assert get(url + path)[0] == 200
+        guarded = f"{url}/secure-endpoint"
+        for key in (first, second):
+            assert get(guarded, {header: key})[0::2] == (200, '{"message":"You have access!"}')
+        for headers in ({}, {header: stranger}, {header: first.upper()}, {header: ""}):
+            code, received, body = get(guarded, headers)
+            assert (code, json.loads(body)) == (status, refusal)
+            assert received["content-type"] == "application/problem+json"
+            assert received.get("www-authenticate") == ("APIKey" if status == 401 else None)
+        line = f"{header}: {first}".encode()
+        assert get_raw(guarded, line) == 200
+        assert get_raw(guarded, line, line) == status
+        assert get_raw(guarded, f"{header}: ".encode() + b"\xe9\xff") == status
+        assert get_raw(guarded, line + b"\xe9") == status
+
+
+def test_a_running_service_follows_the_keys_command(
+    project: Project, header: str, status: int
+) -> None:
+    command = command_of(project)
+    kept = project.read(".env")
+    with project.serving("uv", "run", "uvicorn", "app.main:app", "--port", "{port}") as url:
+        guarded = f"{url}/secure-endpoint"
+        made = json.loads(project.run("uv", "run", command, "keys", "create", "--json").stdout)
+        wait_for(200, guarded, {header: made["key"]})
+        listed = json.loads(project.run("uv", "run", command, "keys", "list", "--json").stdout)
+        assert listed[-1] == {"id": made["id"]}
+        rotated = json.loads(
+            project.run("uv", "run", command, "keys", "rotate", made["id"], "--json").stdout
+        )
+        wait_for(status, guarded, {header: made["key"]})
+        wait_for(200, guarded, {header: rotated["key"]})
+        project.run("uv", "run", command, "keys", "revoke", rotated["id"])
+        wait_for(status, guarded, {header: rotated["key"]})
+    assert project.read(".env") == kept
+
+
+def wait_for(expected: int, url: str, headers: Mapping[str, str]) -> None:
+    """Within the second that is promised."""
+    deadline = time.monotonic() + 1
+    while get(url, headers)[0] != expected:
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def test_without_keys_it_says_what_to_do(project: Project, tmp_path: Path) -> None:
+    command = command_of(project)
+    (project.path / ".env").rename(tmp_path / "kept")
+    try:
+        for server in ("uvicorn app.main:app", "fastapi run"):
+            result = project.run("uv", "run", *server.split(), check=False)
+            assert result.returncode == 1
+            assert f"API_KEYS is not set; make a key with: uv run {command} keys create" in (
+                result.stderr
+            )
+            assert "Traceback" not in result.stdout + result.stderr
+        project.run("uv", "run", command, "keys", "create")
+        assert UUID4.search(project.read(".env"))
+    finally:
+        (tmp_path / "kept").replace(project.path / ".env")
+
+
+def test_strangers_and_callers_see_what_the_document_says(project: Project, header: str) -> None:
+    with project.serving("uv", "run", "uvicorn", "app.main:app", "--port", "{port}") as url:
+        common = ("uvx", "schemathesis>=4.32,<5", "run", f"{url}/openapi.json", "--no-color")
+        checks = "not_a_server_error,status_code_conformance,content_type_conformance"
+        more = ",response_schema_conformance,ignored_auth"
+        for key in ([], ["--header", f"{header}: {project.keys[0]}"]):
+            project.run(*common, "--checks", checks + more, "--max-examples", "20", *key)
+
+
+def test_names_that_the_environment_needs_are_taken(project: Project) -> None:
+    hook = (ROOT / "hooks" / "pre_gen_project.py").read_text(encoding="utf-8")
+    taken = set(hook.partition("TAKEN = ")[2].partition(".split()")[0].split())
+    own = command_of(project)
+    lock = tomllib.loads(project.read("uv.lock"))
+    installed = {package["name"] for package in lock["package"]}
+    scripts = {
+        path.name
+        for path in (project.path / ".venv" / ("Scripts" if os.name == "nt" else "bin")).iterdir()
+        if re.fullmatch(r"[a-z0-9-]+", path.name)  # what a slug can be
+    }
+    assert (installed | scripts) - {own} <= taken
