@@ -5,7 +5,7 @@ import shutil
 import sys
 import time
 
-from tests.project import ROOT, Project, get, render
+from tests.project import ROOT, Project, copy_template, get, render
 
 FOLDER = ROOT / ".cache" / "demo"
 HEADER = "api-key"
@@ -15,7 +15,8 @@ def installed_project() -> Project:
     shutil.rmtree(FOLDER, ignore_errors=True)
     FOLDER.mkdir(parents=True)
     say("cookiecutter --no-input .")
-    project = render(ROOT, FOLDER, default_config=True)
+    template = copy_template(FOLDER / "template")
+    project = render(template, FOLDER, default_config=True)
     say("uv sync")
     project.run("uv", "sync", "--quiet")
     return project

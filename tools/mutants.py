@@ -4,7 +4,7 @@ import shutil
 import sys
 from dataclasses import dataclass
 
-from tests.project import ROOT, Project, render
+from tests.project import ROOT, Project, copy_template, render
 
 FOLDER = ROOT / ".cache" / "mutants"
 
@@ -221,7 +221,8 @@ def survives(project: Project, mutant: Mutant) -> bool:
 
 def main() -> None:
     shutil.rmtree(FOLDER, ignore_errors=True)
-    project = render(ROOT, FOLDER, default_config=True)
+    template = copy_template(FOLDER / "template")
+    project = render(template, FOLDER, default_config=True)
     project.run("uv", "sync", "--quiet")
     project.run("uv", "run", "pytest", "-q", "--no-cov")
     survivors = 0

@@ -108,6 +108,7 @@ class LiveServer:
     def __enter__(self) -> Self:
         self._thread.start()
         while not self._server.started:
+            assert self._thread.is_alive(), "the service did not start"
             time.sleep(0.01)
         return self
 
