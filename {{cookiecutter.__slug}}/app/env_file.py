@@ -16,7 +16,7 @@ from dotenv.parser import Binding, parse_stream
 
 from app.constants import COMMAND
 from app.keys import Key, parse_secrets
-from app.settings import ENV_FILE, MAKE_A_KEY, Settings, SettingsError, load_settings
+from app.settings import ENV_FILE, MAKE_A_KEY, Settings, SettingsError, env_version, load_settings
 
 logger = logging.getLogger(__name__)
 
@@ -28,14 +28,14 @@ PATIENCE = 5.0  # seconds to wait for another editor
 class EnvKeyStore:
     """The keys that API_KEYS names, following changes to `.env` while the server runs.
 
-    A change that cannot be read leaves the last good keys in force and is reported in the log.
+    Keys of settings that were given by hand stay as they are. A change that cannot be read leaves the last good keys in force and is reported in the log.
     """
 
     def __init__(self, settings: Settings) -> None:
         if not settings.api_keys:
             raise SettingsError(f"{NAME} is empty; {MAKE_A_KEY}")
         self._keys = settings.api_keys
-        self._version = _version_of(ENV_FILE)
+        self._version = settings.env_version
         self._look_again_at = 0.0
 
     async def find(self, digest: bytes) -> Key | None:
@@ -62,23 +62,18 @@ class EnvKeyStore:
             await asyncio.sleep(MAX_AGE)
 
     def look_for_changes(self) -> None:
-        if (version := _version_of(ENV_FILE)) == self._version:
+        version = env_version()
+        if self._version in (None, version):
             return
         self._version = version
         try:
-            self._keys = load_settings().api_keys
+            keys = load_settings().api_keys
         except SettingsError as error:
             logger.error("%s. The last good keys stay in force.", error)
-        else:
-            logger.info("%s changed: %d in force.", NAME, len(self._keys))
-
-
-def _version_of(path: Path) -> tuple[int, ...] | None:
-    try:
-        status = path.stat()
-    except OSError:
-        return None
-    return status.st_mtime_ns, status.st_size, status.st_ino
+            return
+        if keys != self._keys:
+            self._keys = keys
+            logger.info("%s changed: %d in force.", NAME, len(keys))
 
 
 @contextmanager

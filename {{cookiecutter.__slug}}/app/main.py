@@ -17,19 +17,20 @@ from app.settings import Settings, SettingsError, load_settings
 PUBLIC_PAGES = {"/docs", "/openapi.json"}
 
 
-@asynccontextmanager
-async def lifespan(app: FastAPI) -> AsyncGenerator[None]:
-    check_routes(app, PUBLIC_PAGES)
-    async with app.state.keys.follow():
-        yield
-
-
-def create_app(settings: Settings) -> FastAPI:
+def create_app(settings: Settings) -> GuardedAPI:
     """Raises SettingsError if the settings name no key."""
     logging.basicConfig(format="%(levelname)s:     %(name)s: %(message)s")
     logging.getLogger("app").setLevel(settings.log_level)
+    keys = EnvKeyStore(settings)
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncGenerator[None]:
+        check_routes(app, PUBLIC_PAGES)
+        async with keys.follow():
+            yield
+
     app = GuardedAPI(
-        keys=EnvKeyStore(settings),
+        keys=keys,
         title=TITLE,
         description=DESCRIPTION,
         lifespan=lifespan,

@@ -44,15 +44,18 @@ async def authenticate(headers: Iterable[tuple[bytes, bytes]], keys: KeyStore) -
     Only the canonical spelling of a key has that digest. Every secret that arrives, known or not,
     costs one digest and one lookup.
     """
-    secrets = [value for name, value in headers if name == _HEADER]
-    if not secrets:
+    secret = None
+    for name, value in headers:
+        if name == _HEADER:
+            if secret is not None:
+                return Refusal("more than one key")
+            secret = value
+    if secret is None:
         return Refusal("no key")
-    if len(secrets) > 1:
-        return Refusal("more than one key")
-    hashed = digest(secrets[0])
+    hashed = digest(secret)
     if key := await keys.find(hashed):
         return key
-    if not is_canonical(secrets[0].decode("latin-1")):
+    if not is_canonical(secret.decode("latin-1")):
         return Refusal("not a key")
     return Refusal(f"unknown key {hashed.hex()[:12]}")
 
@@ -72,19 +75,6 @@ def _answer_to_a_stranger(scope: Scope) -> ASGIApp:
     extensions = scope.get("extensions") or {}
     can_respond = scope["type"] == "http" or "websocket.http.response" in extensions
     return _refuse if can_respond else _hang_up
-
-
-async def _guard(app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
-    """Call `app` if the caller may get in; else answer without reading the request's body."""
-    if _CALLER not in scope:  # a guarded router inside another one has nothing left to ask
-        caller = await authenticate(scope["headers"], scope["app"].state.keys)
-        if isinstance(caller, Refusal):
-            logger.info("Refused %s %r: %s.", scope["type"], scope["path"], caller.reason)
-            await _answer_to_a_stranger(scope)(scope, receive, send)
-            return
-        logger.debug("Let in %s %r: key %s.", scope["type"], scope["path"], caller.id)
-        scope[_CALLER] = caller
-    await app(scope, receive, send)
 
 
 class GuardedRoute(APIRoute):
@@ -110,13 +100,20 @@ class GuardedRouter(APIRouter):
         responses = {MISSING_KEY_STATUS: refusal, **options.pop("responses", {})}
         super().__init__(responses=responses, **{"route_class": GuardedRoute, **options})
 
-    # FastAPI enters a router here when it was included,
     async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await _guard(super().handle, scope, receive, send)
+        if _CALLER not in scope:  # a guarded router inside another one has nothing left to ask
+            caller = await authenticate(scope["headers"], scope["app"].keys)
+            if isinstance(caller, Refusal):
+                logger.info("Refused %s %r: %s.", scope["type"], scope["path"], caller.reason)
+                await _answer_to_a_stranger(scope)(scope, receive, send)
+                return
+            if logger.isEnabledFor(logging.DEBUG):
+                logger.debug("Let in %s %r: key %s.", scope["type"], scope["path"], caller.id)
+            scope[_CALLER] = caller
+        await super().handle(scope, receive, send)
 
-    # and here when it was mounted.
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await _guard(super().__call__, scope, receive, send)
+        await self.handle(scope, receive, send)  # mounted: the other way into a router
 
 
 class PublicRouter(APIRouter):
@@ -146,7 +143,7 @@ class GuardedAPI(FastAPI):
 
     def __init__(self, keys: KeyStore, **options: Any) -> None:
         super().__init__(**options)
-        self.state.keys = keys
+        self.keys: Final = keys
 
     def openapi(self) -> dict[str, Any]:
         """FastAPI's document, with the key on every guarded operation."""

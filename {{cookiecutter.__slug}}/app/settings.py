@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field, PlainValidator, ValidationError
+from pydantic import BeforeValidator, Field, PlainValidator, PrivateAttr, ValidationError
 from pydantic_core import ErrorDetails, PydanticCustomError
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
@@ -11,6 +11,8 @@ from app.constants import COMMAND
 from app.keys import Key, by_digest, parse_secrets
 
 ENV_FILE = Path(".env")
+
+FileVersion = tuple[int, ...]
 
 MAKE_A_KEY = f"make a key with: uv run {COMMAND} keys create"
 
@@ -40,11 +42,30 @@ class Settings(BaseSettings):
         Literal["DEBUG", "INFO", "WARNING", "ERROR"], BeforeValidator(str.upper)
     ] = "INFO"
 
+    # The state of `.env` before it was read; None if these settings were given by hand.
+    _env_version: FileVersion | None = PrivateAttr(default=None)
+
+    @property
+    def env_version(self) -> FileVersion | None:
+        return self._env_version
+
+
+def env_version() -> FileVersion:
+    """What changes whenever `.env` does."""
+    try:
+        status = ENV_FILE.stat()
+    except OSError:
+        return ()
+    return status.st_mtime_ns, status.st_size, status.st_ino
+
 
 def load_settings() -> Settings:
     """Raises SettingsError, in one line, if a setting is missing or malformed."""
+    version = env_version()
     try:
-        return Settings()
+        settings = Settings()
+        settings._env_version = version
+        return settings
     except ValidationError as error:
         # Without the inputs: an error must never show what a setting held.
         details = error.errors(include_url=False, include_context=False, include_input=False)

@@ -7,6 +7,7 @@ import pytest
 from fastapi import FastAPI
 
 from app.keys import new_secret
+from app.security import GuardedAPI
 from app.settings import ENV_FILE, load_settings
 from tests.servers import LiveServer
 
@@ -38,7 +39,7 @@ def env_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, secrets: list[str]
 
 
 @pytest.fixture
-def service(env_file: Path) -> FastAPI:
+def service(env_file: Path) -> GuardedAPI:
     return create_app(load_settings())
 
 

@@ -133,7 +133,8 @@ class LifeOfKeys(RuleBasedStateMachine):
     @invariant()
     def the_service_looks(self) -> None:
         if hasattr(self, "service"):
-            self.service.state.keys.look_for_changes()
+            assert isinstance(self.service.keys, EnvKeyStore)
+            self.service.keys.look_for_changes()
 
     def command(self, *arguments: str, works: bool = True) -> str | None:
         result = CliRunner().invoke(main, ["keys", *arguments, "--json"])

@@ -5,19 +5,18 @@ import time
 
 import httpx
 import pytest
-from fastapi import FastAPI
 from typer.testing import CliRunner
 
 from app.cli import main
 from app.constants import API_KEY_HEADER
 from app.keys import key_of, new_secret
-from app.security import Caller, GuardedRouter
+from app.security import Caller, GuardedAPI, GuardedRouter
 from app.settings import ENV_FILE, SettingsError, load_settings
 from tests.servers import LiveServer
 
 
 def test_no_key_in_any_output(
-    service: FastAPI,
+    service: GuardedAPI,
     live: LiveServer,
     secrets: list[str],
     caplog: pytest.LogCaptureFixture,
@@ -28,7 +27,7 @@ def test_no_key_in_any_output(
 
     @router.get("/failing")
     async def failing(caller: Caller) -> None:
-        raise ValueError(f"{caller!r} and {service.state.keys!r} and {vars(service.state.keys)}")
+        raise ValueError(f"{caller!r} and {service.keys!r} and {vars(service.keys)}")
 
     service.include_router(router)
     stranger = new_secret()

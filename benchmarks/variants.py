@@ -1,0 +1,177 @@
+"""The applications that bench.py compares: one route each, and how to call it."""
+
+import os
+import secrets
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator
+from contextlib import asynccontextmanager, chdir, contextmanager, redirect_stderr
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, Final
+
+from fastapi import APIRouter, Depends, FastAPI, HTTPException, Security
+from fastapi.security import APIKeyHeader
+
+from app.constants import API_KEY_HEADER, MISSING_KEY_STATUS
+from app.keys import new_secret
+
+PATH: Final = "/secure-endpoint"
+# The ones the template gives its application, so that every variant matches as many routes.
+OPTIONS: Final[dict[str, Any]] = {"redoc_url": None, "swagger_ui_oauth2_redirect_url": None}
+KEYS: Final = (new_secret(), new_secret())
+
+
+@dataclass
+class Variant:
+    app: FastAPI
+    key: str = KEYS[0]
+    header: str = API_KEY_HEADER.lower()
+    status: int = 200
+
+    def headers(self, host: str) -> dict[str, str]:
+        return {"host": host, "user-agent": "bench", "accept": "*/*", self.header: self.key}
+
+    def scope(self) -> dict[str, Any]:
+        """A request as a server hands it over; a fresh one each time, for it is written to."""
+        headers = self.headers("127.0.0.1").items()
+        return {
+            "type": "http",
+            "asgi": {"version": "3.0", "spec_version": "2.3"},
+            "http_version": "1.1",
+            "method": "GET",
+            "scheme": "http",
+            "path": PATH,
+            "raw_path": PATH.encode(),
+            "query_string": b"",
+            "root_path": "",
+            "headers": [(name.encode(), value.encode()) for name, value in headers],
+            "client": ("127.0.0.1", 1),
+            "server": ("127.0.0.1", 80),
+            "state": {},
+        }
+
+
+@contextmanager
+def workspace() -> Iterator[None]:
+    """A folder for `.env` and the databases. The service's settings come from that `.env` alone."""
+    for name in [name for name in os.environ if name.upper() in {"API_KEYS", "LOG_LEVEL"}]:
+        del os.environ[name]
+    null = Path(os.devnull)
+    with TemporaryDirectory() as folder, chdir(folder), null.open("w", encoding="utf-8") as nowhere:
+        Path(".env").write_text(f"API_KEYS={','.join(KEYS)}\n", encoding="utf-8")
+        # This sets up the service's logging, on what is standard error just then.
+        with redirect_stderr(nowhere):
+            import_module("app.main")
+        yield
+
+
+async def endpoint() -> dict[str, str]:
+    return {"message": "You have access!"}
+
+
+def with_router(app: FastAPI, router: APIRouter, *dependencies: Callable[..., Any]) -> FastAPI:
+    guards = [Depends(dependency) for dependency in dependencies]
+    router.add_api_route(PATH, endpoint, methods=["GET"], dependencies=guards)
+    app.include_router(router)
+    return app
+
+
+def plain(*dependencies: Callable[..., Any]) -> FastAPI:
+    return with_router(FastAPI(**OPTIONS), APIRouter(), *dependencies)
+
+
+# The key is sent also where nobody asks for it, so that only the guard makes the difference.
+async def open_route() -> Variant:
+    return Variant(plain())
+
+
+async def does_nothing() -> Variant:
+    async def nothing() -> None:
+        pass
+
+    return Variant(plain(nothing))
+
+
+async def guarded() -> Variant:
+    from app.env_file import EnvKeyStore
+    from app.security import GuardedAPI, GuardedRouter
+    from app.settings import load_settings
+
+    keys = EnvKeyStore(load_settings())
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncGenerator[None]:
+        async with keys.follow():
+            yield
+
+    return Variant(
+        with_router(GuardedAPI(keys=keys, lifespan=lifespan, **OPTIONS), GuardedRouter())
+    )
+
+
+async def refused() -> Variant:
+    return Variant((await guarded()).app, new_secret(), status=MISSING_KEY_STATUS)
+
+
+async def tutorial() -> Variant:
+    header = APIKeyHeader(name=API_KEY_HEADER, auto_error=False)
+    keys = list(KEYS)
+
+    def get_api_key(key: str = Security(header)) -> str:
+        if key in keys:
+            return key
+        raise HTTPException(status_code=403, detail="Invalid or missing API Key")
+
+    return Variant(plain(get_api_key))
+
+
+async def simple_security() -> Variant:
+    # It reads this when it is imported.
+    os.environ["FASTAPI_SIMPLE_SECURITY_DB_LOCATION"] = str(Path("simple_security.db").absolute())
+    from fastapi_simple_security import api_key_security
+    from fastapi_simple_security._sqlite_access import sqlite_access
+
+    return Variant(plain(api_key_security), sqlite_access.create_key("bench", True), "api-key")
+
+
+async def keyshield(**delays: Any) -> Variant:
+    from keyshield.api import create_depends_api_key
+    from keyshield.hasher.argon2 import Argon2ApiKeyHasher
+    from keyshield.repositories.in_memory import InMemoryApiKeyRepository
+    from keyshield.services.cached import CachedApiKeyService
+
+    hasher = Argon2ApiKeyHasher(pepper=secrets.token_hex())
+    service = CachedApiKeyService(InMemoryApiKeyRepository(), hasher, **delays)
+    _, key = await service.create(name="bench")
+
+    async def get_service() -> CachedApiKeyService:
+        return service
+
+    app = plain(create_depends_api_key(get_service))
+    return Variant(app, f"Bearer {key}", "authorization")
+
+
+async def keyshield_without_delay() -> Variant:
+    return await keyshield(min_delay=0, max_delay=0)
+
+
+@dataclass(frozen=True)
+class Entry:
+    label: str
+    build: Callable[[], Coroutine[Any, Any, Variant]]
+    foreign: bool = False  # somebody else's package: if it fails, the others are still compared
+
+
+ENTRIES: Final = {
+    "open": Entry("Open route", open_route),
+    "nothing": Entry("A dependency that does nothing", does_nothing),
+    "guarded": Entry("**This template**, valid key", guarded),
+    "refused": Entry("**This template**, unknown key (refused)", refused),
+    "tutorial": Entry("`APIKeyHeader` and a `def` dependency", tutorial),
+    "simple-security": Entry("fastapi-simple-security", simple_security, foreign=True),
+    "keyshield": Entry("keyshield, cached", keyshield, foreign=True),
+    "keyshield-undelayed": Entry(
+        "keyshield, cached, its delay switched off", keyshield_without_delay, foreign=True
+    ),
+}
