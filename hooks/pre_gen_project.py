@@ -8,84 +8,17 @@ import unicodedata
 # Distributions that the service installs, and commands that its environment needs: a project of
 # the same name would take their place. A slow test holds this list against a real environment.
 TAKEN = frozenset(
-    [
-        "activate",
-        "annotated-doc",
-        "annotated-types",
-        "anyio",
-        "ast-serialize",
-        "certifi",
-        "cfgv",
-        "click",
-        "colorama",
-        "coverage",
-        "coverage3",
-        "deactivate",
-        "distlib",
-        "dmypy",
-        "dotenv",
-        "fastapi",
-        "fastapi-cli",
-        "filelock",
-        "h11",
-        "hatchling",
-        "httpcore",
-        "httptools",
-        "httpx",
-        "hypothesis",
-        "identify",
-        "identify-cli",
-        "idna",
-        "iniconfig",
-        "librt",
-        "markdown-it",
-        "markdown-it-py",
-        "mdurl",
-        "mypy",
-        "mypy-extensions",
-        "mypyc",
-        "nodeenv",
-        "opentelemetry-api",
-        "packaging",
-        "pathspec",
-        "pip",
-        "platformdirs",
-        "pluggy",
-        "pre-commit",
-        "pydantic",
-        "pydantic-core",
-        "pydantic-settings",
-        "pydoc",
-        "pygmentize",
-        "pygments",
-        "pytest",
-        "pytest-cov",
-        "python",
-        "python-discovery",
-        "python-dotenv",
-        "python3",
-        "pyyaml",
-        "rich",
-        "rich-toolkit",
-        "ruff",
-        "setuptools",
-        "shellingham",
-        "sortedcontainers",
-        "starlette",
-        "stubgen",
-        "stubtest",
-        "typer",
-        "typing-extensions",
-        "typing-inspection",
-        "uv",
-        "uvicorn",
-        "uvloop",
-        "uvx",
-        "virtualenv",
-        "watchfiles",
-        "websockets",
-        "wheel",
-    ]
+    """
+    activate annotated-doc annotated-types anyio ast-serialize certifi cfgv click colorama
+    coverage coverage3 deactivate distlib dmypy dotenv fastapi fastapi-cli filelock h11
+    hatchling httpcore httptools httpx hypothesis identify identify-cli idna iniconfig librt
+    markdown-it markdown-it-py mdurl mypy mypy-extensions mypyc nodeenv opentelemetry-api
+    packaging pathspec pip platformdirs pluggy pre-commit pydantic pydantic-core
+    pydantic-settings pydoc pygmentize pygments pytest pytest-cov python python-discovery
+    python-dotenv python3 pyyaml rich rich-toolkit ruff setuptools shellingham
+    sortedcontainers starlette stubgen stubtest typer typing-extensions typing-inspection uv
+    uvicorn uvloop uvx virtualenv watchfiles websockets wheel
+    """.split()
 )
 
 # Fields that HTTP or a browser already gives a meaning.

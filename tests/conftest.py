@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.project import Project, copy_template, render
+from tests.project import Project, copy_template, keep_home_clean, render
 
 
 @pytest.fixture(scope="session")
@@ -14,12 +14,8 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(autouse=True)
 def cookiecutter_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Where cookiecutter keeps its replay files, instead of your home."""
-    home = tmp_path / "cookiecutter-home"
-    home.mkdir()
-    config = home / "config.yaml"
-    config.write_text(f"replay_dir: {home / 'replay'}\ncookiecutters_dir: {home / 'templates'}\n")
-    monkeypatch.setenv("COOKIECUTTER_CONFIG", str(config))
-    return home
+    monkeypatch.setenv("COOKIECUTTER_CONFIG", "")
+    return keep_home_clean(tmp_path / "cookiecutter-home")
 
 
 @pytest.fixture

@@ -64,6 +64,18 @@ def run(
     return result
 
 
+def keep_home_clean(folder: Path) -> Path:
+    """Let cookiecutter keep its replay files in this folder instead of your home."""
+    folder.mkdir(parents=True, exist_ok=True)
+    config = folder / "config.yaml"
+    config.write_text(
+        f"replay_dir: {folder / 'replay'}\ncookiecutters_dir: {folder / 'templates'}\n",
+        encoding="utf-8",
+    )
+    os.environ["COOKIECUTTER_CONFIG"] = str(config)
+    return folder
+
+
 def copy_template(target: Path) -> Path:
     """The template as git would clone it, with the changes that are not committed yet."""
     listed = subprocess.check_output(

@@ -4,7 +4,7 @@ import shutil
 import subprocess
 import sys
 
-from tests.project import ROOT, copy_template, environment, render
+from tests.project import ROOT, copy_template, environment, keep_home_clean, render
 
 FOLDER = ROOT / ".cache" / "bench"
 # keyshield needs SQLAlchemy's asyncio part and does not ask for it.
@@ -13,7 +13,8 @@ OTHERS = ("fastapi-simple-security", "keyshield[core,fastapi]", "sqlalchemy[asyn
 
 def main() -> None:
     shutil.rmtree(FOLDER, ignore_errors=True)
-    project = render(copy_template(FOLDER / "template"), FOLDER, default_config=True)
+    keep_home_clean(FOLDER / "cookiecutter-home")
+    project = render(copy_template(FOLDER / "template"), FOLDER)
     installed = [
         option for package in (str(project.path), *OTHERS) for option in ("--with", package)
     ]

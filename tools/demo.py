@@ -5,7 +5,7 @@ import shutil
 import sys
 import time
 
-from tests.project import ROOT, Project, copy_template, get, render
+from tests.project import ROOT, Project, copy_template, get, keep_home_clean, render
 
 FOLDER = ROOT / ".cache" / "demo"
 HEADER = "api-key"
@@ -13,10 +13,10 @@ HEADER = "api-key"
 
 def installed_project() -> Project:
     shutil.rmtree(FOLDER, ignore_errors=True)
-    FOLDER.mkdir(parents=True)
+    keep_home_clean(FOLDER / "cookiecutter-home")
     say("cookiecutter --no-input .")
     template = copy_template(FOLDER / "template")
-    project = render(template, FOLDER, default_config=True)
+    project = render(template, FOLDER)
     say("uv sync")
     project.run("uv", "sync", "--quiet")
     return project

@@ -4,7 +4,7 @@ import shutil
 import sys
 from dataclasses import dataclass
 
-from tests.project import ROOT, Project, copy_template, render
+from tests.project import ROOT, Project, copy_template, keep_home_clean, render
 
 FOLDER = ROOT / ".cache" / "mutants"
 
@@ -221,8 +221,9 @@ def survives(project: Project, mutant: Mutant) -> bool:
 
 def main() -> None:
     shutil.rmtree(FOLDER, ignore_errors=True)
+    keep_home_clean(FOLDER / "cookiecutter-home")
     template = copy_template(FOLDER / "template")
-    project = render(template, FOLDER, default_config=True)
+    project = render(template, FOLDER)
     project.run("uv", "sync", "--quiet")
     project.run("uv", "run", "pytest", "-q", "--no-cov")
     survivors = 0
