@@ -198,3 +198,26 @@ def test_names_that_the_environment_needs_are_taken(project: Project) -> None:
         if re.fullmatch(r"[a-z0-9-]+", path.name)  # what a slug can be
     }
     assert (installed | scripts) - {own} <= taken
+
+
+def test_its_tests_do_not_depend_on_the_endpoints(project: Project) -> None:
+    """An owner replaces the examples by endpoints and tests of their own."""
+    examples = {name: project.read(name) for name in ("app/routes.py", "tests/test_routes.py")}
+    endpoint = '\n\n@guarded.get("/reports")\nasync def reports(caller: Caller) -> str:\n    return caller.id\n'
+    routes = "from app.security import Caller, GuardedRouter, PublicRouter\n\n"
+    routes += "public = PublicRouter()\nguarded = GuardedRouter()\n" + endpoint
+    test = (
+        "import httpx\n\nfrom app.constants import API_KEY_HEADER\nfrom app.keys import key_of\n\n\n"
+        "async def test_reports(client: httpx.AsyncClient, secrets: list[str]) -> None:\n"
+        '    answer = await client.get("/reports", headers={API_KEY_HEADER: secrets[0]})\n'
+        "    assert answer.json() == key_of(secrets[0]).id\n"
+    )
+    try:
+        (project.path / "app/routes.py").write_text(routes, "utf-8")
+        (project.path / "tests/test_routes.py").write_text(test, "utf-8")
+        project.run("uv", "run", "pytest")
+        project.run("uv", "run", "ruff", "check")
+        project.run("uv", "run", "mypy")
+    finally:
+        for name, text in examples.items():
+            (project.path / name).write_text(text, "utf-8")

@@ -9,12 +9,11 @@ from fastapi import FastAPI
 from app.keys import new_secret
 from app.security import GuardedAPI
 from app.settings import ENV_FILE, load_settings
-from tests.servers import LiveServer
 
 # `app.main` reads the settings when it is imported. The tests never use your own keys.
 os.environ["API_KEYS"] = new_secret()
 
-from app.main import create_app
+from tests.servers import LiveServer, make_service
 
 
 @pytest.fixture
@@ -40,7 +39,7 @@ def env_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, secrets: list[str]
 
 @pytest.fixture
 def service(env_file: Path) -> GuardedAPI:
-    return create_app(load_settings())
+    return make_service(load_settings())
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Ways to call the service: through ASGI, message by message, or through a real socket."""
+"""Make the service, and call it: through ASGI, message by message, or through a real socket."""
 
 import contextlib
 import socket
@@ -11,9 +11,25 @@ import uvicorn
 from starlette.types import ASGIApp, Message, Receive, Scope
 
 from app.constants import API_KEY_HEADER
-from app.security import UnguardedRouteError
+from app.main import create_app
+from app.security import GuardedAPI, GuardedRouter, UnguardedRouteError
+from app.settings import Settings
 
 HEADER = API_KEY_HEADER.lower().encode()
+PROBE = "/probe-of-the-tests"
+
+
+def make_service(settings: Settings) -> GuardedAPI:
+    """The service with a guarded endpoint that is there whatever becomes of yours."""
+    router = GuardedRouter()
+
+    @router.get(PROBE)
+    async def probe() -> str:
+        return "You have access!"
+
+    service = create_app(settings)
+    service.include_router(router)
+    return service
 
 
 @dataclass(frozen=True)
@@ -32,7 +48,7 @@ async def never_receive() -> Message:
 async def ask(
     app: ASGIApp,
     *secrets: bytes,
-    path: str = "/secure-endpoint",
+    path: str = PROBE,
     type: str = "http",
     method: str = "GET",
     receive: Receive = never_receive,

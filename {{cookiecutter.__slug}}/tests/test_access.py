@@ -24,9 +24,8 @@ from app.cli import main
 from app.constants import MISSING_KEY_STATUS
 from app.env_file import EnvKeyStore, edit_secrets
 from app.keys import digest, key_of, new_secret
-from app.main import create_app
 from app.settings import ENV_FILE, load_settings
-from tests.servers import ask, status_of
+from tests.servers import PROBE, ask, make_service, status_of
 
 SPELLINGS: dict[str, Callable[[str], str]] = {
     "canonical": lambda secret: secret,
@@ -89,7 +88,7 @@ class LifeOfKeys(RuleBasedStateMachine):
     @rule()
     def restart(self) -> None:
         if self.in_force and not self.good_text:
-            self.service = create_app(load_settings())
+            self.service = make_service(load_settings())
 
     @rule(target=secrets)
     def create(self) -> str:
@@ -171,7 +170,7 @@ async def test_refusals_look_alike_whatever_the_reason(
     # Only the log knows better.
     refusals = [message for message in caplog.messages if message.startswith("Refused")]
     for message, reason in zip(refusals, callers, strict=True):
-        assert message == f"Refused http '/secure-endpoint': {reason}."
+        assert message == f"Refused http {PROBE!r}: {reason}."
 
 
 async def test_known_and_unknown_keys_cost_the_same_work(

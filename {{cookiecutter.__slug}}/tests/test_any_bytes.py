@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from app.constants import MISSING_KEY_STATUS
 from app.keys import new_secret
-from tests.servers import HEADER, LiveServer, status_of
+from tests.servers import HEADER, PROBE, LiveServer, status_of
 
 header_values = st.binary(max_size=200) | st.sampled_from(
     [b"", b"\xe9", b"\x00", b" ", b"a" * 60_000, new_secret().encode() + b"\xff"]
@@ -31,7 +31,7 @@ def test_any_header_bytes_are_refused_in_process(service: FastAPI, values: list[
 def test_any_header_bytes_are_refused_on_a_socket(live: LiveServer, values: list[bytes]) -> None:
     headers = b"".join(b"%b: %b\r\n" % (HEADER, value) for value in values)
     answer = live.send_raw(
-        b"GET /secure-endpoint HTTP/1.1\r\nHost: service\r\nConnection: close\r\n"
+        b"GET %b HTTP/1.1\r\nHost: service\r\nConnection: close\r\n" % PROBE.encode()
         + headers
         + b"\r\n"
     )

@@ -16,9 +16,8 @@ from app import env_file as module
 from app.constants import MISSING_KEY_STATUS
 from app.env_file import edit_secrets
 from app.keys import new_secret
-from app.main import create_app
 from app.settings import Settings, SettingsError, load_settings
-from tests.servers import status_of
+from tests.servers import make_service, status_of
 from tests.test_settings import ROOT
 
 
@@ -37,7 +36,7 @@ async def test_a_running_service_follows_the_file(
 async def test_a_change_during_the_start_is_not_missed(env_file: Path, secrets: list[str]) -> None:
     settings = load_settings()
     env_file.write_text(f"API_KEYS={secrets[1]}")
-    service = create_app(settings)
+    service = make_service(settings)
     assert await status_of(service, secrets[0].encode()) == MISSING_KEY_STATUS
 
 
@@ -45,7 +44,7 @@ async def test_keys_given_by_hand_stay_whatever_the_file_says(
     env_file: Path, secrets: list[str]
 ) -> None:
     given = new_secret()
-    service = create_app(Settings(api_keys=given))
+    service = make_service(Settings(api_keys=given))
     env_file.write_text(f"API_KEYS={secrets[1]}")
     assert await status_of(service, given.encode()) == 200
     assert await status_of(service, secrets[1].encode()) == MISSING_KEY_STATUS

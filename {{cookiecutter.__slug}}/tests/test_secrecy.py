@@ -12,7 +12,7 @@ from app.constants import API_KEY_HEADER
 from app.keys import key_of, new_secret
 from app.security import Caller, GuardedAPI, GuardedRouter
 from app.settings import ENV_FILE, SettingsError, load_settings
-from tests.servers import LiveServer
+from tests.servers import PROBE, LiveServer
 
 
 def test_no_key_in_any_output(
@@ -33,7 +33,7 @@ def test_no_key_in_any_output(
     stranger = new_secret()
     seen: list[str] = []
     for secret in (*secrets, stranger, secrets[0].upper()):
-        for path in ("/secure-endpoint", "/failing", "/docs", "/openapi.json", "/health/ready"):
+        for path in (PROBE, "/failing", "/docs", "/openapi.json", "/health/ready"):
             response = httpx.get(live.url + path, headers={API_KEY_HEADER: secret})
             seen.append(f"{response.headers} {response.text}")
 
@@ -62,5 +62,5 @@ async def test_the_log_tells_who_was_let_in(
     client: httpx.AsyncClient, secrets: list[str], caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.DEBUG, "app")
-    await client.get("/secure-endpoint", headers={API_KEY_HEADER: secrets[0]})
-    assert f"Let in http '/secure-endpoint': key {key_of(secrets[0]).id}." in caplog.messages
+    await client.get(PROBE, headers={API_KEY_HEADER: secrets[0]})
+    assert f"Let in http {PROBE!r}: key {key_of(secrets[0]).id}." in caplog.messages
