@@ -25,7 +25,7 @@ from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from platform import python_version
-from statistics import mean, median, quantiles
+from statistics import median, quantiles
 from typing import Any, Final
 
 import uvicorn
@@ -33,6 +33,7 @@ from variants import ENTRIES, PATH, Entry, Variant, workspace
 
 LEAST_SHARE: Final = 0.92  # of the open route's speed, for the guarded one
 BATCH_SECONDS: Final = 0.015
+PASSES: Final = 7  # over HTTP
 SLOW: Final = 1 / 100  # of a batch for one request
 PACKAGES: Final = ("fastapi", "starlette", "uvicorn", "fastapi-simple-security", "keyshield")
 
@@ -199,8 +200,8 @@ def run_wrk(name: str, seconds: int) -> tuple[float, int]:
 
 
 def measure_over_http(rows: dict[str, Row], seconds: int) -> None:
-    for names in (list(rows), list(reversed(rows))):
-        for name in names:
+    for _ in range(PASSES):
+        for name in random.sample(list(rows), len(rows)):
             if not (row := rows[name]).problem:
                 print(f"wrk: {name}", file=sys.stderr)
                 with row.reporting():
@@ -223,21 +224,23 @@ def show_share(share: float) -> str:
 
 def cells(row: Row, base: Row, over_http: bool) -> list[str]:
     if row.problem:
-        return [row.entry.label, row.problem, *[""] * (4 if over_http else 2)]
+        return [row.entry.label, row.problem, *[""] * (5 if over_http else 2)]
     shares = quantiles(row.shares, n=4, method="inclusive")
     low, middle, high = map(show_share, shares)
     result = [row.entry.label, show(median(row.seconds) * 1e6, 1), middle, f"{low} to {high}"]
     if over_http:
         errors = f" ({row.errors} errors)" if row.errors else ""
-        result.append(show(mean(row.rates), 0) + errors)
-        result.append(", ".join(map(show_share, ratios(row.rates, base.rates))))
+        shares = ratios(row.rates, base.rates)
+        result.append(show(median(row.rates), 0) + errors)
+        result.append(show_share(median(shares)))
+        result.append(f"{show_share(min(shares))} to {show_share(max(shares))}")
     return result
 
 
 def table(rows: Sequence[Row], over_http: bool) -> str:
     head = ["Route", "\xb5s per request", "Share of the open route's speed", "Quartiles"]
     if over_http:
-        head += ["HTTP: requests/s", "HTTP: share, each pass"]
+        head += ["HTTP: requests/s", "HTTP: share", "Range"]
     lines = [head, ["---"] + ["--:"] * (len(head) - 1)]
     lines += [cells(row, rows[0], over_http) for row in rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
@@ -259,7 +262,7 @@ def notes(rounds: int, seconds: int, over_http: bool) -> str:
     if over_http:
         wrk = (
             f"HTTP: `wrk -t1 -c16 -d{seconds}s` on the same machine against one uvicorn worker."
-            "\n  Mean of two passes in opposite order."
+            f"\n  Median of {PASSES} passes, each in another order; the spread is the machine's noise."
         )
     return f"""\
 - Without "HTTP": the ASGI application is called directly, one request at a time. Median of {rounds}
@@ -287,7 +290,7 @@ def marks(rows: dict[str, Row]) -> dict[str, bool]:
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=400, help="in process, at least 20 (400)")
-    parser.add_argument("--seconds", type=int, default=5, help="of wrk, each time (5)")
+    parser.add_argument("--seconds", type=int, default=2, help="of wrk, each time (2)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="keep every measurement there")
     parser.add_argument("--serve", choices=ENTRIES, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
