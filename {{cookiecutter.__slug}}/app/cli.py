@@ -81,6 +81,6 @@ def _show(secret: str, as_json: bool) -> None:
 def _one_line_errors() -> Iterator[None]:
     try:
         yield
-    except SettingsError as error:
+    except (SettingsError, OSError) as error:
         typer.echo(f"{error}", err=True)
         raise typer.Exit(1) from None

@@ -16,7 +16,15 @@ from dotenv.parser import Binding, parse_stream
 
 from app.constants import COMMAND
 from app.keys import Key, parse_secrets
-from app.settings import ENV_FILE, MAKE_A_KEY, Settings, SettingsError, env_version, load_settings
+from app.settings import (
+    ENV_FILE,
+    MAKE_A_KEY,
+    Settings,
+    SettingsError,
+    env_version,
+    load_settings,
+    reading_env_file,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -90,10 +98,10 @@ def edit_secrets() -> Iterator[list[str]]:
         )
     path = ENV_FILE.resolve()
     with _replacing(path) as replacement:
-        # newline="" leaves line ends alone.
         text = ""
         if path.exists():
-            with path.open(encoding="utf-8", newline="") as file:
+            # newline="" leaves line ends alone.
+            with reading_env_file(), path.open(encoding="utf-8", newline="") as file:
                 text = file.read()
         statements = list(parse_stream(io.StringIO(text, newline="")))
         # Of several the last one counts, here as for the settings.
@@ -143,7 +151,7 @@ def _replacing(path: Path) -> Iterator[io.TextIOWrapper]:
             lock.chmod(stat.S_IMODE(status.st_mode))
         lock.replace(path)
     except BaseException:
-        lock.unlink()
+        lock.unlink(missing_ok=True)
         raise
 
 

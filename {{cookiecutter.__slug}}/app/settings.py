@@ -1,5 +1,7 @@
 """The service's settings: from the environment, or else from `.env` in the working directory."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -63,19 +65,29 @@ def load_settings() -> Settings:
     """Raises SettingsError, in one line, if a setting is missing or malformed."""
     version = env_version()
     try:
-        settings = Settings()
+        with reading_env_file():
+            settings = Settings()
         settings._env_version = version
         return settings
     except ValidationError as error:
         # Without the inputs: an error must never show what a setting held.
         details = error.errors(include_url=False, include_context=False, include_input=False)
-        problem = "; ".join(map(_describe, details))
-    except OSError as error:
-        problem = f"{ENV_FILE} cannot be read ({error.strerror}); check its owner and mode"
-    except UnicodeDecodeError:
-        problem = f"{ENV_FILE} is not UTF-8 text; save it as UTF-8"
     # Raised out here so that no traceback leads back to the value.
-    raise SettingsError(problem)
+    raise SettingsError("; ".join(map(_describe, details)))
+
+
+@contextmanager
+def reading_env_file() -> Iterator[None]:
+    """Turns what can go wrong into SettingsError."""
+    problem = None
+    try:
+        yield
+    except OSError as error:
+        problem = f"cannot be read ({error.strerror}); check its owner and mode"
+    except UnicodeDecodeError:
+        problem = "is not UTF-8 text; save it as UTF-8"
+    if problem:
+        raise SettingsError(f"{ENV_FILE} {problem}")
 
 
 def _describe(detail: ErrorDetails) -> str:

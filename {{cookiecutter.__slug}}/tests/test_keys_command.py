@@ -84,3 +84,28 @@ def test_the_first_key_needs_no_file(env_file: Path) -> None:
     assert "API_KEYS is not set" in keys("list").stderr
     assert keys("create").exit_code == 0
     assert len(keys("list").stdout.split()) == 1
+
+
+def test_a_full_disk_loses_nothing(
+    env_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    before = env_file.read_bytes()
+    monkeypatch.setattr("app.env_file.os.fsync", full)
+    result = keys("create")
+    assert result.exit_code == 1
+    assert "No space left on device" in result.stderr
+    assert "key:" not in result.stdout
+    assert env_file.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [env_file]
+
+
+@pytest.mark.parametrize("command", [["list"], ["create"]])
+def test_a_file_in_another_encoding_is_left_alone(env_file: Path, command: list[str]) -> None:
+    env_file.write_bytes(b"NAME=J\xfcrgen\n")
+    result = keys(*command)
+    assert result.exit_code == 1
+    assert result.stderr == ".env is not UTF-8 text; save it as UTF-8\n"
+    assert env_file.read_bytes() == b"NAME=J\xfcrgen\n"
