@@ -127,6 +127,12 @@ MUTANTS = [
         "",
     ),
     Mutant(
+        "start-up does not check that FastAPI asks the guard",
+        "app/main.py",
+        "        await check_guard()\n",
+        "",
+    ),
+    Mutant(
         "the refusal is not documented",
         "app/security.py",
         "responses = {MISSING_KEY_STATUS: refusal, **",

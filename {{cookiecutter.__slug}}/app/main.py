@@ -10,7 +10,7 @@ from fastapi import FastAPI
 from app import routes
 from app.constants import DESCRIPTION, TITLE
 from app.env_file import EnvKeyStore
-from app.security import GuardedAPI, check_routes
+from app.security import GuardedAPI, check_guard, check_routes
 from app.settings import Settings, SettingsError, load_settings
 
 # FastAPI adds these itself. Public, like all that `routes.public` holds; the rest needs a key.
@@ -25,6 +25,7 @@ def create_app(settings: Settings) -> GuardedAPI:
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncGenerator[None]:
+        await check_guard()
         check_routes(app, PUBLIC_PAGES)
         async with keys.follow():
             yield

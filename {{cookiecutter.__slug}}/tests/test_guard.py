@@ -7,6 +7,7 @@ from unittest.mock import patch
 
 import pytest
 from fastapi import APIRouter, Depends, FastAPI, Response, WebSocket
+from fastapi.routing import _IncludedRouter
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse
 from websockets.exceptions import InvalidStatus
@@ -282,3 +283,16 @@ async def test_a_public_frontend_may_be_public(service: FastAPI, tmp_path: Path)
     router.frontend("/", directory=tmp_path)
     service.include_router(router)
     assert (await start_up(service))["type"] == "lifespan.startup.complete"
+
+
+async def test_a_fastapi_that_goes_past_the_guard_stops_the_start_up(
+    service: FastAPI, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # As another release might: straight to the routes of a router, not through its `handle`.
+    monkeypatch.setattr("fastapi.routing._IncludedRouter.handle", _IncludedRouter._handle_selected)
+    assert await status_of(service) == 200  # the guard alone would let a stranger in
+
+    answer = await start_up(service)
+
+    assert answer["type"] == "lifespan.startup.failed"
+    assert "This release of FastAPI goes past the guard" in answer["message"]
