@@ -33,7 +33,7 @@ MUTANTS = [
     Mutant(
         "an unknown key gets in",
         "app/security.py",
-        'return Refusal(f"unknown key {hashed.hex()[:12]}")',
+        'return Refusal(f"unknown key {id_of(hashed)}")',
         'return Key("anybody")',
     ),
     Mutant(
@@ -147,13 +147,13 @@ MUTANTS = [
     Mutant(
         "the log shows the key",
         "app/security.py",
-        'f"unknown key {hashed.hex()[:12]}"',
+        'f"unknown key {id_of(hashed)}"',
         'f"unknown key {secret!r}"',
     ),
     Mutant(
         "the caller holds the secret",
         "app/keys.py",
-        "Key(id=digest(secret.encode()).hex()[:12])",
+        "Key(id=id_of(digest(secret.encode())))",
         "Key(id=secret)",
     ),
     Mutant(

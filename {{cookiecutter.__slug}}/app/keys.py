@@ -34,9 +34,13 @@ def digest(secret: bytes) -> bytes:
     return sha256(secret).digest()
 
 
+def id_of(hashed: bytes) -> str:
+    """What stands for a key where it must not be shown: the start of its digest in hex."""
+    return hashed.hex()[:12]
+
+
 def key_of(secret: str) -> Key:
-    """The key that a secret belongs to; its id is the start of the secret's digest in hex."""
-    return Key(id=digest(secret.encode()).hex()[:12])
+    return Key(id=id_of(digest(secret.encode())))
 
 
 def is_canonical(secret: str) -> bool:

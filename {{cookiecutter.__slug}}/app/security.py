@@ -22,7 +22,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from starlette.websockets import WebSocketClose
 
 from app.constants import API_KEY_HEADER, MISSING_KEY_STATUS
-from app.keys import Key, KeyStore, digest, is_canonical
+from app.keys import Key, KeyStore, digest, id_of, is_canonical
 
 logger = logging.getLogger(__name__)
 
@@ -58,7 +58,7 @@ async def authenticate(headers: Iterable[tuple[bytes, bytes]], keys: KeyStore) -
         return key
     if not is_canonical(secret.decode("latin-1")):
         return Refusal("not a key")
-    return Refusal(f"unknown key {hashed.hex()[:12]}")
+    return Refusal(f"unknown key {id_of(hashed)}")
 
 
 # One answer for every reason, so that a stranger learns nothing from it.
