@@ -14,7 +14,7 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(autouse=True)
 def cookiecutter_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Where cookiecutter keeps its replay files, instead of your home."""
-    monkeypatch.setenv("COOKIECUTTER_CONFIG", "")
+    monkeypatch.setenv("COOKIECUTTER_CONFIG", "")  # so that it is put back afterwards
     return keep_home_clean(tmp_path / "cookiecutter-home")
 
 

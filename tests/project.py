@@ -1,5 +1,6 @@
 """Render the template, and use what comes out as its owner would."""
 
+import json
 import os
 import re
 import shutil
@@ -13,6 +14,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from cookiecutter.main import cookiecutter
 
@@ -93,6 +95,11 @@ class Project:
     path: Path
 
     @property
+    def command(self) -> str:
+        """Named like the folder and the distribution."""
+        return self.path.name
+
+    @property
     def keys(self) -> list[str]:
         line = (self.path / ".env").read_text(encoding="utf-8").strip()
         return line.removeprefix("API_KEYS=").split(",")
@@ -112,6 +119,10 @@ class Project:
         self, *command: str, check: bool = True, **variables: str
     ) -> subprocess.CompletedProcess[str]:
         return run(*command, cwd=self.path, check=check, **variables)
+
+    def manage_keys(self, *arguments: str) -> Any:
+        """What the project's `keys` command answers."""
+        return json.loads(self.run("uv", "run", self.command, "keys", *arguments, "--json").stdout)
 
     @contextmanager
     def serving(self, *command: str, **variables: str) -> Iterator[str]:
@@ -164,3 +175,10 @@ def render(
         **options,
     )
     return Project(Path(path))
+
+
+def render_afresh(folder: Path) -> Project:
+    """The default project in a folder that is emptied first; your home stays as it is."""
+    shutil.rmtree(folder, ignore_errors=True)
+    keep_home_clean(folder / "cookiecutter-home")
+    return render(copy_template(folder / "template"), folder)

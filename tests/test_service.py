@@ -56,11 +56,6 @@ def status(flavour: str) -> int:
     return int(FLAVOURS[flavour].get("missing_key_status", 403))
 
 
-def command_of(project: Project) -> str:
-    scripts = tomllib.loads(project.read("pyproject.toml"))["project"]["scripts"]
-    return str(next(iter(scripts)))
-
-
 def get_raw(url: str, *headers: bytes) -> int:
     """The status for header lines that a well-behaved client would not send."""
     address = urlsplit(url)
@@ -134,20 +129,16 @@ def test_it_serves_and_guards(project: Project, header: str, status: int, server
 def test_a_running_service_follows_the_keys_command(
     project: Project, header: str, status: int
 ) -> None:
-    command = command_of(project)
     kept = project.read(".env")
     with project.serving("uv", "run", "uvicorn", "app.main:app", "--port", "{port}") as url:
         guarded = f"{url}/secure-endpoint"
-        made = json.loads(project.run("uv", "run", command, "keys", "create", "--json").stdout)
+        made = project.manage_keys("create")
         wait_for(200, guarded, {header: made["key"]})
-        listed = json.loads(project.run("uv", "run", command, "keys", "list", "--json").stdout)
-        assert listed[-1] == {"id": made["id"]}
-        rotated = json.loads(
-            project.run("uv", "run", command, "keys", "rotate", made["id"], "--json").stdout
-        )
+        assert project.manage_keys("list")[-1] == {"id": made["id"]}
+        rotated = project.manage_keys("rotate", made["id"])
         wait_for(status, guarded, {header: made["key"]})
         wait_for(200, guarded, {header: rotated["key"]})
-        project.run("uv", "run", command, "keys", "revoke", rotated["id"])
+        project.manage_keys("revoke", rotated["id"])
         wait_for(status, guarded, {header: rotated["key"]})
     assert project.read(".env") == kept
 
@@ -161,17 +152,17 @@ def wait_for(expected: int, url: str, headers: Mapping[str, str]) -> None:
 
 
 def test_without_keys_it_says_what_to_do(project: Project, tmp_path: Path) -> None:
-    command = command_of(project)
     (project.path / ".env").rename(tmp_path / "kept")
     try:
         for server in ("uvicorn app.main:app", "fastapi run"):
             result = project.run("uv", "run", *server.split(), check=False)
             assert result.returncode == 1
-            assert f"API_KEYS is not set; make a key with: uv run {command} keys create" in (
-                result.stderr
+            assert (
+                f"API_KEYS is not set; make a key with: uv run {project.command} keys create"
+                in (result.stderr)
             )
             assert "Traceback" not in result.stdout + result.stderr
-        project.run("uv", "run", command, "keys", "create")
+        project.run("uv", "run", project.command, "keys", "create")
         assert UUID4.search(project.read(".env"))
     finally:
         (tmp_path / "kept").replace(project.path / ".env")
@@ -189,7 +180,6 @@ def test_strangers_and_callers_see_what_the_document_says(project: Project, head
 def test_names_that_the_environment_needs_are_taken(project: Project) -> None:
     hook = (ROOT / "hooks" / "pre_gen_project.py").read_text(encoding="utf-8")
     taken = set(hook.partition("TAKEN = ")[2].partition(".split()")[0].split())
-    own = command_of(project)
     lock = tomllib.loads(project.read("uv.lock"))
     installed = {package["name"] for package in lock["package"]}
     scripts = {
@@ -197,7 +187,7 @@ def test_names_that_the_environment_needs_are_taken(project: Project) -> None:
         for path in (project.path / ".venv" / ("Scripts" if os.name == "nt" else "bin")).iterdir()
         if re.fullmatch(r"[a-z0-9-]+", path.name)  # what a slug can be
     }
-    assert (installed | scripts) - {own} <= taken
+    assert (installed | scripts) - {project.command} <= taken
 
 
 def test_its_tests_do_not_depend_on_the_endpoints(project: Project) -> None:

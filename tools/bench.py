@@ -1,10 +1,9 @@
 """Render and install the default project beside what it is compared with, and measure."""
 
-import shutil
 import subprocess
 import sys
 
-from tests.project import ROOT, copy_template, environment, keep_home_clean, render
+from tests.project import ROOT, environment, render_afresh
 
 FOLDER = ROOT / ".cache" / "bench"
 # keyshield needs SQLAlchemy's asyncio part and does not ask for it.
@@ -12,9 +11,7 @@ OTHERS = ("fastapi-simple-security", "keyshield[core,fastapi]", "sqlalchemy[asyn
 
 
 def main() -> None:
-    shutil.rmtree(FOLDER, ignore_errors=True)
-    keep_home_clean(FOLDER / "cookiecutter-home")
-    project = render(copy_template(FOLDER / "template"), FOLDER)
+    project = render_afresh(FOLDER)
     installed = [
         option for package in (str(project.path), *OTHERS) for option in ("--with", package)
     ]

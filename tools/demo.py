@@ -1,22 +1,16 @@
 """Render the default project, start it, show over HTTP who gets in, and stop it."""
 
-import json
-import shutil
 import sys
 import time
 
-from tests.project import ROOT, Project, copy_template, get, keep_home_clean, render
+from tests.project import ROOT, Project, get, render_afresh
 
-FOLDER = ROOT / ".cache" / "demo"
 HEADER = "api-key"
 
 
 def installed_project() -> Project:
-    shutil.rmtree(FOLDER, ignore_errors=True)
-    keep_home_clean(FOLDER / "cookiecutter-home")
     say("cookiecutter --no-input .")
-    template = copy_template(FOLDER / "template")
-    project = render(template, FOLDER)
+    project = render_afresh(ROOT / ".cache" / "demo")
     say("uv sync")
     project.run("uv", "sync", "--quiet")
     return project
@@ -53,13 +47,12 @@ def main() -> None:
         caller.expect(200, "/secure-endpoint", "the first key of .env", first)
         caller.expect(200, "/secure-endpoint", "the second key of .env", second)
 
-        listed = project.run("uv", "run", "my-api-service", "keys", "list", "--json").stdout
-        lost = json.loads(listed)[0]["id"]
-        say(f"uv run my-api-service keys rotate {lost}")
-        rotated = project.run("uv", "run", "my-api-service", "keys", "rotate", lost, "--json")
+        lost = project.manage_keys("list")[0]["id"]
+        say(f"uv run {project.command} keys rotate {lost}")
+        replacement = project.manage_keys("rotate", lost)["key"]
         time.sleep(1)  # what a running service may take to follow
         caller.expect(403, "/secure-endpoint", "the first key, lost", first)
-        caller.expect(200, "/secure-endpoint", "its replacement", json.loads(rotated.stdout)["key"])
+        caller.expect(200, "/secure-endpoint", "its replacement", replacement)
     print("\nThe service is stopped.")
     sys.exit(caller.surprises)
 

@@ -1,10 +1,9 @@
 """Break the generated guard on purpose, one way at a time: its own tests must notice each."""
 
-import shutil
 import sys
 from dataclasses import dataclass
 
-from tests.project import ROOT, Project, copy_template, keep_home_clean, render
+from tests.project import ROOT, Project, render_afresh
 
 FOLDER = ROOT / ".cache" / "mutants"
 
@@ -226,10 +225,7 @@ def survives(project: Project, mutant: Mutant) -> bool:
 
 
 def main() -> None:
-    shutil.rmtree(FOLDER, ignore_errors=True)
-    keep_home_clean(FOLDER / "cookiecutter-home")
-    template = copy_template(FOLDER / "template")
-    project = render(template, FOLDER)
+    project = render_afresh(FOLDER)
     project.run("uv", "sync", "--quiet")
     project.run("uv", "run", "pytest", "-q", "--no-cov")
     survivors = 0

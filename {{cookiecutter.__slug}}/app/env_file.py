@@ -36,7 +36,8 @@ PATIENCE = 5.0  # seconds to wait for another editor
 class EnvKeyStore:
     """The keys that API_KEYS names, following changes to `.env` while the server runs.
 
-    Keys of settings that were given by hand stay as they are. A change that cannot be read leaves the last good keys in force and is reported in the log.
+    Keys of settings that were given by hand stay as they are. A change that cannot be read leaves
+    the last good keys in force and is reported in the log.
     """
 
     def __init__(self, settings: Settings) -> None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 import uvicorn
-from starlette.types import ASGIApp, Message, Receive, Scope
+from starlette.types import ASGIApp, Message, Scope
 
 from app.constants import API_KEY_HEADER
 from app.main import create_app
@@ -51,7 +51,6 @@ async def ask(
     path: str = PROBE,
     type: str = "http",
     method: str = "GET",
-    receive: Receive = never_receive,
     extensions: dict[str, Any] | None = None,
 ) -> Answer | list[Message]:
     """One request with a key header for each secret; a WebSocket gives the messages sent."""
@@ -80,7 +79,7 @@ async def ask(
         "extensions": extensions,
         "state": {},
     }
-    await app(scope, connect if type == "websocket" else receive, send)
+    await app(scope, connect if type == "websocket" else never_receive, send)
     if type == "websocket":
         return sent
     start, *bodies = sent
