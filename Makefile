@@ -5,7 +5,7 @@ export UV_PYTHON_DOWNLOADS ?= never
 BIN := .venv/$(if $(filter Windows_NT,$(OS)),Scripts,bin)
 READY := .venv/.ready
 
-.PHONY: help demo test fast bench mutants lint hooks clean
+.PHONY: help demo test fast bench mutants open take lint hooks clean
 
 help:
 	@echo 'make demo     render the default project, start it, call it, stop it'
@@ -13,6 +13,8 @@ help:
 	@echo 'make fast     only the tests that need no installation'
 	@echo 'make mutants  break the generated guard on purpose; its tests must notice'
 	@echo 'make bench    what the guard costs, beside others'
+	@echo 'make open     render both flavours, to edit them where they run'
+	@echo 'make take     bring the edited Python back into the template'
 	@echo 'make lint     style and types of the template'
 	@echo 'make hooks    run the checks before every commit'
 
@@ -37,6 +39,9 @@ mutants: $(READY)
 
 bench: $(READY)
 	$(BIN)/python -m tools.bench
+
+open take: $(READY)
+	$(BIN)/python -m tools.flavours $@
 
 lint: $(READY)
 	$(BIN)/ruff check --config pyproject.toml .
