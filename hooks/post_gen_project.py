@@ -1,5 +1,6 @@
 """Write the first two keys into `.env`, unless there is one, and tell what comes next."""
 
+import contextlib
 import os
 import uuid
 
@@ -18,6 +19,11 @@ def write_keys():
         file.write(f"API_KEYS={uuid.uuid4()},{uuid.uuid4()}\n")
     return True
 
+
+# Files that the other flavour has alone are left out by their names; folders cannot be.
+for folder in ("app/migrations/versions", "app/migrations"):
+    with contextlib.suppress(OSError):  # it is not empty, or not there
+        os.rmdir(folder)
 
 if write_keys():
     print(f"Two API keys are in {SLUG}/.env. Keep that file to yourself.")

@@ -19,6 +19,7 @@ from typing import Any
 from cookiecutter.main import cookiecutter
 
 ROOT = Path(__file__).parent.parent
+FLAVOURS = ("database", "env")  # the answers to key_store, the default first
 UUID4 = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-4[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}")
 
 
@@ -28,6 +29,7 @@ def environment(**variables: str) -> dict[str, str]:
         name: value
         for name, value in os.environ.items()
         if not name.startswith(("COV_", "PYTEST_", "VIRTUAL_ENV", "API_KEYS", "LOG_LEVEL"))
+        and name not in ("DATABASE_URL", "KEY_PREFIX", "KEY_MAX_STALENESS", "TEST_DATABASE_URL")
     }
     tools = Path(sys.prefix) / ("Scripts" if os.name == "nt" else "bin")
     return {
@@ -177,8 +179,8 @@ def render(
     return Project(Path(path))
 
 
-def render_afresh(folder: Path) -> Project:
-    """The default project in a folder that is emptied first; your home stays as it is."""
+def render_afresh(folder: Path, answers: Mapping[str, str] | None = None) -> Project:
+    """A project in a folder that is emptied first; your home stays as it is."""
     shutil.rmtree(folder, ignore_errors=True)
     keep_home_clean(folder / "cookiecutter-home")
-    return render(copy_template(folder / "template"), folder)
+    return render(copy_template(folder / "template"), folder, answers)

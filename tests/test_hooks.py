@@ -114,15 +114,15 @@ def test_cruft_gives_the_same_project_and_keeps_its_keys(
     project.run("git", "init", "--quiet")
     commit(project.path, "Start")
     assert "diff --git" not in project.run("cruft", "diff").stdout
-    for name in ("README.md", "app/routes.py"):
+    for name in ("pyproject.toml", "app/security.py"):
         changed = repository / "{{cookiecutter.__slug}}" / name
         changed.write_text(changed.read_text(encoding="utf-8") + "\n# changed\n", encoding="utf-8")
     commit(repository, "Change the template")
     diff = project.run("cruft", "diff").stdout
     update = project.run("cruft", "update", "--skip-apply-ask").stdout
     assert not UUID4.search(diff + update)
-    assert project.read("app/routes.py").endswith("# changed\n")
-    assert project.read("README.md").endswith("# changed\n")
+    assert project.read("app/security.py").endswith("# changed\n")
+    assert project.read("pyproject.toml").endswith("# changed\n")
     assert project.read(".env") == keys
     assert not [name for name in project.files() if name.endswith((".rej", ".orig"))]
     assert not UUID4.search(project.read(".cruft.json"))

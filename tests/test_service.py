@@ -16,30 +16,37 @@ from tests.project import ROOT, UUID4, Project, get, render
 
 pytestmark = pytest.mark.slow
 
-FLAVOURS: dict[str, dict[str, str]] = {
+ODD = {
+    "missing_key_status": "401",
+    "project_name": "O'Brien's \"🔑\" \\ Gateway",
+    "description": "Quotes \" and ' and \\ and 🔑",
+    "author_name": 'Ann "A." O\'Brien',
+    "api_key_header": "X-API-Key",
+}
+
+# Every combination of the answers that are choices.
+COMBINATIONS: dict[str, dict[str, str]] = {
     "defaults": {},
-    "401": {
-        "missing_key_status": "401",
-        "project_name": "O'Brien's \"🔑\" \\ Gateway",
-        "description": "Quotes \" and ' and \\ and 🔑",
-        "author_name": 'Ann "A." O\'Brien',
-        "api_key_header": "X-API-Key",
-    },
+    "env": {"key_store": "env"},
+    "401": ODD,
+    "env-401": {**ODD, "key_store": "env"},
 }
 
 
-# Each flavour is installed once, in the one worker that runs its tests.
+# Each combination is installed once, in the one worker that runs its tests.
 @pytest.fixture(
     scope="module",
-    params=[pytest.param(name, marks=pytest.mark.xdist_group(name)) for name in FLAVOURS],
+    params=[pytest.param(name, marks=pytest.mark.xdist_group(name)) for name in COMBINATIONS],
 )
-def flavour(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
+def answers(request: pytest.FixtureRequest) -> dict[str, str]:
+    return COMBINATIONS[request.param]
 
 
 @pytest.fixture(scope="module")
-def project(flavour: str, template: Path, tmp_path_factory: pytest.TempPathFactory) -> Project:
-    project = render(template, tmp_path_factory.mktemp("projects"), FLAVOURS[flavour])
+def project(
+    answers: dict[str, str], template: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Project:
+    project = render(template, tmp_path_factory.mktemp("projects"), answers)
     project.run("git", "init", "--quiet")
     project.run("git", "add", "--all")
     project.run("uv", "sync", "--quiet")
@@ -47,13 +54,18 @@ def project(flavour: str, template: Path, tmp_path_factory: pytest.TempPathFacto
 
 
 @pytest.fixture(scope="module")
-def header(flavour: str) -> str:
-    return FLAVOURS[flavour].get("api_key_header", "api-key")
+def key_store(answers: dict[str, str]) -> str:
+    return answers.get("key_store", "database")
 
 
 @pytest.fixture(scope="module")
-def status(flavour: str) -> int:
-    return int(FLAVOURS[flavour].get("missing_key_status", 403))
+def header(answers: dict[str, str]) -> str:
+    return answers.get("api_key_header", "api-key")
+
+
+@pytest.fixture(scope="module")
+def status(answers: dict[str, str]) -> int:
+    return int(answers.get("missing_key_status", 403))
 
 
 def get_raw(url: str, *headers: bytes) -> int:
@@ -127,20 +139,37 @@ def test_it_serves_and_guards(project: Project, header: str, status: int, server
 
 
 def test_a_running_service_follows_the_keys_command(
-    project: Project, header: str, status: int
+    project: Project, key_store: str, header: str, status: int
 ) -> None:
     kept = project.read(".env")
+    create = (
+        ["create", "client", "--scope", "reports:read"] if key_store == "database" else ["create"]
+    )
+    rotate = ["--overlap", "0s"] if key_store == "database" else []
     with project.serving("uv", "run", "uvicorn", "app.main:app", "--port", "{port}") as url:
         guarded = f"{url}/secure-endpoint"
-        made = project.manage_keys("create")
+        made = project.manage_keys(*create)
         wait_for(200, guarded, {header: made["key"]})
-        assert project.manage_keys("list")[-1] == {"id": made["id"]}
-        rotated = project.manage_keys("rotate", made["id"])
+        assert made["id"] in {key["id"] for key in project.manage_keys("list")}
+        rotated = project.manage_keys("rotate", made["id"], *rotate)
         wait_for(status, guarded, {header: made["key"]})
         wait_for(200, guarded, {header: rotated["key"]})
         project.manage_keys("revoke", rotated["id"])
         wait_for(status, guarded, {header: rotated["key"]})
     assert project.read(".env") == kept
+
+
+def test_keys_are_managed_over_http_too(
+    project: Project, key_store: str, header: str, status: int
+) -> None:
+    with project.serving("uv", "run", "uvicorn", "app.main:app", "--port", "{port}") as url:
+        if key_store == "env":
+            assert get(f"{url}/api-keys")[0] == 404
+            return
+        assert get(f"{url}/api-keys")[0] == status
+        code, _, body = get(f"{url}/api-keys", {header: project.keys[0]})
+        assert code == 200
+        assert {key["id"][:4] for key in json.loads(body)["items"]} >= {"env-"}
 
 
 def wait_for(expected: int, url: str, headers: Mapping[str, str]) -> None:
@@ -151,9 +180,16 @@ def wait_for(expected: int, url: str, headers: Mapping[str, str]) -> None:
         time.sleep(0.02)
 
 
-def test_without_keys_it_says_what_to_do(project: Project, tmp_path: Path) -> None:
+def test_without_env_it_says_what_to_do_or_needs_none(
+    project: Project, key_store: str, header: str, tmp_path: Path
+) -> None:
     (project.path / ".env").rename(tmp_path / "kept")
     try:
+        if key_store == "database":
+            made = project.manage_keys("create", "first")
+            with project.serving("uv", "run", "fastapi", "run", "--port", "{port}") as url:
+                assert get(f"{url}/secure-endpoint", {header: made["key"]})[0] == 200
+            return
         for server in ("uvicorn app.main:app", "fastapi run"):
             result = project.run("uv", "run", *server.split(), check=False)
             assert result.returncode == 1
@@ -194,13 +230,16 @@ def test_its_tests_do_not_depend_on_the_endpoints(project: Project) -> None:
     """An owner replaces the examples by endpoints and tests of their own."""
     examples = {name: project.read(name) for name in ("app/routes.py", "tests/test_routes.py")}
     endpoint = '\n\n@guarded.get("/reports")\nasync def reports(caller: Caller) -> str:\n    return caller.id\n'
-    routes = "from app.security import Caller, GuardedRouter, PublicRouter\n\n"
+    routes = (
+        "from app.access import Caller\nfrom app.security import GuardedRouter, PublicRouter\n\n"
+    )
     routes += "public = PublicRouter()\nguarded = GuardedRouter()\n" + endpoint
     test = (
-        "import httpx\n\nfrom app.constants import API_KEY_HEADER\nfrom app.keys import key_of\n\n\n"
-        "async def test_reports(client: httpx.AsyncClient, secrets: list[str]) -> None:\n"
+        "import httpx\n\nfrom app.constants import API_KEY_HEADER\n\n\n"
+        "async def test_reports(\n"
+        "    client: httpx.AsyncClient, secrets: list[str], ids: list[str]\n) -> None:\n"
         '    answer = await client.get("/reports", headers={API_KEY_HEADER: secrets[0]})\n'
-        "    assert answer.json() == key_of(secrets[0]).id\n"
+        "    assert answer.json() == ids[0]\n"
     )
     try:
         (project.path / "app/routes.py").write_text(routes, "utf-8")

@@ -13,10 +13,9 @@ from starlette.responses import PlainTextResponse
 from websockets.exceptions import InvalidStatus
 from websockets.sync.client import connect
 
+from app.access import Caller
 from app.constants import API_KEY_HEADER, MISSING_KEY_STATUS
-from app.env_file import EnvKeyStore
-from app.keys import key_of
-from app.security import Caller, GuardedRouter, PublicRouter
+from app.security import GuardedAPI, GuardedRouter, PublicRouter
 from tests.servers import Answer, LiveServer, ask, start_up, status_of
 
 
@@ -81,11 +80,11 @@ async def test_a_method_that_does_not_exist_is_refused_like_one_that_does(
 @pytest.mark.parametrize("type", ["http", "websocket"])
 @pytest.mark.parametrize("depth", range(6))
 async def test_one_check_however_many_requirements_nest(
-    service: FastAPI, secrets: list[str], depth: int, type: str
+    service: GuardedAPI, secrets: list[str], ids: list[str], depth: int, type: str
 ) -> None:
     def needs_the_caller(_: int) -> Callable[..., object]:
         def dependency(caller: Caller) -> None:
-            assert caller == key_of(secrets[0])
+            assert caller.id == ids[0]
 
         return dependency
 
@@ -106,10 +105,10 @@ async def test_one_check_however_many_requirements_nest(
         router = outer
     service.include_router(router)
 
-    with patch.object(EnvKeyStore, "find", autospec=True, side_effect=EnvKeyStore.find) as lookups:
+    with patch.object(service.keys, "find", side_effect=service.keys.find) as lookups:
         answer = await ask(service, secrets[0].encode(), path="/whoami", type=type)
 
-    assert key_of(secrets[0]).id in str(answer)
+    assert ids[0] in str(answer)
     assert lookups.call_count == 1
 
 

@@ -2,8 +2,9 @@
 
 from fastapi import FastAPI
 
+from app.access import Caller
 from app.constants import API_KEY_HEADER, MISSING_KEY_STATUS
-from app.security import Caller, GuardedRouter, PublicRouter
+from app.security import GuardedRouter, PublicRouter
 from tests.servers import PROBE
 
 
@@ -42,7 +43,7 @@ def test_guarded_operations_show_the_key_and_the_refusal(service: FastAPI) -> No
     }
     assert not any("hidden" in path for path in document["paths"])
     for operation in guarded.values():
-        assert operation["security"] == [{"APIKeyHeader": []}]
+        assert [list(scheme) for scheme in operation["security"]] == [["APIKeyHeader"]]
         refusal = operation["responses"][str(MISSING_KEY_STATUS)]
         assert "application/problem+json" in refusal["content"]
     assert "404" in guarded["/api/v1/items", "get"]["responses"]
