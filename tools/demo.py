@@ -1,7 +1,7 @@
-"""Render the default project, start it, show over HTTP who gets in, and stop it."""
+"""Render the default project, start it, show over HTTP the life of a key, and stop it."""
 
 import sys
-import time
+from typing import Any
 
 from tests.project import ROOT, Project, get, render_afresh
 
@@ -20,41 +20,49 @@ def say(command: str) -> None:
     print(f"\n$ {command}", flush=True)
 
 
-class Caller:
-    """Calls the service, shows the answer, and remembers whether it was the expected one."""
+class Demo:
+    """Calls the service, shows the answers, and remembers whether they were the expected ones."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, project: Project, url: str) -> None:
+        self.project = project
         self.url = url
         self.surprises = 0
 
-    def expect(self, status: int, path: str, who: str, key: str | None = None) -> None:
+    def expect(self, status: int, who: str, key: str | None = None, path: str = "") -> None:
+        path = path or "/secure-endpoint"
         got, _, body = get(self.url + path, {} if key is None else {HEADER: key})
-        print(f"GET {path:<17} {who:<23} {got} {body}", flush=True)
+        print(f"GET {path:<17} {who:<24} {got} {body:.60}", flush=True)
         if got != status:
             self.surprises += 1
             print(f"    expected {status}")
 
+    def keys(self, *arguments: str) -> Any:
+        say(f"uv run {self.project.command} keys {' '.join(arguments)}")
+        return self.project.manage_keys(*arguments)
+
 
 def main() -> None:
     project = installed_project()
-    first, second = project.keys
     say("uv run fastapi run")
     with project.serving("uv", "run", "fastapi", "run", "--port", "{port}") as url:
-        caller = Caller(url)
-        caller.expect(200, "/", "anybody")
-        caller.expect(403, "/secure-endpoint", "no key")
-        caller.expect(403, "/secure-endpoint", "a wrong key", first[::-1])
-        caller.expect(200, "/secure-endpoint", "the first key of .env", first)
-        caller.expect(200, "/secure-endpoint", "the second key of .env", second)
+        demo = Demo(project, url)
+        demo.expect(200, "anybody", path="/")
+        demo.expect(403, "no key")
+        demo.expect(200, "a key of .env", project.keys[0])
 
-        lost = project.manage_keys("list")[0]["id"]
-        say(f"uv run {project.command} keys rotate {lost}")
-        replacement = project.manage_keys("rotate", lost)["key"]
-        time.sleep(1)  # what a running service may take to follow
-        caller.expect(403, "/secure-endpoint", "the first key, lost", first)
-        caller.expect(200, "/secure-endpoint", "its replacement", replacement)
+        key = demo.keys("create", "billing", "--scope", "reports:read", "--expires-in", "90d")
+        demo.expect(200, "billing", key["key"])
+        demo.expect(403, "billing: a scope it lacks", key["key"], path="/api-keys")
+        new = demo.keys("rotate", key["id"], "--overlap", "24h")
+        demo.expect(200, "billing, old secret", key["key"])
+        demo.expect(200, "billing, new secret", new["key"])
+        demo.keys("revoke", key["id"])
+        demo.expect(403, "billing, old secret", key["key"])
+        demo.expect(403, "billing, new secret", new["key"])
+        for event in demo.keys("audit", key["id"]):
+            print(f"{event['at'][:19]} {event['action']} by {event['actor']}")
     print("\nThe service is stopped.")
-    sys.exit(caller.surprises)
+    sys.exit(demo.surprises)
 
 
 if __name__ == "__main__":
