@@ -31,7 +31,7 @@ class Demo:
     def expect(self, status: int, who: str, key: str | None = None, path: str = "") -> None:
         path = path or "/secure-endpoint"
         got, _, body = get(self.url + path, {} if key is None else {HEADER: key})
-        print(f"GET {path:<17} {who:<24} {got} {body:.60}", flush=True)
+        print(f"GET {path:<17} {who:<26} {got} {body:.60}", flush=True)
         if got != status:
             self.surprises += 1
             print(f"    expected {status}")

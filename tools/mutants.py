@@ -324,8 +324,8 @@ DATABASE = [
     Mutant(
         "out of reach looks like a wrong key",
         "app/access.py",
-        "    except StoreUnavailableError as error:\n        return Refusal(f\"{error}\", _out_of_reach)",
-        "    except StoreUnavailableError as error:\n        return Refusal(f\"{error}\")",
+        '    except StoreUnavailableError as error:\n        return Refusal(f"{error}", _out_of_reach)',
+        '    except StoreUnavailableError as error:\n        return Refusal(f"{error}")',
         "store",
     ),
     Mutant(
@@ -464,8 +464,15 @@ DATABASE = [
     Mutant(
         "managing keys needs no scope",
         "app/api_keys.py",
-        "dependencies=[Security(get_caller, scopes=[MANAGE])]",
-        "dependencies=[]",
+        "        Security(get_caller, scopes=[MANAGE]),\n",
+        "",
+        "api_keys",
+    ),
+    Mutant(
+        "what is changed here is heard of later",
+        "app/api_keys.py",
+        "        await request.app.keys.catch_up()",
+        "        pass",
         "api_keys",
     ),
     Mutant(
