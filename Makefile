@@ -38,7 +38,7 @@ mutants: $(READY)
 	$(BIN)/python -m tools.mutants
 
 bench: $(READY)
-	$(BIN)/python -m tools.bench
+	$(BIN)/python -m tools.bench both
 
 open take: $(READY)
 	$(BIN)/python -m tools.flavours $@

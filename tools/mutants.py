@@ -499,8 +499,8 @@ DATABASE = [
     Mutant(
         "an older schema starts",
         "app/database.py",
-        "        elif not _is_current(engine):",
-        "        elif False:",
+        "            elif not _is_current(engine):",
+        "            elif False:",
         "replicas",
     ),
 ]
