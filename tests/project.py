@@ -59,7 +59,7 @@ def run(
         text=True,
         encoding="utf-8",
         stdin=subprocess.DEVNULL,
-        timeout=300,
+        timeout=900,
     )
     if check and result.returncode:
         raise AssertionError(
