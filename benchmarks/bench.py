@@ -18,7 +18,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AsyncExitStack, contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -26,16 +26,17 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from platform import python_version
 from statistics import median, quantiles
+from tempfile import TemporaryFile
 from typing import Any, Final
 
 import uvicorn
 from variants import ENTRIES, PATH, Entry, Variant, workspace
 
 LEAST_SHARE: Final = 0.92  # of the open route's speed, for the guarded one
-BATCH_SECONDS: Final = 0.015
 PASSES: Final = 7  # over HTTP
 SLOW: Final = 1 / 100  # of a batch for one request
 PACKAGES: Final = ("fastapi", "starlette", "uvicorn", "fastapi-simple-security", "keyshield")
+SCRIPT: Final = Path(sys.argv[0]).resolve()  # before the working directory changes
 
 
 @dataclass
@@ -83,7 +84,8 @@ async def check(variant: Variant) -> None:
 def finish_threads() -> None:
     """Wait for work that outlives its request: it has to be done, and not in the next batch."""
     for thread in threading.enumerate():
-        if type(thread) is threading.Thread:  # anyio's idle ones are of a subclass
+        # The event loop's idle ones stay, and so do anyio's, which are of a subclass.
+        if type(thread) is threading.Thread and not thread.name.startswith("asyncio_"):
             thread.join()
 
 
@@ -95,6 +97,7 @@ async def run_batch(variant: Variant, count: int) -> float:
 
     app = variant.app
     scopes = [variant.scope() for _ in range(count)]
+    await asyncio.sleep(0)  # lets tasks in the background go on: the requests below may never wait
     gc.collect()
     gc.disable()
     try:
@@ -115,7 +118,7 @@ async def prepare(row: Row, lifespans: AsyncExitStack) -> tuple[Row, Variant, in
     await check(variant)
     count = 3
     for _ in range(3):  # the first guesses are slow, for nothing is warm yet
-        count = max(1, round(BATCH_SECONDS / await run_batch(variant, count)))
+        count = max(1, round(variant.batch_seconds / await run_batch(variant, count)))
     return row, variant, count
 
 
@@ -157,21 +160,31 @@ def serve(entry: Entry) -> None:
 
 
 @contextmanager
-def server(name: str) -> Iterator[tuple[str, dict[str, str], int]]:
-    command = [sys.executable, __file__, "--serve", name]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+def ended(process: subprocess.Popen[bytes]) -> Iterator[None]:
+    """End it after the block, if it did not end by itself."""
     with process:
         try:
-            line = process.stdout.readline() if process.stdout else b""
-            if not line:
-                raise RuntimeError("its server did not start")
-            yield json.loads(line)
+            yield
         finally:
             process.terminate()
             try:
                 process.wait(10)
             except subprocess.TimeoutExpired:
                 process.kill()
+
+
+@contextmanager
+def server(name: str) -> Iterator[tuple[str, dict[str, str], int]]:
+    command = [sys.executable, str(SCRIPT), "--serve", name]
+    with TemporaryFile() as errors:
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors)
+        with ended(process):
+            line = process.stdout.readline() if process.stdout else b""
+            if not line:
+                errors.seek(0)
+                reason = errors.read().decode().strip().rpartition("\n")[2]
+                raise RuntimeError(f"its server did not start: {reason}")
+            yield json.loads(line)
 
 
 def check_over_http(host: str, headers: dict[str, str], status: int) -> None:
@@ -199,8 +212,8 @@ def run_wrk(name: str, seconds: int) -> tuple[float, int]:
     return number(r"Requests/sec:\s+([\d.]+)"), int(wrong + broken)
 
 
-def measure_over_http(rows: dict[str, Row], seconds: int) -> None:
-    for _ in range(PASSES):
+def measure_over_http(rows: dict[str, Row], seconds: int, passes: int = PASSES) -> None:
+    for _ in range(passes):
         for name in random.sample(list(rows), len(rows)):
             if not (row := rows[name]).problem:
                 print(f"wrk: {name}", file=sys.stderr)
@@ -237,18 +250,22 @@ def cells(row: Row, base: Row, over_http: bool) -> list[str]:
     return result
 
 
+def markdown(head: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
+    """A table: text in the first column, numbers in the others."""
+    lines = [head, ["---"] + ["--:"] * (len(head) - 1), *lines]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
 def table(rows: Sequence[Row], over_http: bool) -> str:
     head = ["Route", "\xb5s per request", "Share of the open route's speed", "Quartiles"]
     if over_http:
         head += ["HTTP: requests/s", "HTTP: share", "Range"]
-    lines = [head, ["---"] + ["--:"] * (len(head) - 1)]
-    lines += [cells(row, rows[0], over_http) for row in rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return markdown(head, (cells(row, rows[0], over_http) for row in rows))
 
 
-def environment() -> str:
-    versions = []
-    for package in PACKAGES:
+def environment(packages: Sequence[str] = PACKAGES, *servers: str) -> str:
+    versions = list(servers)
+    for package in packages:
         try:
             versions.append(f"{package} {version(package)}")
         except PackageNotFoundError:
@@ -287,6 +304,10 @@ def marks(rows: dict[str, Row]) -> dict[str, bool]:
     }
 
 
+def show_marks(held: dict[str, bool]) -> str:
+    return "\n".join(f"{mark}: {'held' if holds else 'MISSED'}." for mark, holds in held.items())
+
+
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=400, help="in process, at least 20 (400)")
@@ -313,8 +334,7 @@ def main() -> int:
     held = marks(rows)
     print(environment(), table(list(rows.values()), over_http), sep="\n\n")
     print("", notes(arguments.rounds, arguments.seconds, over_http), "", sep="\n")
-    for mark, holds in held.items():
-        print(f"{mark}: {'held' if holds else 'MISSED'}.")
+    print(show_marks(held))
     if arguments.json:
         measured = {name: {**vars(row), "entry": row.entry.label} for name, row in rows.items()}
         result = {"environment": environment(), "rows": measured, "marks": held}

@@ -1,9 +1,9 @@
-"""The applications that bench.py compares: one route each, and how to call it."""
+"""The applications that are compared: one route each, and how to call it."""
 
 import os
 import secrets
-from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator
-from contextlib import asynccontextmanager, chdir, contextmanager, redirect_stderr
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import chdir, contextmanager, redirect_stderr
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -20,6 +20,7 @@ PATH: Final = "/secure-endpoint"
 # The ones the template gives its application, so that every variant matches as many routes.
 OPTIONS: Final[dict[str, Any]] = {"redoc_url": None, "swagger_ui_oauth2_redirect_url": None}
 KEYS: Final = (new_secret(), new_secret())
+SETTINGS: Final = {"API_KEYS", "DATABASE_URL", "KEY_MAX_STALENESS", "KEY_PREFIX", "LOG_LEVEL"}
 
 
 @dataclass
@@ -28,6 +29,7 @@ class Variant:
     key: str = KEYS[0]
     header: str = API_KEY_HEADER.lower()
     status: int = 200
+    batch_seconds: float = 0.015
 
     def headers(self, host: str) -> dict[str, str]:
         return {"host": host, "user-agent": "bench", "accept": "*/*", self.header: self.key}
@@ -55,7 +57,7 @@ class Variant:
 @contextmanager
 def workspace() -> Iterator[None]:
     """A folder for `.env` and the databases. The service's settings come from that `.env` alone."""
-    for name in [name for name in os.environ if name.upper() in {"API_KEYS", "LOG_LEVEL"}]:
+    for name in [name for name in os.environ if name.upper() in SETTINGS]:
         del os.environ[name]
     null = Path(os.devnull)
     with TemporaryDirectory() as folder, chdir(folder), null.open("w", encoding="utf-8") as nowhere:
@@ -93,21 +95,24 @@ async def does_nothing() -> Variant:
     return Variant(plain(nothing))
 
 
-async def guarded() -> Variant:
-    from app.env_file import EnvKeyStore
-    from app.security import GuardedAPI, GuardedRouter
+def new_service(**changes: Any) -> Any:
+    """The application of the generated project, of whichever flavour that is."""
     from app.settings import load_settings
 
-    keys = EnvKeyStore(load_settings())
+    settings = load_settings().model_copy(update=changes)
+    return import_module("app.main").create_app(settings)
 
-    @asynccontextmanager
-    async def lifespan(_: FastAPI) -> AsyncGenerator[None]:
-        async with keys.follow():
-            yield
 
-    return Variant(
-        with_router(GuardedAPI(keys=keys, lifespan=lifespan, **OPTIONS), GuardedRouter())
-    )
+def guard(service: Any, **options: Any) -> FastAPI:
+    """Like the open route, but guarded as in the service and by the same keys."""
+    from app.security import GuardedAPI, GuardedRouter
+
+    return with_router(GuardedAPI(keys=service.keys, **OPTIONS, **options), GuardedRouter())
+
+
+async def guarded() -> Variant:
+    service = new_service()
+    return Variant(guard(service, lifespan=service.router.lifespan_context))
 
 
 async def refused() -> Variant:
