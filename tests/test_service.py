@@ -6,8 +6,9 @@ import re
 import socket
 import time
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from urllib.parse import urlsplit
 
 import pytest
@@ -43,14 +44,14 @@ def answers(request: pytest.FixtureRequest) -> dict[str, str]:
 
 
 @pytest.fixture(scope="module")
-def project(
-    answers: dict[str, str], template: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Project:
-    project = render(template, tmp_path_factory.mktemp("projects"), answers)
-    project.run("git", "init", "--quiet")
-    project.run("git", "add", "--all")
-    project.run("uv", "sync", "--quiet")
-    return project
+def project(answers: dict[str, str], template: Path) -> Iterator[Project]:
+    # Not in pytest's folder: each pytest that starts closes that to the user PostgreSQL runs as.
+    with TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        project = render(template, Path(folder), answers)
+        project.run("git", "init", "--quiet")
+        project.run("git", "add", "--all")
+        project.run("uv", "sync", "--quiet")
+        yield project
 
 
 @pytest.fixture(scope="module")
