@@ -317,8 +317,8 @@ DATABASE = [
     Mutant(
         "old knowledge counts while the database is out of reach",
         "app/store.py",
-        "else asked_at + self._max_staleness",
-        "else asked_at + 60",
+        "self._trusted_until = asked_at + self._max_staleness",
+        "self._trusted_until = asked_at + 60",
         "store",
     ),
     Mutant(
@@ -340,6 +340,20 @@ DATABASE = [
         "app/store.py",
         "        if not self._is_known(digest):\n            return None",
         "        pass",
+        "store",
+    ),
+    Mutant(
+        "a database that takes no writes counts as a surprise",
+        "app/database.py",
+        "(sa.exc.DBAPIError, sa.exc.TimeoutError)",
+        "(sa.exc.OperationalError, sa.exc.TimeoutError)",
+        "store",
+    ),
+    Mutant(
+        "all uses are written in one transaction",
+        "app/store.py",
+        "range(0, len(uses), FLUSH_AT_ONCE)",
+        "range(0, 1)",
         "store",
     ),
     Mutant(
@@ -406,31 +420,38 @@ DATABASE = [
         "changes access",
     ),
     Mutant(
+        "a secret is said to outlive its key",
+        "app/registry.py",
+        "min(ends_at, key.expires_at or ends_at)",
+        "ends_at",
+        "changes",
+    ),
+    Mutant(
         "three secrets live at the same time",
         "app/registry.py",
-        "            if goes:",
-        "            if False:",
+        'change.end(in_force.pop(0 if drop == "old" else 1), change.now)',
+        'in_force.pop(0 if drop == "old" else 1)',
         "access",
     ),
     Mutant(
         "a rotation drops the wrong one",
         "app/registry.py",
-        'if old and drop == "new" else',
-        'if old and drop == "old" else',
+        'in_force.pop(0 if drop == "old"',
+        'in_force.pop(0 if drop == "new"',
         "access",
     ),
     Mutant(
         "the last manager can be revoked",
         "app/registry.py",
-        "if had_one and not force and",
+        "if had_manager and not force and",
         "if False and",
         "api_keys",
     ),
     Mutant(
         "a revocation leaves no event",
         "app/registry.py",
-        '                change.record("revoked", actor, [id])',
-        "                pass",
+        '        change.record("revoked", actor, ids)',
+        "        pass",
         "changes",
     ),
     Mutant(
@@ -457,8 +478,8 @@ DATABASE = [
     Mutant(
         "secrets are stored in the clear",
         "app/registry.py",
-        "            change.add(id, name, scopes, created_by=actor,",
-        "            change.add(id, secret, scopes, created_by=actor,",
+        "            change.add(id, name, scopes, hashed, created_by=actor,",
+        "            change.add(id, secret, scopes, hashed, created_by=actor,",
         "secrecy",
     ),
     Mutant(
