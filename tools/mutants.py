@@ -518,6 +518,20 @@ DATABASE = [
         "api_keys",
     ),
     Mutant(
+        "of services that start on a new file, one gives up",
+        "app/database.py",
+        "            if monotonic() > give_up_at:",
+        "            if True:",
+        "changes",
+    ),
+    Mutant(
+        "a secret can be moved to another key",
+        "app/migrations/versions/0001_api_keys.py",
+        "NEW.digest <> OLD.digest OR NEW.key_id <> OLD.key_id OR OLD.expires_at",
+        "NEW.digest <> OLD.digest OR OLD.expires_at",
+        "changes",
+    ),
+    Mutant(
         "an older schema starts",
         "app/database.py",
         "            elif not _is_current(engine):",
