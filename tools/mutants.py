@@ -525,6 +525,13 @@ DATABASE = [
         "changes",
     ),
     Mutant(
+        "two migrate at the same time",
+        "app/database.py",
+        '        if engine.dialect.name == "postgresql":',
+        "        if False:",
+        "changes",
+    ),
+    Mutant(
         "a secret can be moved to another key",
         "app/migrations/versions/0001_api_keys.py",
         "NEW.digest <> OLD.digest OR NEW.key_id <> OLD.key_id OR OLD.expires_at",
