@@ -13,6 +13,7 @@ import shutil
 import signal
 import sys
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -372,12 +373,19 @@ class Results:
         }
 
 
+def filled(backend: Backend) -> dict[int, sa.URL]:
+    """Stores with few and many keys, filled by another process, as those of a server are."""
+    counts = (FEW, MANY)
+    with ProcessPoolExecutor(1) as pool:
+        return dict(zip(counts, pool.map(new_store, [backend] * len(counts), counts), strict=True))
+
+
 def measure(effort: Effort) -> Results:
     results = Results()
     for backend in BACKENDS:
         label = backend.label
         report(f"{label}: filling")
-        urls = {count: new_store(backend, count) for count in (FEW, MANY)}
+        urls = filled(backend)
         report(f"{label}: in process")
         results.shares[label] = asyncio.run(measure_shares(label, urls, effort.rounds))
         report(f"{label}: memory")

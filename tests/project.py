@@ -122,9 +122,10 @@ class Project:
     ) -> subprocess.CompletedProcess[str]:
         return run(*command, cwd=self.path, check=check, **variables)
 
-    def manage_keys(self, *arguments: str) -> Any:
+    def manage_keys(self, *arguments: str, **variables: str) -> Any:
         """What the project's `keys` command answers."""
-        return json.loads(self.run("uv", "run", self.command, "keys", *arguments, "--json").stdout)
+        command = ("uv", "run", self.command, "keys", *arguments, "--json")
+        return json.loads(self.run(*command, **variables).stdout)
 
     @contextmanager
     def serving(self, *command: str, **variables: str) -> Iterator[str]:

@@ -91,12 +91,17 @@ def test_it_is_clean_and_typed(project: Project) -> None:
     project.run("uv", "run", "mypy")
 
 
-def test_its_hooks_pass_and_refuse_a_key(project: Project) -> None:
+def test_its_hooks_pass_and_refuse_a_key(project: Project, key_store: str) -> None:
     project.run("uv", "run", "pre-commit", "run", "--all-files")
     # Neither did they have anything to repair.
     assert project.run("git", "diff", "--stat").stdout == ""
 
-    (project.path / "notes.txt").write_text(f"the key is {project.keys[0]}\n")
+    secrets = project.keys
+    if key_store == "database":
+        made = project.manage_keys("create", "client", KEY_PREFIX="acme")
+        assert made["key"].startswith("acme_")
+        secrets.append(made["key"])
+    (project.path / "notes.txt").write_text("".join(f"the key is {key}.\n" for key in secrets))
     project.run("git", "add", "--force", ".env", "notes.txt")
     refused = project.run("uv", "run", "pre-commit", "run", "--all-files", check=False)
     project.run("git", "rm", "--quiet", "--cached", ".env", "notes.txt")
@@ -104,7 +109,8 @@ def test_its_hooks_pass_and_refuse_a_key(project: Project) -> None:
     assert refused.returncode == 1
     for hook in ("no .env file", "no API key"):
         assert re.search(rf"^{re.escape(hook)}\.+Failed$", refused.stdout, re.MULTILINE)
-    assert "notes.txt:1:" in refused.stdout
+    for line, _ in enumerate(secrets, start=1):
+        assert f"notes.txt:{line}:" in refused.stdout
 
 
 @pytest.mark.parametrize(

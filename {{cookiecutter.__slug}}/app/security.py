@@ -30,11 +30,12 @@ class GuardedRouter(APIRouter):
 
     async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
         if CALLER not in scope:  # a guarded router inside another one has nothing left to ask
-            caller = await authenticate(scope["headers"], scope["app"].keys)
+            app: GuardedAPI = scope["app"]
+            caller = await authenticate(scope["headers"], app.keys)
             if isinstance(caller, Refusal):
                 await caller(scope, receive, send)
                 return
-            if logger.isEnabledFor(logging.DEBUG):
+            if app.logs_callers:
                 logger.debug("Let in %s %r: key %s.", scope["type"], scope["path"], caller.id)
             scope[CALLER] = caller
         await APIRouter.handle(self, scope, receive, send)  # faster than super()
@@ -53,6 +54,8 @@ class GuardedAPI(FastAPI):
     def __init__(self, keys: KeyStore, **options: Any) -> None:
         super().__init__(**options)
         self.keys: Final = keys
+        # Asked once: with each request it would cost as much as to look the key up.
+        self.logs_callers = logger.isEnabledFor(logging.DEBUG)
 
     def openapi(self) -> dict[str, Any]:
         """FastAPI's document, with the key on every guarded operation."""
