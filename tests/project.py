@@ -125,7 +125,7 @@ class Project:
     def manage_keys(self, *arguments: str, **variables: str) -> Any:
         """What the project's `keys` command answers."""
         command = ("uv", "run", self.command, "keys", *arguments, "--json")
-        return json.loads(self.run(*command, **variables).stdout)
+        return json.loads(self.run(*command, check=True, **variables).stdout)
 
     @contextmanager
     def serving(self, *command: str, **variables: str) -> Iterator[str]:
