@@ -54,7 +54,7 @@ class GuardedAPI(FastAPI):
     def __init__(self, keys: KeyStore, **options: Any) -> None:
         super().__init__(**options)
         self.keys: Final = keys
-        # Asked once: with each request it would cost as much as to look the key up.
+        # Asked once, so that no request has to.
         self.logs_callers = logger.isEnabledFor(logging.DEBUG)
 
     def openapi(self) -> dict[str, Any]:
