@@ -5,16 +5,16 @@ export UV_PYTHON_DOWNLOADS ?= never
 BIN := .venv/$(if $(filter Windows_NT,$(OS)),Scripts,bin)
 READY := .venv/.ready
 
-.PHONY: help demo test fast bench mutants open take lint hooks clean
+.PHONY: help demo test fast bench mutants soak render lint hooks clean
 
 help:
 	@echo 'make demo     render the default project, start it, call it, stop it'
 	@echo 'make test     every test of the template'
 	@echo 'make fast     only the tests that need no installation'
 	@echo 'make mutants  break the generated guard on purpose; its tests must notice'
+	@echo 'make soak     let generated services live a hard life, for MINUTES (5)'
 	@echo 'make bench    what the guard costs, beside others'
-	@echo 'make open     render both flavours, to edit them where they run'
-	@echo 'make take     bring the edited Python back into the template'
+	@echo 'make render   render both flavours into .cache/rendered, to try an edit'
 	@echo 'make lint     style and types of the template'
 	@echo 'make hooks    run the checks before every commit'
 
@@ -37,11 +37,14 @@ fast: $(READY)
 mutants: $(READY)
 	$(BIN)/python -m tools.mutants
 
+soak: $(READY)
+	MINUTES=$(or $(MINUTES),5) $(BIN)/python -m tools.soak
+
 bench: $(READY)
 	$(BIN)/python -m tools.bench both
 
-open take: $(READY)
-	$(BIN)/python -m tools.flavours $@
+render: $(READY)
+	$(BIN)/python -m tools.render
 
 lint: $(READY)
 	$(BIN)/ruff check --config pyproject.toml .

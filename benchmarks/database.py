@@ -36,7 +36,7 @@ from bench import (
     table,
 )
 from fastapi import Depends
-from services import SERVERS, Revocations, keep_registry, measure_revocations, running
+from services import SERVERS, Revocations, manage_keys, measure_revocations, running
 from stores import POSTGRESQL, SQLITE, Backend, new_store, postgresql, text_of, versions_of
 from variants import (
     KEYS,
@@ -51,8 +51,8 @@ from variants import (
     workspace,
 )
 
+from app.auth.keys import new_secret
 from app.constants import MISSING_KEY_STATUS
-from app.keys import new_secret
 
 BACKENDS: Final = (SQLITE, POSTGRESQL)
 FEW: Final = 10  # keys
@@ -61,7 +61,7 @@ LEAST_SHARE: Final = 0.92  # of the open route's speed, for a valid key
 LEAST_SHARE_OF_UNKNOWN: Final = 1.0
 MOST_DIFFERENCE: Final = 0.015  # of a valid key's share, between few keys and many
 MOST_MEGABYTES: Final = 60  # that many keys take more than few
-MOST_LAG: Final = 1.0  # seconds until a revocation holds everywhere, on PostgreSQL
+MOST_WAIT: Final = 1.2  # seconds from the commit of a revocation to its return: 0.2 over the bound
 LEAST_RATIO: Final = 10  # of this template's requests per second to the others'
 REQUESTS: Final = 1000  # before the memory is looked at
 THIS: Final = "**This template**"
@@ -81,7 +81,7 @@ class Effort(NamedTuple):
     seconds: int  # of wrk, each time
 
 
-FULL: Final = Effort(rounds=200, starts=3, revocations=30, passes=3, seconds=2)
+FULL: Final = Effort(rounds=200, starts=3, revocations=100, passes=3, seconds=2)
 QUICK: Final = Effort(rounds=60, starts=1, revocations=10, passes=1, seconds=2)
 
 # In process.
@@ -108,7 +108,7 @@ async def started(url: sa.URL, label: str) -> AsyncGenerator[tuple[Row, Row]]:
         # Long batches: there must be several of the questions that strangers make the store ask.
         return Stranger(app, status=MISSING_KEY_STATUS, batch_seconds=0.06)
 
-    async with service.router.lifespan_context(service):
+    async with service.keys.follow():
         yield (
             Row(Entry(f"{label}, valid key", valid)),
             Row(Entry(f"{label}, unknown keys", unknown)),
@@ -209,11 +209,12 @@ def most_of_100(numbers: Sequence[float]) -> float:
 
 
 def table_of_revocations(measured: dict[str, Revocations]) -> str:
-    head = ["Store", "Revocations", "Median, ms", "99th percentile, ms", "Longest, ms"]
+    head = ["Store", "Revocations", "Last let in: median, ms", "Longest, ms"]
+    head += ["Returned: median, ms", "Longest, ms"]
     head += ["Requests let in afterwards", "A request every, ms", "Other answers"]
     lines = []
     for label, of in measured.items():
-        times = (median(of.lags), most_of_100(of.lags), max(of.lags))
+        times = (median(of.lags), max(of.lags), median(of.waits), max(of.waits))
         line = [label, f"{len(of.lags)}", *(f"{time * 1000:.0f}" for time in times)]
         every = f"{median(of.intervals) * 1000:.1f}"
         lines.append([*line, f"{of.accepted:,}", every, f"{of.others}"])
@@ -221,12 +222,13 @@ def table_of_revocations(measured: dict[str, Revocations]) -> str:
 
 
 def marks_of_revocations(backend: Backend, measured: Revocations) -> Marks:
-    if backend is SQLITE:
-        text = f"{backend.label}: no request is let in that was sent after a revocation returned"
-        return {f"{text}: {measured.accepted}": measured.accepted == 0}
-    lag = most_of_100(measured.lags)
-    text = f"{backend.label}: 99 of 100 revocations hold after at most {MOST_LAG:g} s"
-    return {f"{text}: {lag:.3f} s": lag <= MOST_LAG}
+    accepted = f"{backend.label}: no request is let in that was sent after a revocation returned"
+    wait = most_of_100(measured.waits)
+    returned = f"{backend.label}: 99 of 100 revocations return within {MOST_WAIT:g} s"
+    return {
+        f"{accepted}: {measured.accepted}": measured.accepted == 0,
+        f"{returned}: {wait:.3f} s": wait <= MOST_WAIT,
+    }
 
 
 # Beside others.
@@ -409,8 +411,8 @@ def notes(effort: Effort) -> str:
 - Memory: of `python -m uvicorn app.main:app` after {REQUESTS:,} requests. Start-up: from the start
   of the interpreter to the first answer. Median of {effort.starts}.
 - Revocation: {SERVERS} such processes, each asked without pause by one client over one connection;
-  another process revokes the key. The time is from the return of the revocation to when the last
-  request was sent that was still let in, by any of them.
+  another process revokes the key. Times are from the commit of the revocation: to when the last
+  request was sent that was still let in, by any of them; and to the return.
 - HTTP: `wrk -t1 -c16 -d{effort.seconds}s` against one uvicorn worker with a fresh store; all callers
   have the same key. Median of {effort.passes}, each time in another order.
 - fastapi-simple-security counts every request in its SQLite file; it has no other store.
@@ -424,7 +426,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="measure less: two minutes, not eight")
     parser.add_argument("--json", type=Path, metavar="FILE", help="keep the measurements there")
     parser.add_argument("--serve", metavar="LABEL", help=argparse.SUPPRESS)
-    parser.add_argument("--registry", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--manager", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if not shutil.which("wrk"):
         parser.error("`wrk` is not on the PATH")
@@ -433,8 +435,8 @@ def parse_arguments() -> argparse.Namespace:
 
 def main() -> int:
     arguments = parse_arguments()
-    if arguments.registry:
-        keep_registry()
+    if arguments.manager:
+        manage_keys()
         return 0
     effort = QUICK if arguments.quick else FULL
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # no server must stay behind

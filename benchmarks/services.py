@@ -22,9 +22,8 @@ from bench import SCRIPT, ended, expect
 from stores import text_of
 from variants import PATH
 
+from app.auth.service import KeyService
 from app.constants import API_KEY_HEADER, MISSING_KEY_STATUS
-from app.database import connect
-from app.registry import Registry
 from app.settings import load_settings
 
 SERVERS: Final = 4
@@ -83,26 +82,27 @@ def running(url: sa.URL) -> Iterator[Service]:
             connection.close()
 
 
-def keep_registry() -> None:
+def manage_keys() -> None:
     """Create keys, and revoke those whose ids come in, for the process that started this one."""
-    settings = load_settings()
-    registry = Registry(connect(settings.database_url), settings)
+    service = KeyService(load_settings())
     for line in sys.stdin:
         answer: Any
         if id := line.strip():
-            registry.revoke(id, actor="bench")
-            answer = time.monotonic()  # the same clock for every process
+            service.revoke(id, actor="bench")
+            committed_at = time.monotonic()  # the same clock for every process
+            time.sleep(service.longest_staleness())  # as the command does
+            answer = committed_at, time.monotonic()
         else:
-            issued = registry.create("bench", actor="bench")
+            issued = service.create("bench", actor="bench")
             answer = issued.id, issued.key
         print(json.dumps(answer), flush=True)
 
 
 @contextmanager
-def registry(url: sa.URL) -> Iterator[Callable[[str], Any]]:
+def manager(url: sa.URL) -> Iterator[Callable[[str], Any]]:
     """Another process that manages the keys: it is sent a line and answers with one."""
     process = subprocess.Popen(
-        [sys.executable, SCRIPT, "--registry"],
+        [sys.executable, SCRIPT, "--manager"],
         env=environment_for(url),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
@@ -140,8 +140,9 @@ class Answers:
 class Revocations:
     """What became of requests that were sent after a revocation had returned."""
 
-    lags: list[float] = field(default_factory=list)  # of the last that was let in, for each round
-    accepted: int = 0
+    waits: list[float] = field(default_factory=list)  # from the commit to the return
+    lags: list[float] = field(default_factory=list)  # from the commit to the last that was let in
+    accepted: int = 0  # requests that were sent after the return
     intervals: list[float] = field(default_factory=list)  # between two requests of a client
     others: int = 0  # answers that neither let in nor refused
 
@@ -179,14 +180,15 @@ def revoke_once(
         try:
             wait_until_all_are_told(200, all_answers, asking)
             time.sleep(random.uniform(0.1, 0.6))
-            returned_at: float = ask(id)
+            committed_at, returned_at = ask(id)
             wait_until_all_are_told(MISSING_KEY_STATUS, all_answers, asking)
             time.sleep(AFTERWARDS)
         finally:
             stop.set()
-    late = [lag for answers in all_answers for lag in answers.accepted_after(returned_at)]
+    measured.waits.append(returned_at - committed_at)
+    late = [lag for answers in all_answers for lag in answers.accepted_after(committed_at)]
     measured.lags.append(max(late, default=0.0))
-    measured.accepted += len(late)
+    measured.accepted += sum(len(answers.accepted_after(returned_at)) for answers in all_answers)
     for answers in all_answers:
         measured.intervals += [later - sent for sent, later in pairwise(answers.sent_at)]
         known = sum(map(answers.statuses.count, (200, MISSING_KEY_STATUS)))
@@ -197,7 +199,7 @@ def measure_revocations(url: sa.URL, rounds: int) -> Revocations:
     measured = Revocations()
     with ExitStack() as stack:
         services = [stack.enter_context(running(url)) for _ in range(SERVERS)]
-        ask = stack.enter_context(registry(url))
+        ask = stack.enter_context(manager(url))
         for service in services:
             expect(service.get(""), MISSING_KEY_STATUS)
         for number in range(rounds):

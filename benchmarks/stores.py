@@ -14,8 +14,9 @@ from uuid import uuid4
 
 import sqlalchemy as sa
 
-from app.database import Instant, connect, keys, secrets, upgrade
-from app.registry import Registry
+from app.auth.models import Instant, api_key_secrets, api_keys
+from app.auth.schema import upgrade
+from app.auth.service import KeyService
 from app.settings import load_settings
 
 SERVER: Final = "BENCH_POSTGRESQL"  # where this process and its children find PostgreSQL
@@ -70,34 +71,32 @@ def new_postgresql() -> sa.URL:
 
 
 def _run(url: sa.URL, statement: str) -> Any:
-    engine = connect(url)
-    with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+    engine = sa.create_engine(url, isolation_level="AUTOCOMMIT", poolclass=sa.NullPool)
+    with engine.connect() as connection:
         result = connection.exec_driver_sql(statement)
-        answer = result.scalar_one() if result.returns_rows else None
-    engine.dispose()
-    return answer
+        return result.scalar_one() if result.returns_rows else None
 
 
 def new_store(backend: Backend, count: int = 0) -> sa.URL:
     """A database with that many keys: those of API_KEYS, and others that nobody has."""
-    url, settings = backend.new(), load_settings()
-    engine = connect(url)
-    upgrade(engine)
-    Registry(engine, settings).adopt_env_keys()
+    url = backend.new()
+    settings = load_settings().model_copy(update={"database_url": url})
+    upgrade(url)
+    KeyService(settings).adopt_env_keys()
     if (others := count - len(settings.api_keys)) > 0:
-        _add(engine, others)
-    engine.dispose()
-    if count and engine.dialect.name == "postgresql":
+        _add(url, others)
+    if count and url.get_backend_name() == "postgresql":
         _run(url, "VACUUM ANALYZE")  # it would do so by itself, but while something is measured
     return url
 
 
-def _add(engine: sa.Engine, count: int) -> None:
+def _add(url: sa.URL, count: int) -> None:
+    engine = sa.create_engine(url, poolclass=sa.NullPool)
     numbers = sa.select(sa.literal(1).label("number")).cte(recursive=True)
     numbers = numbers.union_all(sa.select(numbers.c.number + 1).where(numbers.c.number < count))
     id = sa.literal("client-") + sa.cast(numbers.c.number, sa.String)
     now = sa.literal(datetime.now(UTC), Instant)
-    none, bench, first = map(sa.literal, ("", "bench", 1))
+    none, bench = map(sa.literal, ("", "bench"))
     key: dict[str, Any] = {
         "id": id,
         "name": id,
@@ -106,10 +105,10 @@ def _add(engine: sa.Engine, count: int) -> None:
         "created_at": now,
     }
     digest = _DIGESTS[engine.dialect.name]
-    secret = {"digest": digest, "key_id": id, "created_at": now, "version": first}
+    secret = {"digest": digest, "key_id": id, "created_at": now}
     with engine.begin() as connection:
         connection.exec_driver_sql(_HURRY[engine.dialect.name])
-        for table, row in ((keys, key), (secrets, secret)):
+        for table, row in ((api_keys, key), (api_key_secrets, secret)):
             connection.execute(sa.insert(table).from_select(list(row), sa.select(*row.values())))
 
 

@@ -13,8 +13,8 @@ from typing import Any, Final
 from fastapi import APIRouter, Depends, FastAPI, HTTPException, Security
 from fastapi.security import APIKeyHeader
 
+from app.auth.keys import new_secret
 from app.constants import API_KEY_HEADER, MISSING_KEY_STATUS
-from app.keys import new_secret
 
 PATH: Final = "/secure-endpoint"
 # The ones the template gives its application, so that every variant matches as many routes.
@@ -61,11 +61,20 @@ def workspace() -> Iterator[None]:
         del os.environ[name]
     null = Path(os.devnull)
     with TemporaryDirectory() as folder, chdir(folder), null.open("w", encoding="utf-8") as nowhere:
-        Path(".env").write_text(f"API_KEYS={','.join(KEYS)}\n", encoding="utf-8")
+        url = f"sqlite:///{Path(folder, 'keys.db')}"
+        text = f"API_KEYS={','.join(KEYS)}\nDATABASE_URL={url}\n"
+        Path(".env").write_text(text, encoding="utf-8")
+        set_env_file(Path(folder))
         # This sets up the service's logging, on what is standard error just then.
         with redirect_stderr(nowhere):
             import_module("app.main")
         yield
+
+
+def set_env_file(folder: Path) -> None:
+    """The installed service looks into the folder that it was started in."""
+    dotenv = import_module("app.auth.dotenv")
+    dotenv.FOLDER, dotenv.ENV_FILE = folder, folder / ".env"
 
 
 async def endpoint() -> dict[str, str]:
@@ -99,20 +108,18 @@ def new_service(**changes: Any) -> Any:
     """The application of the generated project, of whichever flavour that is."""
     from app.settings import load_settings
 
-    settings = load_settings().model_copy(update=changes)
-    return import_module("app.main").create_app(settings)
+    return import_module("app.main").create_app(load_settings().model_copy(update=changes))
 
 
-def guard(service: Any, **options: Any) -> FastAPI:
+def guard(service: Any) -> FastAPI:
     """Like the open route, but guarded as in the service and by the same keys."""
-    from app.security import GuardedAPI, GuardedRouter
+    from app.auth import GuardedAPI, GuardedRouter
 
-    return with_router(GuardedAPI(keys=service.keys, **OPTIONS, **options), GuardedRouter())
+    return with_router(GuardedAPI(keys=service.keys, **OPTIONS), GuardedRouter())
 
 
 async def guarded() -> Variant:
-    service = new_service()
-    return Variant(guard(service, lifespan=service.router.lifespan_context))
+    return Variant(guard(new_service()))
 
 
 async def refused() -> Variant:

@@ -1,11 +1,50 @@
-"""Write the first two keys into `.env`, unless there is one, and tell what comes next."""
+"""Lay the chosen flavour in place, write the first keys into `.env`, and tell what comes next."""
 
 import contextlib
+import filecmp
 import os
+import shutil
 import uuid
+from pathlib import Path
 
-SLUG = "{{ cookiecutter.__slug }}"
+SLUG = "{{ cookiecutter.project_slug }}"
 HEADER = "{{ cookiecutter.api_key_header }}"
+CHOSEN = Path("flavours/{{ cookiecutter.key_store }}")
+FLAVOURS = (Path("flavours/database"), Path("flavours/env"))
+NOTE = Path("flavours/README.md")
+
+
+def files_of(flavour):
+    """Where they belong in the project, and where they are now."""
+    paths = (path for path in flavour.rglob("*") if path.is_file())
+    return {path.relative_to(flavour): path for path in paths}
+
+
+def lay_in_place():
+    # The first hook has emptied the note, and cookiecutter has left it: --skip-if-file-exists.
+    keep_what_is_there = NOTE.stat().st_size == 0
+    chosen = files_of(CHOSEN)
+    for target, source in chosen.items():
+        if not (keep_what_is_there and target.exists()):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            source.replace(target)
+    if not keep_what_is_there:
+        remove_leftovers(chosen)
+    for flavour in FLAVOURS:
+        shutil.rmtree(flavour)
+    NOTE.unlink()
+    with contextlib.suppress(OSError):  # the owner has a folder of this name
+        os.rmdir("flavours")
+
+
+def remove_leftovers(chosen):
+    """What another answer has left here, unless its owner has changed it since."""
+    for flavour in FLAVOURS:
+        for target, source in files_of(flavour).items():
+            if target not in chosen and target.is_file() and filecmp.cmp(target, source, False):
+                target.unlink()
+                with contextlib.suppress(OSError):  # its folder is not empty
+                    os.removedirs(target.parent)
 
 
 def write_keys():
@@ -20,11 +59,7 @@ def write_keys():
     return True
 
 
-# Files that the other flavour has alone are left out by their names; folders cannot be.
-for folder in ("app/migrations/versions", "app/migrations"):
-    with contextlib.suppress(OSError):  # it is not empty, or not there
-        os.rmdir(folder)
-
+lay_in_place()
 if write_keys():
     print(f"Two API keys are in {SLUG}/.env. Keep that file to yourself.")
 else:

@@ -1,6 +1,7 @@
 """Refuse answers that cannot work; the message names one that can."""
 
 import json
+import os
 import re
 import sys
 import unicodedata
@@ -44,12 +45,14 @@ def problem_with_text(question, text):
     return None
 
 
-def problem_with_slug(slug):
-    if not re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", slug):
-        return "project_name needs a letter or a digit, for example: My API Service."
-    if slug in TAKEN:
+def problem_with_slug(slug, usable):
+    """An unusable one never becomes a path: cookiecutter.json puts `-refused-` in its place."""
+    if usable in TAKEN:
+        return f"project_slug {slug!r} is what the service itself needs; try: {usable}-service"
+    if slug != usable:
         return (
-            f"project_name would be {slug!r}, which the service itself needs; try: {slug} service."
+            f"project_slug {slug!r} cannot name a folder, a package and a command everywhere;"
+            f" try: {usable}"
         )
     return None
 
@@ -66,10 +69,10 @@ def problem_with_header(header):
     return None
 
 
-def main(answers, slug):
+def main(answers, slug, usable):
     problems = [
         *(problem_with_text(question, answers[question]) for question in answers),
-        problem_with_slug(slug),
+        problem_with_slug(slug, usable),
         problem_with_header(answers["api_key_header"]),
     ]
     for problem in filter(None, problems):
@@ -85,7 +88,17 @@ ANSWERS = {
     "author_name": json.loads(r'''{{ cookiecutter.author_name | tojson }}'''),
     "api_key_header": json.loads(r'''{{ cookiecutter.api_key_header | tojson }}'''),
 }
-SLUG = json.loads(r'''{{ cookiecutter.__slug | tojson }}''')
+SLUG = json.loads(r'''{{ cookiecutter.__asked_slug | tojson }}''')
+USABLE_SLUG = json.loads(r'''{{ cookiecutter.__usable_slug | tojson }}''')
+# A comment in Jinja: nothing is left of it where cookiecutter renders private variables.
+NEEDED = json.loads(r'''{{ cookiecutter.__needed | tojson }}''')
 # fmt: on
 
-main(ANSWERS, SLUG)
+if NEEDED:
+    sys.exit("Refused: this template needs cookiecutter 2.7 or newer")
+main(ANSWERS, SLUG, USABLE_SLUG)
+
+if os.listdir():  # rendering over a project
+    # Empty, this file tells the other hook of --skip-if-file-exists; without it, it is written.
+    os.makedirs("flavours", exist_ok=True)
+    open("flavours/README.md", "w").close()

@@ -19,6 +19,7 @@ from typing import Any
 from cookiecutter.main import cookiecutter
 
 ROOT = Path(__file__).parent.parent
+TOP = "{{cookiecutter.project_slug}}"  # the folder of the template that becomes the project
 FLAVOURS = ("database", "env")  # the answers to key_store, the default first
 UUID4 = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-4[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}")
 

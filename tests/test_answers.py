@@ -9,7 +9,7 @@ import pytest
 import yaml
 from cookiecutter.exceptions import FailedHookException
 
-from tests.project import Project
+from tests.project import Project, run
 
 Rendered = Callable[..., Project]
 
@@ -37,6 +37,9 @@ def as_text(answer: str) -> str:
 def literal(text: str) -> str:
     """As an answer that reaches the template unrendered: without a prompt, Jinja in it would run."""
     return f"{'{{'} {text!r} {'}}'}" if re.search(r"\{[{%#]", text) else text
+
+
+DEFAULTS = ("A service that answers callers with a valid key", "Acme Gateway team")
 
 
 def check(project: Project, name: str, description: str, author: str) -> None:
@@ -89,17 +92,14 @@ def test_the_slug_is_derived(rendered: Rendered, output: Path, name: str, slug: 
 
 
 REFUSED = [
-    ("project_name", "", "project_name needs a letter or a digit"),
-    ("project_name", "   ", "project_name needs a letter or a digit"),
-    ("project_name", "🔑", "project_name needs a letter or a digit"),
-    ("project_name", "../..", "project_name needs a letter or a digit"),
-    ("project_name", "FastAPI", "'fastapi', which the service itself needs; try: fastapi service"),
-    ("project_name", "Python", "'python', which the service itself needs; try: python service"),
+    ("project_name", "", "project_slug '' cannot name .*; try: my-api-service$"),
+    ("project_name", "   ", "project_slug '' cannot name .*; try: my-api-service$"),
+    ("project_name", "🔑", "project_slug '' cannot name .*; try: my-api-service$"),
+    ("project_name", "../..", "project_slug '' cannot name .*; try: my-api-service$"),
+    ("project_name", "FastAPI", "'fastapi' is what the service itself needs; try: fastapi-service"),
     ("project_name", "a bell\a", "the control character U\\+0007"),
     ("description", "null\0byte", "the control character U\\+0000"),
     ("author_name", "half an emoji \ud83d", "the control character U\\+D83D"),
-    ("__slug", "../../evil", "project_name needs a letter or a digit"),
-    ("__slug", "Caps", "project_name needs a letter or a digit"),
     ("api_key_header", "Host", "already has a meaning in HTTP; try: api-key"),
     ("api_key_header", "cookie", "already has a meaning in HTTP; try: api-key"),
     ("api_key_header", "Authorization", "already has a meaning in HTTP; try: api-key"),
@@ -127,13 +127,99 @@ def test_what_cannot_work_is_refused(
 ) -> None:
     with pytest.raises(FailedHookException):
         rendered({question: answer})
-    said = capfd.readouterr().err.splitlines()
-    assert re.search(message, said[0])
-    assert said[0].startswith("Refused: ")
-    assert len(said) == 1
-    assert list(output.iterdir()) == []
-    assert [path.name for path in output.parent.iterdir()] == ["output"]
-    assert {path.name for path in output.parent.parent.iterdir()} == {"inside", "cookiecutter-home"}
+    (said,) = capfd.readouterr().err.splitlines()
+    assert said.startswith("Refused: ")
+    assert re.search(message, said)
+    assert nothing_is_left(output)
+
+
+def nothing_is_left(output: Path) -> bool:
+    around = {path.name for path in output.parent.parent.iterdir()}
+    return (
+        not any(output.iterdir())
+        and [path.name for path in output.parent.iterdir()] == ["output"]
+        and around == {"inside", "cookiecutter-home"}
+    )
+
+
+# Beside each what the refusal says will work.
+SLUGS = [
+    ("", "my-api-service"),
+    (" ", "my-api-service"),
+    (".", "my-api-service"),
+    ("..", "my-api-service"),
+    ("🔑", "my-api-service"),
+    ("../../evil", "evil"),
+    ("/abs/olute", "abs-olute"),
+    ("{inside}/evil", None),  # an absolute path that could be written to
+    ("C:\\evil", "c-evil"),
+    ("a/b", "a-b"),
+    ("a\\b", "a-b"),
+    ("Caps", "caps"),
+    ("my_service", "my-service"),
+    ("my.service", "my-service"),
+    ("my service", "my-service"),
+    ("two\nlines", "two-lines"),
+    ("-rf", "rf"),
+    ("a--b", "a-b"),
+    ("größe", "grosse"),
+    ("o'brien", "o-brien"),
+    ("'''+1", "1"),
+    ("y" * 61, "y" * 60),
+    *((name, f"{name}-service") for name in ("con", "prn", "aux", "nul", "com1", "lpt9")),
+    ("CON", "con-service"),
+    *((name, f"{name}-service") for name in ("fastapi", "python", "uv", "pytest")),
+    ("FastAPI", "fastapi-service"),
+]
+
+
+@pytest.mark.parametrize(("slug", "usable"), SLUGS)
+def test_a_slug_that_cannot_work_is_refused_with_one_that_can(
+    rendered: Rendered,
+    output: Path,
+    capfd: pytest.CaptureFixture[str],
+    slug: str,
+    usable: str | None,
+) -> None:
+    with pytest.raises(FailedHookException):
+        rendered({"project_slug": slug.replace("{inside}", str(output.parent))})
+    (said,) = capfd.readouterr().err.splitlines()
+    refusal, _, suggested = said.partition("; try: ")
+    assert refusal.startswith("Refused: project_slug ")
+    assert nothing_is_left(output)
+    assert usable in (None, suggested)
+    assert rendered({"project_slug": suggested}).path == output / suggested
+
+
+# The package that is imported is `app`; a distribution and a command may have any other name.
+@pytest.mark.parametrize("slug", ["gateway", "a", "7", "class", "json", "app", "tests", "com"])
+def test_any_other_slug_names_folder_distribution_and_command(
+    rendered: Rendered, slug: str
+) -> None:
+    project = rendered({"project_name": "Acme Gateway", "project_slug": slug})
+    check(project, "Acme Gateway", *DEFAULTS)
+    assert project.path.name == slug
+
+
+def test_a_refusal_leaves_a_project_that_is_there_as_it_is(rendered: Rendered) -> None:
+    project = rendered()
+    before = project.files()
+    for answers in ({"api_key_header": "Host"}, {"project_slug": "My-API-Service"}):
+        with pytest.raises(FailedHookException):
+            rendered(answers, overwrite_if_exists=True)
+    assert project.files() == before
+
+
+@pytest.mark.slow
+def test_an_old_cookiecutter_is_told_the_version_that_is_needed(
+    template: Path, output: Path
+) -> None:
+    for answers in ([], ["project_slug=gateway"]):
+        old = ("uvx", "--from", "cookiecutter==1.7.3", "cookiecutter", "--no-input", template)
+        result = run(*old, *answers, cwd=output, check=False)
+        assert result.returncode == 1
+        assert "Refused: this template needs cookiecutter 2.7 or newer\n" in result.stderr
+        assert nothing_is_left(output)
 
 
 @pytest.mark.parametrize("header", ["api-key", "X-API-Key", "x", "acme-token-2"])

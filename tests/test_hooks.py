@@ -1,6 +1,7 @@
 """The hooks: the first keys are made once, and never lost or shown."""
 
 import ast
+import json
 import stat
 import sys
 from collections.abc import Callable
@@ -8,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.project import ROOT, UUID4, Project, copy_template, run
+from tests.project import FLAVOURS, ROOT, TOP, UUID4, Project, copy_template, run
 
 Rendered = Callable[..., Project]
 
@@ -47,18 +48,54 @@ def test_the_next_steps_show_no_key(rendered: Rendered, capfd: pytest.CaptureFix
         assert project.run("sh", "-c", command).stdout == f"{project.keys[0]}\n"
 
 
-def test_rendering_again_keeps_the_keys(
+def test_rendering_again_keeps_the_keys_and_the_owners_files(
     rendered: Rendered, capfd: pytest.CaptureFixture[str]
 ) -> None:
     project = rendered()
-    (project.path / ".env").write_text("API_KEYS=mine\nOTHER=1\n")
-    (project.path / "README.md").write_text("overwritten")
+    expected = project.files()
+    owned = {".env": "API_KEYS=mine\nOTHER=1\n", "app/reports.py": "1", "flavours/vanilla": "2"}
+    (project.path / "flavours").mkdir()
+    for name, text in {**owned, "README.md": "over", "app/constants.py": "over"}.items():
+        (project.path / name).write_text(text)
 
     rendered(overwrite_if_exists=True)
 
-    assert project.read(".env") == "API_KEYS=mine\nOTHER=1\n"
-    assert project.read("README.md").startswith("# My API Service")
+    expected.update({name: text.encode() for name, text in owned.items()})
+    assert project.files() == expected
     assert "stay as they were" in capfd.readouterr().out
+
+
+def test_another_key_store_takes_the_place_of_the_first(rendered: Rendered) -> None:
+    first, other = FLAVOURS
+    expected = rendered({"key_store": other, "project_name": "Other"}).files().keys()
+    project = rendered({"key_store": first, "project_name": "Both"})
+    kept, removed, *_ = sorted(
+        name for name in project.files().keys() - expected if name.startswith("app/")
+    )
+    (project.path / kept).write_text("# an edit of the owner's\n")
+    keys = project.keys
+
+    rendered({"key_store": other, "project_name": "Both"}, overwrite_if_exists=True)
+
+    assert project.keys == keys
+    assert project.files().keys() == expected | {kept}
+    assert removed not in project.files()
+    assert project.read(kept) == "# an edit of the owner's\n"
+
+
+@pytest.mark.parametrize("flavour", FLAVOURS)
+def test_what_is_to_be_skipped_is_not_touched(rendered: Rendered, flavour: str) -> None:
+    project = rendered()
+    (project.path / "README.md").unlink()
+    (project.path / "app/main.py").write_text("# mine\n")
+    before = project.files()
+
+    rendered({"key_store": flavour}, overwrite_if_exists=True, skip_if_file_exists=True)
+
+    after = project.files()
+    assert {name: after.get(name) for name in before} == before
+    assert project.read("README.md").startswith("# My API Service\n")
+    assert not [name for name in after if name.startswith("flavours/")]
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="links need a privilege on Windows")
@@ -72,8 +109,19 @@ def test_a_link_in_the_place_of_the_keys_is_not_followed(
     assert not elsewhere.exists()
 
 
-def test_without_hooks_there_is_no_key(rendered: Rendered) -> None:
-    assert ".env" not in rendered(accept_hooks=False).files()
+@pytest.mark.parametrize("flavour", FLAVOURS)
+def test_without_hooks_there_is_no_key_and_a_note_says_what_to_do(
+    rendered: Rendered, flavour: str
+) -> None:
+    expected = rendered({"key_store": flavour}).files()
+    project = rendered({"key_store": flavour, "project_name": "No hooks"}, accept_hooks=False)
+    assert ".env" not in project.files()
+    note = project.read("flavours/README.md")
+    assert f"Yours is\n`{flavour}`." in note
+    assert f"uv run {project.command} keys create" in note
+    if sys.platform != "win32":
+        project.run("sh", "-e", "-c", note.partition("```console\n")[2].partition("```")[0])
+        assert project.files().keys() == expected.keys() - {".env"}
 
 
 def test_no_key_in_the_replay_file(rendered: Rendered, cookiecutter_home: Path) -> None:
@@ -92,37 +140,67 @@ def commit(repository: Path, message: str) -> None:
     run("git", "commit", "--quiet", "--message", message, cwd=repository)
 
 
-def test_cruft_gives_the_same_project_and_keeps_its_keys(
-    rendered: Rendered, tmp_path: Path
-) -> None:
-    expected = rendered({"project_name": "By Cookiecutter"}).files()
+@pytest.fixture
+def repository(tmp_path: Path) -> Path:
+    """The template as a repository of its own, which can be changed."""
     repository = copy_template(tmp_path / "template")
     run("git", "init", "--quiet", "--initial-branch", "main", cwd=repository)
     commit(repository, "Start")
+    return repository
 
-    answers = '{"project_name": "By Cookiecutter"}'
-    home = tmp_path / "by-cruft"
-    home.mkdir()
-    run("cruft", "create", repository, "--no-input", "--extra-context", answers, cwd=home)
-    project = Project(home / "by-cookiecutter")
-    keys = project.read(".env")
-    assert UUID4.search(keys)
+
+def create_by_cruft(repository: Path, folder: Path, flavour: str) -> Project:
+    answers = json.dumps({"project_name": "By Cookiecutter", "key_store": flavour})
+    folder.mkdir()
+    run("cruft", "create", repository, "--no-input", "--extra-context", answers, cwd=folder)
+    return Project(folder / "by-cookiecutter")
+
+
+@pytest.mark.parametrize("flavour", FLAVOURS)
+def test_cruft_gives_the_same_project(
+    rendered: Rendered, repository: Path, tmp_path: Path, flavour: str
+) -> None:
+    expected = rendered({"project_name": "By Cookiecutter", "key_store": flavour}).files()
+    project = create_by_cruft(repository, tmp_path / "by-cruft", flavour)
     files = project.files()
+    assert UUID4.search(project.read(".env"))
     assert not UUID4.search(files.pop(".cruft.json").decode())
     assert {**files, ".env": b""} == {**expected, ".env": b""}
 
     project.run("git", "init", "--quiet")
     commit(project.path, "Start")
     assert "diff --git" not in project.run("cruft", "diff").stdout
-    for name in ("pyproject.toml", "app/security.py"):
-        changed = repository / "{{cookiecutter.__slug}}" / name
-        changed.write_text(changed.read_text(encoding="utf-8") + "\n# changed\n", encoding="utf-8")
+
+
+@pytest.mark.parametrize("flavour", FLAVOURS)
+def test_a_cruft_update_keeps_the_keys_and_the_owners_edits(
+    repository: Path, tmp_path: Path, flavour: str
+) -> None:
+    project = create_by_cruft(repository, tmp_path / "by-cruft", flavour)
+    keys = project.read(".env")
+    (project.path / "app/reports.py").write_text("# mine\n", "utf-8")
+    for name in ("pyproject.toml", "README.md"):
+        (project.path / name).write_text(f"# mine\n{project.read(name)}", "utf-8")
+    project.run("git", "init", "--quiet")
+    commit(project.path, "Start")
+
+    common, of_flavour = "pyproject.toml", f"flavours/{flavour}/README.md"
+    for name in (common, of_flavour):
+        with (repository / TOP / name).open("a", encoding="utf-8") as file:
+            file.write("\n# changed\n")
+    (repository / TOP / "flavours" / flavour / "app/new.py").write_text("NEW = 1\n", "utf-8")
+    (repository / TOP / "app/constants.py").unlink()
     commit(repository, "Change the template")
     diff = project.run("cruft", "diff").stdout
     update = project.run("cruft", "update", "--skip-apply-ask").stdout
+
     assert not UUID4.search(diff + update)
-    assert project.read("app/security.py").endswith("# changed\n")
-    assert project.read("pyproject.toml").endswith("# changed\n")
+    for name in ("pyproject.toml", "README.md"):
+        assert project.read(name).startswith("# mine\n")
+        assert project.read(name).endswith("\n# changed\n")
+    assert project.read("app/new.py") == "NEW = 1\n"
+    assert not (project.path / "app/constants.py").exists()
+    assert project.read("app/reports.py") == "# mine\n"
     assert project.read(".env") == keys
     assert not [name for name in project.files() if name.endswith((".rej", ".orig"))]
     assert not UUID4.search(project.read(".cruft.json"))

@@ -5,65 +5,48 @@ import re
 import subprocess
 import tomllib
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import yaml
 
-from tests.project import FLAVOURS, ROOT, UUID4, Project, environment, run
+from tests.project import FLAVOURS, ROOT, TOP, UUID4, Project, environment, run
 
-SOURCE = ROOT / "{{cookiecutter.__slug}}"
 CONSTANTS = "app/constants.py"
 
-FILES = {
-    "both": {
-        ".env",
-        ".gitignore",
-        ".pre-commit-config.yaml",
-        "README.md",
-        "app/__init__.py",
-        "app/access.py",
-        "app/cli.py",
-        CONSTANTS,
-        "app/keys.py",
-        "app/main.py",
-        "app/routes.py",
-        "app/security.py",
-        "app/settings.py",
-        "pyproject.toml",
-        "tests/__init__.py",
-        "tests/conftest.py",
-        "tests/servers.py",
-        "tests/test_access.py",
-        "tests/test_any_bytes.py",
-        "tests/test_guard.py",
-        "tests/test_keys_command.py",
-        "tests/test_openapi.py",
-        "tests/test_routes.py",
-        "tests/test_secrecy.py",
-        "tests/test_settings.py",
-    },
-    "database": {
-        "app/api_keys.py",
-        "app/database.py",
-        "app/doctor.py",
-        "app/migrations/env.py",
-        "app/migrations/script.py.mako",
-        "app/migrations/versions/0001_api_keys.py",
-        "app/registry.py",
-        "app/store.py",
-        "tests/databases.py",
-        "tests/test_api_keys.py",
-        "tests/test_changes.py",
-        "tests/test_doctor.py",
-        "tests/test_keys.py",
-        "tests/test_replicas.py",
-        "tests/test_store.py",
-    },
-    "env": {"app/env_file.py", "tests/test_env_file.py"},
-}
-
 Rendered = Callable[..., Project]
+
+
+def files_in(folder: Path) -> dict[str, Path]:
+    return {
+        path.relative_to(folder).as_posix(): path
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+@dataclass(frozen=True)
+class Sources:
+    """The files of a copied template by the names that they get in a project."""
+
+    common: dict[str, Path]
+    flavours: dict[str, dict[str, Path]]
+
+    @classmethod
+    def of(cls, template: Path) -> "Sources":
+        common = {
+            name: path
+            for name, path in files_in(template / TOP).items()
+            if not name.startswith("flavours/")
+        }
+        flavours = {
+            flavour: files_in(template / TOP / "flavours" / flavour) for flavour in FLAVOURS
+        }
+        return cls(common, flavours)
+
+    def of_project(self, flavour: str) -> dict[str, Path]:
+        return self.common | self.flavours[flavour]
 
 
 @pytest.fixture(params=FLAVOURS)
@@ -76,53 +59,60 @@ def project(rendered: Rendered, flavour: str) -> Project:
     return rendered({"key_store": flavour})
 
 
-def test_the_files(project: Project, flavour: str) -> None:
-    assert set(project.files()) == FILES["both"] | FILES[flavour]
-    folders = {path for path in project.path.rglob("*") if path.is_dir()}
+@pytest.fixture(scope="session")
+def sources(template: Path) -> Sources:
+    return Sources.of(template)
+
+
+def test_the_files(project: Project, sources: Sources, flavour: str) -> None:
+    assert project.files().keys() == sources.of_project(flavour).keys() | {".env"}
+    folders = [path for path in project.path.rglob("*") if path.is_dir()]
     assert all(any(folder.iterdir()) for folder in folders)
+    assert not [folder for folder in folders if folder.name == "flavours"]
 
 
-def test_the_default_is_the_database(rendered: Rendered) -> None:
-    assert "app/store.py" in rendered().files()
+def test_the_default_is_the_database(rendered: Rendered, sources: Sources) -> None:
+    files = rendered().files().keys()
+    assert files == sources.of_project("database").keys() | {".env"}
+    assert files != sources.of_project("env").keys() | {".env"}
 
 
-def test_python_is_the_templates_own_to_the_byte(project: Project, flavour: str) -> None:
-    for name, content in project.files().items():
+def test_only_the_top_folder_has_jinja_in_its_name(template: Path) -> None:
+    names = [path.relative_to(template).as_posix() for path in template.rglob("*")]
+    assert {name for name in names if re.search(r"[{}%]", name.removeprefix(f"{TOP}/"))} == {TOP}
+
+
+def test_python_is_the_templates_own_to_the_byte(
+    project: Project, sources: Sources, flavour: str
+) -> None:
+    for name, source in sources.of_project(flavour).items():
         if name.endswith((".py", ".mako")) and name != CONSTANTS:
-            assert content == source_of(name, flavour).read_bytes(), name
+            assert (project.path / name).read_bytes() == source.read_bytes(), name
 
 
-def source_of(name: str, flavour: str) -> Path:
-    plain = SOURCE / name
-    if plain.exists():
-        return plain
-    return plain.with_name(
-        f"{{% if cookiecutter.key_store == '{flavour}' %}}{plain.name}{{% endif %}}"
-    )
-
-
-def test_what_both_flavours_share_is_one_file(rendered: Rendered) -> None:
-    database, env = (
-        rendered({"key_store": flavour, "project_name": flavour}).files() for flavour in FLAVOURS
-    )
+def test_what_both_flavours_share_is_one_file(sources: Sources) -> None:
+    database, env = (sources.flavours[flavour] for flavour in FLAVOURS)
     for name in database.keys() & env.keys():
-        if not (SOURCE / name).exists():
-            assert database[name] != env[name], f"{name} need not be there twice"
+        assert database[name].read_bytes() != env[name].read_bytes(), f"{name} is there twice"
+        assert name not in sources.common, f"{name} is never used"
+    for files in (database, env):
+        for name in files.keys() & sources.common.keys():
+            assert files[name].read_bytes() != sources.common[name].read_bytes(), name
 
 
 def test_the_small_flavour_knows_nothing_of_the_other(rendered: Rendered) -> None:
     for name, content in rendered({"key_store": "env"}).files().items():
         text = content.decode("utf-8").lower()
-        for word in ("database", "sql", "alembic", "psycopg", "scope=", "audit", "doctor"):
+        for word in ("database", "sql", "alembic", "psycopg"):
             assert word not in text, f"{name}: {word}"
 
 
-def test_only_the_constants_and_no_control_flow_are_jinja_in_python() -> None:
-    for path in SOURCE.rglob("*"):
-        if path.is_file() and ".py" in path.name and path != SOURCE / CONSTANTS:
+def test_only_the_constants_and_no_control_flow_are_jinja_in_python(template: Path) -> None:
+    for name, path in files_in(template / TOP).items():
+        if name.endswith((".py", ".mako")) and name != CONSTANTS:
             text = path.read_text(encoding="utf-8")
-            assert not re.search(r"\{\{|\{%|\{#|cookiecutter", text), path
-    assert "{%" not in (SOURCE / CONSTANTS).read_text(encoding="utf-8")
+            assert not re.search(r"\{\{|\{%|\{#|cookiecutter", text), name
+    assert "{%" not in (template / TOP / CONSTANTS).read_text(encoding="utf-8")
 
 
 def test_no_scars(project: Project) -> None:
@@ -182,7 +172,8 @@ def test_the_readme_lists_promises_with_their_tests(project: Project) -> None:
 def test_the_readme_names_every_module(project: Project) -> None:
     readme = project.read("README.md")
     for name in project.files():
-        if name.startswith("app/") and name.endswith(".py") and name != "app/__init__.py":
+        if name.startswith("app/") and name.endswith(".py") and "__" not in name:
+            name = re.sub(r"(migrations/).*", r"\1", name.removeprefix("app/auth/"))
             assert f"`{name}`" in readme, name
 
 
@@ -202,8 +193,8 @@ def test_two_renders_share_no_key_and_the_template_holds_none(
                 assert not any(key.encode() in content for key in project.keys), name
 
 
-def test_prompts_are_for_people(template: Path, output: Path) -> None:
-    answers = "Acme Gateway\nIt opens doors.\nAnn\nX-API-Key\n2\n2\n"
+def test_prompts_are_for_people(template: Path, output: Path, sources: Sources) -> None:
+    answers = "Acme Gateway\ngateway\nIt opens doors.\nAnn\nX-API-Key\n2\n2\n"
     said = subprocess.run(
         ["cookiecutter", str(template), "--output-dir", str(output)],
         input=answers,
@@ -213,12 +204,14 @@ def test_prompts_are_for_people(template: Path, output: Path) -> None:
         timeout=60,
         check=True,
     ).stdout
-    assert len(re.findall(r"\[\d/6\]", said)) == 6
+    assert len(re.findall(r"\[\d/7\]", said)) == 7
     assert "What is the service called?" in said
     assert "401 Unauthorized, with WWW-Authenticate: APIKey" in said
     assert "Where do the keys live?" in said
-    project = Project(output / "acme-gateway")
-    assert "app/env_file.py" in project.files()
+    project = Project(output / "gateway")
+    assert project.files().keys() == sources.of_project("env").keys() | {".env"}
+    assert 'TITLE: Final = "Acme Gateway"' in project.read(CONSTANTS)
+    assert 'COMMAND: Final = "gateway"' in project.read(CONSTANTS)
     assert 'API_KEY_HEADER: Final = "X-API-Key"' in project.read(CONSTANTS)
     assert "MISSING_KEY_STATUS: Final[int] = 401" in project.read(CONSTANTS)
 

@@ -79,7 +79,7 @@ def get_raw(url: str, *headers: bytes) -> int:
 
 
 def test_its_own_tests_pass(project: Project) -> None:
-    result = project.run("uv", "run", "pytest")
+    result = project.run("uv", "run", "pytest", "--cov")
     assert re.search(r"\d+ passed in", result.stdout), result.stdout
     assert "Total coverage: 100.00%" in result.stdout
     assert not re.search(r"skipped|xfailed|deselected|warning", result.stdout.splitlines()[-1])
@@ -237,9 +237,7 @@ def test_its_tests_do_not_depend_on_the_endpoints(project: Project) -> None:
     """An owner replaces the examples by endpoints and tests of their own."""
     examples = {name: project.read(name) for name in ("app/routes.py", "tests/test_routes.py")}
     endpoint = '\n\n@guarded.get("/reports")\nasync def reports(caller: Caller) -> str:\n    return caller.id\n'
-    routes = (
-        "from app.access import Caller\nfrom app.security import GuardedRouter, PublicRouter\n\n"
-    )
+    routes = "from app.auth import Caller, GuardedRouter, PublicRouter\n\n"
     routes += "public = PublicRouter()\nguarded = GuardedRouter()\n" + endpoint
     test = (
         "import httpx\n\nfrom app.constants import API_KEY_HEADER\n\n\n"

@@ -1,0 +1,164 @@
+"""The README's chapter about tables of one's own, followed to the letter."""
+
+import json
+import re
+import shlex
+import subprocess
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+from urllib.request import Request, urlopen
+
+import pytest
+
+from tests.project import Project, environment, render
+
+pytestmark = pytest.mark.slow
+
+# What the models do not know of: a table of somebody else's, and a trigger.
+REMOVED = "CREATE TABLE removed (title TEXT)"
+TRIGGERS = {
+    "sqlite": [
+        "CREATE TRIGGER remember AFTER DELETE ON notebooks"
+        " BEGIN INSERT INTO removed VALUES (OLD.title); END"
+    ],
+    "postgresql": [
+        "CREATE FUNCTION remember() RETURNS trigger LANGUAGE plpgsql AS"
+        " $$ BEGIN INSERT INTO removed VALUES (OLD.title); RETURN OLD; END $$",
+        "CREATE TRIGGER remember AFTER DELETE ON notebooks"
+        " FOR EACH ROW EXECUTE FUNCTION remember()",
+    ],
+}
+SERVER = """
+import pathlib, sys
+from tests.auth.databases import postgresql
+with postgresql(pathlib.Path(sys.argv[1])) as url:
+    print(url.render_as_string(hide_password=False), flush=True)
+    sys.stdin.read()
+"""
+EXECUTE = """
+import sys
+from app.database import get_engine
+with get_engine().begin() as connection:
+    for statement in sys.argv[1:]:
+        result = connection.exec_driver_sql(statement)
+        if result.returns_rows:
+            print(*result.scalars())
+"""
+
+
+class Reader:
+    """Does what a chapter of the README says, in a project with this database."""
+
+    def __init__(self, project: Project, kind: str, variables: dict[str, str]) -> None:
+        self.project, self.kind, self.variables = project, kind, variables
+        chapter = project.read("README.md").partition("\n## Your own tables\n")[2]
+        text = chapter.partition("\n## ")[0]
+        self.blocks: list[tuple[str, str]] = re.findall(r"```(\w+)\n(.*?)```", text, re.DOTALL)
+
+    def run(self, *command: str) -> str:
+        return self.project.run(*command, **self.variables).stdout
+
+    def execute(self, *statements: str) -> str:
+        return self.run("uv", "run", "python", "-c", EXECUTE, *statements).strip()
+
+    def follow(self, language: str, text: str) -> None:
+        if language == "console":
+            for line in text.splitlines():
+                self.run(*shlex.split(line))
+            return
+        name, _, content = text.partition("\n")
+        path = self.project.path / name.removeprefix("# ")
+        if language == "diff":
+            lines = content.splitlines(keepends=True)
+            old, new = ("".join(line[1:] for line in lines if line[0] in f" {s}") for s in "-+")
+            before = path.read_text("utf-8")
+            assert before.count(old) == 1, f"{path} has no {old}"
+            content = before.replace(old, new)
+        path.write_text(content, "utf-8")
+
+    def revisions(self) -> list[str]:
+        versions = self.project.path / "app" / "migrations" / "versions"
+        return [path.read_text("utf-8") for path in versions.glob("*.py")]
+
+    @contextmanager
+    def serving(self) -> Iterator[str]:
+        command = "uv run uvicorn app.main:app --workers 2 --port {port}"
+        with self.project.serving(*command.split(), **self.variables) as url:
+            yield url
+
+
+def call(method: str, url: str, key: str, body: object = None) -> Any:
+    """The answer's JSON; whatever is not a success is raised."""
+    headers = {"api-key": key, "Content-Type": "application/json"}
+    data = None if body is None else json.dumps(body).encode()
+    request = Request(url, data, headers, method=method)  # noqa: S310
+    with urlopen(request, timeout=60) as response:  # noqa: S310
+        return json.loads(response.read() or b"null")
+
+
+@pytest.fixture(params=[pytest.param(kind, marks=pytest.mark.xdist_group(kind)) for kind in TRIGGERS])
+def reader(request: pytest.FixtureRequest, template: Path) -> Iterator[Reader]:
+    # Not in pytest's folder: each pytest that starts closes that to the user PostgreSQL runs as.
+    with TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        project = render(template, Path(folder))
+        project.run("uv", "sync", "--quiet")
+        if request.param == "sqlite":
+            yield Reader(project, "sqlite", {})
+            return
+        with subprocess.Popen(
+            ["uv", "run", "python", "-c", SERVER, f"{folder}/pg"],
+            cwd=project.path,
+            env=environment(),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        ) as server:
+            assert server.stdout
+            url = server.stdout.readline().strip()
+            yield Reader(
+                project, "postgresql", {"DATABASE_URL": url, "TEST_DATABASE_URL": url}
+            )
+            server.communicate()
+
+
+def test_the_chapter_holds(reader: Reader) -> None:
+    *first, change, migrate = reader.blocks
+    assert len(first) > 5
+    for block in first:
+        reader.follow(*block)
+    [revision] = reader.revisions()
+    assert "notebooks" in revision
+    assert "api_key" not in revision
+    arguments = ("create", "writer", "--scope", "notes:*")
+    key = reader.project.manage_keys(*arguments, **reader.variables)["key"]
+
+    with reader.serving() as url:
+        id = call("POST", f"{url}/notebooks", key, {"title": "Ideas"})["id"]
+
+        def write(number: int) -> int:
+            note = call("POST", f"{url}/notebooks/{id}/notes", key, {"text": f"{number}"})
+            return int(note["number"])
+
+        # Each reads the notebook, changes it and commits, and so does the other worker.
+        with ThreadPoolExecutor(8) as threads:
+            numbers = sorted(threads.map(write, range(200)))
+    assert numbers == list(range(1, 201))
+
+    reader.execute(REMOVED, *TRIGGERS[reader.kind])
+    reader.follow(*change)
+    reader.follow(*migrate)
+    assert len(reader.revisions()) == 2
+    assert not re.search("api_key|removed", "".join(reader.revisions()))
+    for command in ("alembic check", "ruff check", "ruff format --check", "mypy"):
+        reader.run("uv", "run", *command.split())
+
+    with reader.serving() as url:
+        notebook = call("GET", f"{url}/notebooks/{id}", key)
+        assert [note["number"] for note in notebook["notes"]] == numbers
+        call("DELETE", f"{url}/notebooks/{id}", key)
+    assert reader.execute("SELECT count(*) FROM notes") == "0"
+    assert reader.execute("SELECT title FROM removed") == "Ideas"

@@ -1,0 +1,233 @@
+"""Let generated services live a hard life, for as long as MINUTES says, and watch their promises.
+
+Servers are killed and started again, keys come and go by the command line, whose clock is wrong
+now and then, and another program opens the files without pause. Meanwhile clients check that a
+request sent after `revoke` returned is never let in, that a valid key always is, and that nobody
+else ever is. In between, the suite's state machines explore at random. Ends with 1 at a fault.
+"""
+
+import json
+import os
+import random
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+from tests.project import FLAVOURS, ROOT, Project, environment, get
+from tools.render import render_over
+
+FOLDER: Final = ROOT / ".cache" / "soak"
+HEADER: Final = "api-key"
+LIVES: Final = 20.0  # seconds of one life of the servers
+LET_IN, REFUSED, UNAVAILABLE = 200, 403, 503
+STRANGER: Final = "0b0d9a52-6c1c-4f4e-9a53-7f6f1b8f7a11"  # not-a-key
+
+
+class Fault(Exception):
+    """A promise was broken."""
+
+
+@dataclass
+class Keys:
+    """What the clients are to expect of each secret; `revoked` holds when each `revoke` returned."""
+
+    valid: dict[str, float] = field(default_factory=dict)  # and since when
+    revoked: dict[str, float] = field(default_factory=dict)
+    faults: list[str] = field(default_factory=list)
+    requests: int = 0
+    commands: int = 0
+    killed: int = 0
+
+
+def ask(url: str, secret: str | None) -> int:
+    """The status; 0 if the server is not there."""
+    try:
+        return get(url, {HEADER: secret} if secret else {})[0]
+    except OSError:
+        return 0
+
+
+def watch(urls: list[str], keys: Keys, stop: threading.Event) -> None:
+    while not stop.is_set():
+        known = [*keys.valid, *keys.revoked, STRANGER, None]
+        secret, url, sent_at = random.choice(known), random.choice(urls), time.monotonic()
+        status = ask(url, secret)
+        keys.requests += 1
+        if status == 0:
+            time.sleep(0.02)
+        elif status not in (LET_IN, REFUSED, UNAVAILABLE):
+            keys.faults.append(f"an answer {status}")
+        elif status == LET_IN and secret in (STRANGER, None):
+            keys.faults.append("a stranger was let in")
+        elif status == LET_IN and sent_at > keys.revoked.get(f"{secret}", float("inf")):
+            keys.faults.append(f"let in {sent_at - keys.revoked[f'{secret}']:.3f} s after `revoke`")
+        elif status == REFUSED and sent_at > keys.valid.get(f"{secret}", float("inf")):
+            keys.faults.append("a valid key was refused")
+
+
+def open_and_close(folder: Path, stop: threading.Event) -> None:
+    """As any other program on the machine may: a backup, a scanner, somebody's editor."""
+    command = (
+        "import glob, sys, time\n"
+        "while True:\n"
+        "    for name in glob.glob('keys.db*') + ['.env']:\n"
+        "        try:\n"
+        "            open(name, 'rb').close()\n"
+        "        except OSError:\n"
+        "            pass\n"
+        "    time.sleep(0.001)\n"
+    )
+    process = subprocess.Popen([sys.executable, "-c", command], cwd=folder)
+    stop.wait()
+    process.kill()
+    process.wait()
+
+
+@dataclass
+class Life:
+    """One project, its database, and what is done to them."""
+
+    project: Project
+    flavour: str
+    variables: dict[str, str]
+    keys: Keys
+
+    def command(self, *arguments: str) -> Any:
+        """What a `keys` command answers, perhaps with a wrong clock; None if it was killed."""
+        words = [str(self.project.path / ".venv" / "bin" / self.project.command), "keys"]
+        variables = dict(self.variables)
+        if shutil.which("faketime") and random.random() < 0.3:
+            shift = random.choice(["-2h", "-7m", "+5m", "-23h"])
+            words = ["faketime", "-f", shift, *words]
+            variables["FAKETIME_DONT_FAKE_MONOTONIC"] = "1"
+        process = subprocess.Popen(
+            [*words, *arguments, "--json"],
+            cwd=self.project.path,
+            env=environment(**variables),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        self.keys.commands += 1
+        if random.random() < 0.1:
+            time.sleep(random.random())
+            process.kill()
+            self.keys.killed += 1
+        output, errors = process.communicate(timeout=60)
+        if process.returncode not in (0, -signal.SIGKILL):
+            raise Fault(f"keys {' '.join(arguments)} ended with {process.returncode}: {errors}")
+        return json.loads(output) if process.returncode == 0 else None
+
+    def create(self) -> None:
+        name = ["client"] if self.flavour == "database" else []
+        if made := self.command("create", *name):
+            # Other servers hear of it a moment later.
+            self.keys.valid[made["key"]] = time.monotonic() + 0.5
+            self.ids[made["key"]] = made["id"]
+
+    def revoke(self) -> None:
+        secret = random.choice(list(self.ids))
+        self.keys.valid.pop(secret, None)
+        if self.command("revoke", self.ids[secret]) is not None:
+            self.keys.revoked[secret] = time.monotonic()
+            del self.ids[secret]
+
+    ids: dict[str, str] = field(default_factory=dict)
+
+    @contextmanager
+    def server(self) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            port = listener.getsockname()[1]
+        python = self.project.path / ".venv" / "bin" / "python"
+        server = subprocess.Popen(
+            [python, "-m", "uvicorn", "app.main:app", "--port", f"{port}", "--no-access-log"],
+            cwd=self.project.path,
+            env=environment(**self.variables),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        url = f"http://127.0.0.1:{port}/secure-endpoint"
+        try:
+            while ask(url, None) == 0:
+                if server.poll() is not None:
+                    raise Fault(f"a server did not start: {server.returncode}")
+                time.sleep(0.1)
+            yield url, server
+        finally:
+            if server.poll() is None:
+                random.choice([server.terminate, server.kill])()
+                server.wait(30)
+            elif server.returncode < 0:
+                self.keys.faults.append(f"a server ended by signal {-server.returncode}")
+
+    def live(self, seconds: float) -> None:
+        """Some seconds of two servers, clients, commands, and another program."""
+        stop = threading.Event()
+        with ExitStack() as stack:
+            urls = [stack.enter_context(self.server())[0] for _ in range(2)]
+            workers = [
+                threading.Thread(target=watch, args=(urls, self.keys, stop)),
+                threading.Thread(target=watch, args=(urls, self.keys, stop)),
+                threading.Thread(target=open_and_close, args=(self.project.path, stop)),
+            ]
+            for worker in workers:
+                worker.start()
+            try:
+                end = time.monotonic() + seconds
+                while time.monotonic() < end and not self.keys.faults:
+                    random.choice([self.create, self.create, self.revoke] if self.ids else [self.create])()
+            finally:
+                stop.set()
+                for worker in workers:
+                    worker.join()
+        if self.keys.faults:
+            raise Fault("; ".join(dict.fromkeys(self.keys.faults)))
+
+
+def explore(project: Project, minutes_left: float) -> None:
+    """The suite's own state machines, at random."""
+    if minutes_left <= 0:
+        return
+    seed = random.randrange(1 << 32)
+    result = project.run(
+        *("uv", "run", "pytest", "-q", "--no-cov", "-k", "whole_life", "tests/auth"),
+        f"--hypothesis-seed={seed}",
+        check=False,
+        HYPOTHESIS_PROFILE="soak",
+    )
+    if result.returncode:
+        raise Fault(f"with --hypothesis-seed={seed}:\n{result.stdout}")
+
+
+def main() -> None:
+    minutes = float(os.environ.get("MINUTES", "5"))
+    end = time.monotonic() + 60 * minutes
+    lives = []
+    for flavour in FLAVOURS:
+        shutil.rmtree(FOLDER / flavour, ignore_errors=True)
+        render_over(FOLDER / flavour, flavour)
+        project = Project(FOLDER / flavour)
+        if flavour == "database":
+            project.run("uv", "run", project.command, "db", "upgrade")
+        lives.append(Life(project, flavour, {"KEY_MAX_STALENESS": "0.5"}, Keys()))
+    try:
+        while time.monotonic() < end:
+            for life in lives:
+                life.live(min(LIVES, end - time.monotonic()))
+                print(life.flavour, vars(life.keys) | {"valid": len(life.keys.valid), "revoked": len(life.keys.revoked)}, flush=True)
+                explore(life.project, end - time.monotonic())
+    except Fault as fault:
+        sys.exit(f"FAULT: {fault}")
+
+
+if __name__ == "__main__":
+    main()

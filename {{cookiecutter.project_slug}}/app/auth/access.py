@@ -1,0 +1,223 @@
+"""Who gets in: the rule of access, its refusals, and the caller that it lets in."""
+
+import logging
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+from typing import Annotated, Any, Final, Protocol
+
+from fastapi import HTTPException, Security, WebSocketException, params
+from fastapi.dependencies.models import Dependant
+from fastapi.openapi.models import APIKey, APIKeyIn
+from fastapi.responses import JSONResponse
+from fastapi.security import SecurityScopes
+from fastapi.security.base import SecurityBase
+from starlette.requests import HTTPConnection
+from starlette.types import Receive, Scope, Send
+from starlette.websockets import WebSocketClose
+
+from app.auth.errors import StoreUnavailableError
+from app.auth.keys import Key, canonical, digest, id_of, is_spelled_right, masked
+from app.constants import API_KEY_HEADER, MISSING_KEY_STATUS
+
+logger = logging.getLogger(__name__)
+
+CALLER: Final = "app.caller"
+"""Where the ASGI scope of a request says who calls: a `Key`, or the `Refusal` of a stranger."""
+_OFFERED: Final = "app.offered"  # what came in place of a key, until that is known
+
+_HEADER: Final = API_KEY_HEADER.lower().encode()
+_PROBLEM_JSON: Final = "application/problem+json"
+_CHALLENGES: Final = {401: {"WWW-Authenticate": "APIKey"}}
+_POLICY_VIOLATION: Final = 1008
+
+
+class KeyStore(Protocol):
+    """What the guard asks of the place that keeps the keys."""
+
+    def recall(self, digest: bytes) -> Key | None:
+        """The key with this SHA-256 digest, if it is in force and that is known right now."""
+        ...
+
+    async def find(self, digest: bytes) -> Key | str:
+        """The key with this SHA-256 digest if it is in force, or else the reason for the log.
+
+        Raises StoreUnavailableError if nobody can tell.
+        """
+        ...
+
+    async def is_reachable(self) -> bool:
+        """Whether callers with a valid key get in, as far as the store is concerned."""
+        ...
+
+    def follow(self) -> AbstractAsyncContextManager[None]:
+        """Keep up with the place that keeps the keys, for as long as the service runs."""
+        ...
+
+
+def _problem(status: int, detail: str, headers: dict[str, str] | None = None) -> JSONResponse:
+    headers = {"Cache-Control": "no-store", **(headers or {})}
+    return JSONResponse({"detail": detail}, status, headers, media_type=_PROBLEM_JSON)
+
+
+# One answer for every reason, so that a stranger learns nothing from it.
+_stranger = _problem(
+    MISSING_KEY_STATUS, "Invalid or missing API Key", _CHALLENGES.get(MISSING_KEY_STATUS)
+)
+_out_of_reach = _problem(503, "The keys are out of reach; try again", {"Retry-After": "1"})
+_hang_up = WebSocketClose(_POLICY_VIOLATION)
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """Why a caller does not get in, for the log; and the answer, which does not tell a stranger."""
+
+    reason: str
+    answer: JSONResponse = _stranger
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer; on a WebSocket whose server cannot send a response, close the door."""
+        _log_refusal(scope, self.reason)
+        await (self.answer if _can_respond(scope) else _hang_up)(scope, receive, send)
+
+
+def _log_refusal(scope: Scope, reason: str) -> None:
+    logger.info("Refused %s %r: %s.", scope["type"], masked(scope["path"]), reason)
+
+
+def _can_respond(scope: Scope) -> bool:
+    return scope["type"] == "http" or "websocket.http.response" in (scope.get("extensions") or {})
+
+
+def take_secret(scope: Scope) -> None:
+    """Take the secret out of the request, so that nothing that runs later can show it.
+
+    Its digest is what `authenticate` goes by.
+    """
+    headers = scope["headers"]
+    if not isinstance(headers, list):  # ASGI asks for no more than an iterable
+        headers = scope["headers"] = list(headers)
+    secret, place, chunked, reason = None, 0, False, ""
+    for index, (name, value) in enumerate(headers):
+        if name == _HEADER:
+            if secret is not None:
+                reason = "more than one key"
+            elif chunked and "httptools" in sys.modules:
+                # It puts the trailers of a chunked body behind the headers. A trailer is no header.
+                reason = "a key behind Transfer-Encoding, which may be a trailer"
+            secret, place = value, index
+        elif name == b"transfer-encoding":
+            chunked = True
+    if reason:
+        headers[:] = [header for header in headers if header[0] != _HEADER]
+    elif secret is not None:
+        del headers[place]
+    if chunked:
+        scope["headers"] = headers.copy()  # without the trailers that are still to come
+    if secret is None or reason:
+        scope[_OFFERED] = Refusal(reason or "no key")
+        return
+    if b"-" not in secret:  # no UUID: one with a prefix, or none at all
+        secret = canonical(secret)
+    scope[_OFFERED] = digest(secret), is_spelled_right(secret)
+
+
+async def authenticate(scope: Scope, keys: KeyStore) -> Key | Refusal:
+    """The rule of access: exactly one key header, and its secret is known and has not ended.
+
+    Every secret that arrives, known or not, costs one digest and one lookup.
+    """
+    offered = scope[_OFFERED]
+    if isinstance(offered, Refusal):
+        return offered
+    hashed, spelled_right = offered
+    if key := keys.recall(hashed):
+        return key
+    try:
+        found = await keys.find(hashed)
+    except StoreUnavailableError as error:
+        return Refusal(f"{error}", _out_of_reach)
+    if isinstance(found, Key):
+        return found
+    if found == UNKNOWN:
+        return Refusal(f"{found} {id_of(hashed)}" if spelled_right else "not a key")
+    return Refusal(found)
+
+
+UNKNOWN: Final = "unknown key"  # the reason of a store that knows nothing of a digest
+
+
+def refusal_without(scopes: Iterable[str], scope: Scope) -> Refusal | None:
+    """What a caller with a valid key gets who lacks one of these scopes."""
+    caller: Key = scope[CALLER]
+    if lacking := caller.lacks(scopes):
+        return Refusal(_reason(caller, lacking), _problem(403, f"Missing scope: {lacking}"))
+    return None
+
+
+class MissingScopeError(HTTPException):
+    """The same, from a dependency. FastAPI answers it, in mounted applications too."""
+
+    def __init__(self, scope: str) -> None:
+        super().__init__(403, f"Missing scope: {scope}", {"Content-Type": _PROBLEM_JSON})
+
+
+def _reason(caller: Key, lacking: str) -> str:
+    return f"key {caller.id} lacks {lacking}"
+
+
+class _CallerOfRequest(SecurityBase):
+    def __init__(self) -> None:
+        self.scheme_name = "APIKeyHeader"
+        self.model = APIKey.model_validate({"name": API_KEY_HEADER, "in": APIKeyIn.header})
+
+    async def __call__(self, connection: HTTPConnection, needed: SecurityScopes) -> Key:
+        caller = connection.scope.get(CALLER)
+        if not isinstance(caller, Key):
+            path = masked(connection.scope["path"])
+            raise RuntimeError(f"{path} asks for its caller: put it on a GuardedRouter")
+        if lacking := caller.lacks(needed.scopes):
+            _log_refusal(connection.scope, _reason(caller, lacking))
+            if _can_respond(connection.scope):
+                raise MissingScopeError(lacking)
+            raise WebSocketException(_POLICY_VIOLATION)
+        return caller
+
+
+get_caller: Final = _CallerOfRequest()
+"""The dependency behind `Caller` and `require`."""
+
+Caller = Annotated[Key, Security(get_caller)]
+"""The calling key, as an argument of a guarded endpoint: `async def endpoint(caller: Caller)`."""
+
+
+def require(*scopes: str) -> params.Security:
+    """For `dependencies=[require("reports:read")]`, of an endpoint or a whole router."""
+    return params.Security(get_caller, scopes=scopes)
+
+
+def scopes_of(dependant: Dependant) -> Iterator[str]:
+    """The scopes that an operation, with all it depends on, asks for."""
+    yield from dependant.own_oauth_scopes or ()
+    for dependency in dependant.dependencies:
+        yield from scopes_of(dependency)
+
+
+def _described(description: str) -> dict[str, Any]:
+    schema = {
+        "type": "object",
+        "properties": {"detail": {"type": "string"}},
+        "required": ["detail"],
+    }
+    return {"description": description, "content": {_PROBLEM_JSON: {"schema": schema}}}
+
+
+RESPONSES: Final[dict[str, dict[str, Any]]] = {
+    "403": _described("Missing scope"),
+    f"{MISSING_KEY_STATUS}": _described(
+        "Invalid or missing API key" + " or scope" * (MISSING_KEY_STATUS == 403)
+    ),
+    "503": _described("The keys are out of reach"),
+}
+"""What every guarded operation may answer instead of its own, for the OpenAPI document."""

@@ -1,0 +1,76 @@
+"""Where the settings come from: the environment, or else `.env` in the project's folder."""
+
+from collections.abc import Generator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final, TypeVar
+
+import pydantic_settings
+from pydantic import ValidationError
+from pydantic_core import ErrorDetails
+from pydantic_settings import BaseSettings
+
+from app.auth.errors import SettingsError
+
+
+def _folder() -> Path:
+    """The project that this file belongs to, from whichever folder the command was given; where
+    only the package is installed, as in a container, the working directory."""
+    project = Path(__file__).resolve().parents[2]
+    return project if (project / "pyproject.toml").is_file() else Path.cwd()
+
+
+FOLDER: Final = _folder()
+"""What relative paths in the settings start from."""
+ENV_FILE = FOLDER / ".env"
+
+S = TypeVar("S", bound=BaseSettings)
+
+
+def load(settings: type[S], **advice: str) -> S:
+    """Raises SettingsError, in one line, if a setting is missing or malformed.
+
+    `advice` says what to do where one is missing, by its name.
+    """
+    try:
+        with _reading():
+            return settings(_env_file=ENV_FILE)
+    except ValidationError as error:
+        # Without the inputs: an error must never show what a setting held.
+        details = error.errors(include_url=False, include_context=False, include_input=False)
+        problem = "; ".join(_described(each, advice) for each in details)
+    except pydantic_settings.SettingsError as error:
+        problem = f"{error}; write it as JSON"
+    # Raised out here so that no traceback leads back to the value.
+    raise SettingsError(problem)
+
+
+def read_env_file() -> str:
+    """The text of `.env`, line ends as they are; none if there is no such file.
+
+    Raises SettingsError, in one line, if it cannot be read.
+    """
+    with _reading():
+        return ENV_FILE.read_bytes().decode() if ENV_FILE.exists() else ""
+
+
+@contextmanager
+def _reading() -> Generator[None]:
+    try:
+        # A pipe would be read once, and a folder not at all.
+        if (ENV_FILE.exists() or ENV_FILE.is_symlink()) and not ENV_FILE.is_file():
+            raise SettingsError(f"{ENV_FILE} is not a file; put the settings into one")
+        yield
+        return
+    except OSError as error:
+        problem = f"{ENV_FILE} cannot be read ({error.strerror}); check its owner and mode"
+    except UnicodeDecodeError:
+        problem = f"{ENV_FILE} is not UTF-8 text; save it as UTF-8"
+    raise SettingsError(problem)
+
+
+def _described(detail: ErrorDetails, advice: dict[str, str]) -> str:
+    name = f"{detail['loc'][0]}"
+    if detail["type"] == "missing":
+        return f"{name.upper()} is not set; {advice.get(name, 'set it')}"
+    return f"{name.upper()}: {detail['msg']}"

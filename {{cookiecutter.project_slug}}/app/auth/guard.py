@@ -1,0 +1,455 @@
+"""Where they get in: an application that asks every caller for a key, and its two routers.
+
+What is not declared public needs a key, whenever and however it was added. Put an endpoint on a
+`GuardedRouter`, or on a `PublicRouter` if anyone may call it. A route of the application itself is
+guarded as well, but stops the start-up: it does not say which of the two was meant.
+"""
+
+import logging
+from collections.abc import (
+    AsyncGenerator,
+    Awaitable,
+    Callable,
+    Collection,
+    Coroutine,
+    Iterable,
+    Iterator,
+    Sequence,
+)
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import Any, Final, NamedTuple
+
+from fastapi import APIRouter, FastAPI, Request, Response, params
+from fastapi.encoders import jsonable_encoder
+from fastapi.routing import APIRoute, APIWebSocketRoute, RouteContext, iter_route_contexts
+from starlette.middleware import Middleware
+from starlette.middleware.exceptions import ExceptionMiddleware
+from starlette.routing import BaseRoute, Match
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from app.auth import access
+from app.auth.access import (
+    CALLER,
+    RESPONSES,
+    Refusal,
+    get_caller,
+    refusal_without,
+    require,
+    scopes_of,
+)
+from app.auth.keys import Key, masked
+
+logger = logging.getLogger(__name__)
+
+_KEYS: Final = "app.keys"  # where the ASGI scope holds the store that was asked for the caller
+_NO_STORE: Final = (b"cache-control", b"no-store")
+_NO_SCOPES: Final[frozenset[str]] = frozenset()
+
+
+class UnguardedRouteError(RuntimeError):
+    """A route is neither guarded nor declared public."""
+
+
+# The routers.
+
+Dependencies = Sequence[params.Depends] | None
+Handler = Callable[[Request], Coroutine[Any, Any, Any]]
+
+
+class GuardedRoute(APIRoute):
+    """Refuses a caller who lacks a scope before the body is read; `get_caller` asks again."""
+
+    def get_route_handler(self) -> Handler:
+        handle = super().get_route_handler()
+        if not (needed := sorted(set(scopes_of(self.dependant)))):
+            return handle
+
+        async def handle_if_covered(request: Request) -> Response | Refusal:
+            return refusal_without(needed, request.scope) or await handle(request)
+
+        return handle_if_covered
+
+
+class GuardedRouter(APIRouter):
+    """Everything on it (HTTP, WebSocket, mounted apps, nested routers) needs a valid key.
+
+    The scopes that its `dependencies` ask for hold for all of that, and so do those that are given
+    where it is included.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        options.setdefault("route_class", GuardedRoute)
+        options.setdefault("redirect_slashes", False)
+        super().__init__(**options)
+        self.scopes: Final = sorted(_scopes_in(self.dependencies))
+
+    async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """How FastAPI enters a router that was included."""
+        if refusal := self._refusal(scope):
+            await refusal(scope, receive, send)
+        else:
+            await APIRouter.handle(self, scope, receive, send)  # faster than super()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """How an application that was mounted is entered."""
+        if refusal := self._refusal(scope):
+            await refusal(scope, receive, send)
+        else:
+            await super().__call__(scope, receive, send)
+
+    def _refusal(self, scope: Scope) -> Refusal | None:
+        caller = scope.get(CALLER, _NOBODY_ASKED)
+        if isinstance(caller, Refusal):  # this router lies in a public one
+            return caller
+        return refusal_without(self.scopes, scope) if self.scopes else None
+
+    def include_router(
+        self, router: APIRouter, *, dependencies: Dependencies = None, **options: Any
+    ) -> None:
+        router, options = _with_scopes_of(dependencies, router, options)
+        super().include_router(router, **options)
+
+    def frontend(self, *_: Any, **__: Any) -> None:
+        raise UnguardedRouteError("A frontend is public; mount StaticFiles for files behind a key")
+
+
+_NOBODY_ASKED: Final = Refusal("no GuardedAPI around it")
+
+
+class PublicRouter(APIRouter):
+    """Everything on it is open to strangers, but for a GuardedRouter in it."""
+
+    def __init__(self, **options: Any) -> None:
+        options.setdefault("redirect_slashes", False)
+        super().__init__(**options)
+        # Its frontends once more. FastAPI looks for files in all of its routers, where no route
+        # matches; strangers are shown none but these.
+        self.frontends: Final = APIRouter(prefix=self.prefix, dependencies=self.dependencies)
+
+    def frontend(self, path: str, **options: Any) -> None:
+        super().frontend(path, **options)
+        self.frontends.frontend(path, **options)
+
+    def include_router(self, router: APIRouter, **options: Any) -> None:
+        super().include_router(router, **options)
+        if isinstance(router, PublicRouter):
+            self.frontends.include_router(router.frontends, **options)
+
+
+def _scopes_in(dependencies: Dependencies) -> frozenset[str]:
+    def nothing() -> None:
+        """An operation that has no dependencies but these."""
+
+    return frozenset(scopes_of(APIRoute("/", nothing, dependencies=dependencies).dependant))
+
+
+def _with_scopes_of(
+    dependencies: Dependencies, router: APIRouter, options: dict[str, Any]
+) -> tuple[APIRouter, dict[str, Any]]:
+    """What to include instead, so that the scopes also hold for what FastAPI has no dependencies
+    of: mounted applications, and routes of Starlette's."""
+    if not _scopes_in(dependencies):
+        return router, {**options, "dependencies": dependencies}
+    around = GuardedRouter(dependencies=dependencies)
+    around.include_router(router, **options)
+    return around, {}
+
+
+class _Leaf(NamedTuple):
+    """A route at the end of a tree of routers."""
+
+    route: BaseRoute
+    guarded: bool
+    loose: frozenset[str]  # scopes that the routers ask for, but that do not hold for it
+
+
+def _leaves(
+    routes: Iterable[Any],
+    *,
+    guarded: bool,
+    asked: frozenset[str] = _NO_SCOPES,
+    held: frozenset[str] = _NO_SCOPES,
+) -> Iterator[_Leaf]:
+    for included in routes:
+        router = getattr(included, "original_router", None)
+        if router is None:
+            asks_itself = isinstance(included, APIRoute | APIWebSocketRoute)
+            yield _Leaf(included, guarded, _NO_SCOPES if asks_itself else asked - held)
+            continue
+        dependencies = [*included.include_context.dependencies, *router.dependencies]
+        is_guarded = isinstance(router, GuardedRouter)
+        yield from _leaves(
+            router.routes,
+            guarded=guarded or is_guarded,
+            asked=asked | _scopes_in(dependencies),
+            held=held.union(router.scopes) if is_guarded else held,
+        )
+
+
+# The application.
+
+
+class GuardedAPI(FastAPI):
+    """A FastAPI application that asks `keys` whether a caller's key is in force.
+
+    `public_paths` are the pages that others have added to the application itself and that are
+    open to strangers. Its own documentation is.
+    """
+
+    def __init__(
+        self,
+        keys: access.KeyStore,
+        *,
+        public_paths: Collection[str] = (),
+        middleware: Sequence[Middleware] = (),
+        **options: Any,
+    ) -> None:
+        self.keys: Final = keys
+        self._public_paths: Final = frozenset(public_paths)
+        super().__init__(
+            # The innermost: what is added later sees requests before the guard does.
+            middleware=[*middleware, Middleware(_Guard, api=self)],
+            # A redirect would come before the guard, and tell a caller to send the key elsewhere.
+            redirect_slashes=False,
+            **options,
+        )
+        self.router.lifespan_context = self._following_keys(self.router.lifespan_context)
+        given = [id(route) for route in options.get("routes") or ()]
+        self._public: Final = [route for route in self.routes if id(route) not in given]
+        self._guarded: Final[list[BaseRoute]] = []
+        self.frontends: Final = APIRouter(
+            dependencies=self.router.dependencies,
+            dependency_overrides_provider=self,
+            redirect_slashes=False,
+        )
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "lifespan":
+            access.take_secret(scope)
+        await FastAPI.__call__(self, scope, receive, send)  # faster than super()
+
+    def include_router(
+        self, router: APIRouter, *, dependencies: Dependencies = None, **options: Any
+    ) -> None:
+        router, options = _with_scopes_of(dependencies, router, options)
+        before = len(self.routes)
+        super().include_router(router, **options)
+        if isinstance(router, PublicRouter):
+            self._public.extend(self.routes[before:])
+            self.frontends.include_router(router.frontends, **options)
+        elif isinstance(router, GuardedRouter):
+            self._guarded.extend(self.routes[before:])
+
+    def frontend(self, *_: Any, **__: Any) -> None:
+        raise UnguardedRouteError("A frontend is public: put it on a PublicRouter")
+
+    def check_routes(self) -> None:
+        """Raises UnguardedRouteError if any route is on neither kind of router, or if scopes that
+        a router asks for do not hold for a route on it."""
+        unclear = [
+            _named(context)
+            for route in self.routes
+            if not _is_in(route, self._guarded) and not self.is_public(route)
+            for context in iter_route_contexts([route])
+        ]
+        if unclear:
+            raise UnguardedRouteError(
+                f"Neither guarded nor public: {', '.join(unclear)}. Put each on a GuardedRouter or"
+                " a PublicRouter; a router of a package goes on one of them with include_router, a"
+                " page that a package adds to the application into public_paths."
+            )
+        loose = [
+            f"{', '.join(sorted(leaf.loose))} for {_named(RouteContext(leaf.route))}"
+            for leaf in self._leaves(self.routes)
+            if leaf.loose
+        ]
+        if loose:
+            raise UnguardedRouteError(
+                f"Scopes that do not hold: {'; '.join(loose)}. Give them to the GuardedRouter that"
+                " it is on, or to include_router of a GuardedRouter or of the application."
+            )
+
+    def is_public(self, route: BaseRoute) -> bool:
+        if _is_in(route, self._public):
+            return True
+        return getattr(route, "path", None) in self._public_paths and not _is_in(
+            route, self._guarded
+        )
+
+    def route_for(self, scope: Scope) -> BaseRoute | None:
+        """The route that is going to answer, as the router chooses it; None if there is none."""
+        partial = None
+        for route in self.routes:
+            try:
+                match, _ = route.matches(scope)
+            except Exception:  # say, a number with too many digits: the router will not get further
+                return route
+            if match is Match.FULL:
+                return route
+            if match is Match.PARTIAL and partial is None:
+                partial = route
+        return partial
+
+    def openapi(self) -> dict[str, Any]:
+        """FastAPI's document, with the key and the refusals on every guarded operation."""
+        if self.openapi_schema is None:
+            document = super().openapi()
+            schemes = document.setdefault("components", {}).setdefault("securitySchemes", {})
+            schemes[get_caller.scheme_name] = jsonable_encoder(get_caller.model, exclude_none=True)
+            for context in self._guarded_contexts():
+                for method in context.methods or ():
+                    operation = document["paths"][context.path_format][method.lower()]
+                    operation.setdefault("security", [{get_caller.scheme_name: []}])
+                    operation["responses"] = {**RESPONSES, **operation.get("responses", {})}
+        return super().openapi()
+
+    def _guarded_contexts(self) -> Iterator[RouteContext]:
+        for route in self.routes:
+            operations = [
+                leaf.route
+                for leaf in self._leaves([route])
+                if leaf.guarded and isinstance(leaf.route, APIRoute)
+            ]
+            for context in iter_route_contexts([route]):
+                if _is_in(context.original_route, operations) and context.include_in_schema:
+                    yield context
+
+    def _leaves(self, routes: Iterable[BaseRoute]) -> Iterator[_Leaf]:
+        asked = _scopes_in(self.router.dependencies)
+        for route in routes:
+            yield from _leaves([route], guarded=not self.is_public(route), asked=asked)
+
+    def _following_keys(
+        self, lifespan: Callable[[Any], AbstractAsyncContextManager[Any]]
+    ) -> Callable[[Any], AbstractAsyncContextManager[Any]]:
+        @asynccontextmanager
+        async def following(app: FastAPI) -> AsyncGenerator[Any]:
+            await check_guard()
+            async with self.keys.follow(), lifespan(app) as state:
+                self.check_routes()  # now, for a lifespan may have added some
+                yield state
+
+        return following
+
+
+def _is_in(route: BaseRoute, routes: Sequence[BaseRoute]) -> bool:
+    return any(each is route for each in routes)  # a Route equals others that look like it
+
+
+def _named(context: RouteContext) -> str:
+    return f"{context.path or '/'} ({context.name or type(context.original_route).__name__})"
+
+
+class _Guard:
+    """Middleware that asks for the key, once a request, before anything is read or run."""
+
+    def __init__(self, app: ASGIApp, api: GuardedAPI) -> None:
+        self._app, self._api, self._keys = app, api, api.keys
+        # For strangers, where there is no route: public files, or your own page for what is not
+        # found.
+        self._elsewhere = ExceptionMiddleware(api.frontends, api.exception_handlers)
+        # Asked once, so that no request has to.
+        self._logs_callers = logger.isEnabledFor(logging.DEBUG)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            await self._app(scope, receive, send)
+            return
+        caller = scope.get(CALLER)
+        if caller is None:
+            scope[_KEYS] = self._keys
+            caller = scope[CALLER] = await access.authenticate(scope, self._keys)
+            if self._logs_callers and isinstance(caller, Key):
+                path = masked(scope["path"])
+                logger.debug("Let in %s %r: key %s.", scope["type"], path, caller.id)
+        elif scope[_KEYS] is not self._keys:
+            raise RuntimeError("A GuardedAPI lies in one that asks other keys, and took the key")
+        if isinstance(caller, Key):
+            await self._app(scope, receive, _not_stored(send))
+            return
+        route = self._api.route_for(scope)
+        if route is None:
+            scope["router"] = self._api.router
+            await self._elsewhere(scope, receive, send)
+        elif self._api.is_public(route):
+            await self._app(scope, receive, send)
+        else:
+            await caller(scope, receive, send)
+
+
+def _not_stored(send: Send) -> Send:
+    """No cache between may keep the answer for somebody else, unless the endpoint says so."""
+
+    def send_not_stored(message: Message) -> Awaitable[None]:
+        if message["type"] == "http.response.start":
+            headers = message.get("headers", ())
+            for name, _ in headers:
+                if name == b"cache-control":
+                    break
+            else:
+                message = {**message, "headers": [*headers, _NO_STORE]}
+        return send(message)
+
+    return send_not_stored
+
+
+# Whether all of this works.
+
+
+async def check_guard() -> None:
+    """Raises UnguardedRouteError if this release of FastAPI goes past the guard.
+
+    Beyond what FastAPI documents, the guard rests on how a router finds a route (`matches`) and is
+    entered (`handle`), and on where it keeps what was included (`original_router`,
+    `include_context`) and scopes (`own_oauth_scopes`).
+    """
+    entered: set[str] = set()
+
+    def filled(router: Any, path: str) -> Any:
+        async def endpoint() -> None:
+            entered.add(path)
+
+        async def mounted(*_: object) -> None:
+            entered.add(path)
+
+        router.add_api_route(path, endpoint)
+        router.add_api_websocket_route(path, endpoint)
+        router.mount(f"{path}/mounted", mounted)
+        return router
+
+    nobodys_keys: Any = None  # for all requests are those of somebody who was asked already
+    app = filled(GuardedAPI(nobodys_keys), "/bare")
+    public, needed = filled(PublicRouter(), "/public"), [require("needed")]
+    public.include_router(filled(GuardedRouter(), "/in-public"))
+    app.include_router(public)
+    app.include_router(filled(GuardedRouter(), "/guarded"))
+    app.include_router(filled(GuardedRouter(dependencies=needed), "/scoped"))
+    # Not `app` itself: add-ons are not to see these requests.
+    stack = type(app).build_middleware_stack(app)
+
+    async def nothing(*_: object) -> Any:
+        """Neither received nor sent."""
+
+    async def where_enters(caller: Key | Refusal) -> set[str]:
+        entered.clear()
+        for path in ("/bare", "/public", "/in-public", "/guarded", "/scoped"):
+            for type, end in (("http", ""), ("http", "/mounted/"), ("websocket", "")):
+                scope: Scope = {"type": type, "method": "GET", "path": path + end, "app": app}
+                scope.update({"query_string": b"", "headers": [], CALLER: caller, _KEYS: app.keys})
+                await stack(scope, nothing, nothing)
+        return set(entered)
+
+    access.logger.disabled = True
+    try:
+        strangers = await where_enters(Refusal("no key"))
+        callers = await where_enters(Key("", "", _NO_SCOPES))
+    finally:
+        access.logger.disabled = False
+    plain = APIRouter()
+    plain.include_router(filled(APIRouter(), "/plain"), dependencies=needed)
+    if (
+        strangers != {"/public"}
+        or callers != {"/bare", "/public", "/in-public", "/guarded"}
+        or not any(leaf.loose for leaf in _leaves(plain.routes, guarded=False))
+    ):
+        raise UnguardedRouteError("This release of FastAPI goes past the guard: install another.")

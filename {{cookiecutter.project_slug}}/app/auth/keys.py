@@ -1,0 +1,130 @@
+"""What an API key is: whose, for what, and how its secret is spelled."""
+
+import re
+import string
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from hashlib import sha256
+from typing import Final
+from uuid import UUID, uuid4
+from zlib import crc32
+
+# What is hashed: one spelling, so that a key cannot be known in one and revoked in another.
+_SECRET = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-4[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}")
+_SECRET_BYTES = re.compile(_SECRET.pattern.encode())
+# For people and scanners: a prefix, the UUID's 16 bytes in base 62, and a CRC-32 over both.
+_PREFIXED = re.compile(r"([a-z][a-z0-9]{0,15}_)([0-9A-Za-z]{22})([0-9A-Za-z]{6})")
+_BASE62 = string.digits + string.ascii_uppercase + string.ascii_lowercase
+# Either of them in the middle of other text, as somebody may have put it there.
+_IN_TEXT = re.compile(
+    rf"{_SECRET.pattern}|(?<![0-9a-z]){_PREFIXED.pattern}(?![0-9a-z])", re.IGNORECASE
+)
+
+PREFIX_PATTERN: Final = r"^([a-z][a-z0-9]{0,15})?$"
+_SCOPE = re.compile(r"\*|[a-z0-9._-]+(:[a-z0-9._-]+)*(:\*)?")
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    """Who is calling, and what for. The secret itself is not kept anywhere in the service."""
+
+    id: str
+    name: str
+    scopes: frozenset[str]
+
+    def covers(self, scope: str) -> bool:
+        """Whether one of the key's scopes is this one, or a wildcard above it: `reports:*`, `*`."""
+        return scope in self.scopes or any(
+            held == "*" or (held.endswith(":*") and scope.startswith(held[:-1]))
+            for held in self.scopes
+        )
+
+    def lacks(self, scopes: Iterable[str]) -> str | None:
+        """The first of these scopes that the key does not cover."""
+        return next((scope for scope in scopes if not self.covers(scope)), None)
+
+
+def new_secret() -> str:
+    """A UUID4: 122 bits from the operating system's random source."""
+    return str(uuid4())
+
+
+def digest(secret: bytes) -> bytes:
+    """One SHA-256 is enough: at 122 random bits there is nothing for a slow hash to slow down."""
+    return sha256(secret).digest()
+
+
+def id_of(hashed: bytes) -> str:
+    """What stands for a secret where it must not be shown: the start of its digest in hex."""
+    return hashed.hex()[:12]
+
+
+def is_canonical(secret: str) -> bool:
+    """Whether this is a lower-case UUID4 that came from a random source rather than a keyboard."""
+    return bool(_SECRET.fullmatch(secret)) and len(set(secret)) > 6
+
+
+def is_spelled_right(secret: bytes) -> bool:
+    """Whether it may be somebody's secret: of anything else not even the digest is to be shown."""
+    return bool(_SECRET_BYTES.fullmatch(secret))
+
+
+def with_prefix(secret: str, prefix: str) -> str:
+    """Another spelling of a canonical secret, which scanners can find; no prefix, no change."""
+    if not prefix:
+        return secret
+    text = f"{prefix}_{_to_base62(UUID(secret).int, 22)}"
+    return text + _to_base62(crc32(text.encode()), 6)
+
+
+def canonical(spelled: bytes) -> bytes:
+    """The canonical spelling of a secret with a prefix; anything else as it is."""
+    if match := _PREFIXED.fullmatch(spelled.decode("latin-1")):
+        prefix, body, checksum = match.groups()
+        number = _from_base62(body)
+        if number < 1 << 128 and _from_base62(checksum) == crc32((prefix + body).encode()):
+            return str(UUID(int=number)).encode()
+    return spelled
+
+
+def _to_base62(number: int, length: int) -> str:
+    digits = ""
+    while len(digits) < length:
+        number, digit = divmod(number, 62)
+        digits = _BASE62[digit] + digits
+    return digits
+
+
+def _from_base62(digits: str) -> int:
+    number = 0
+    for digit in digits:
+        number = number * 62 + _BASE62.index(digit)
+    return number
+
+
+def parse_secrets(text: str) -> list[str]:
+    """The secrets in a comma-separated list, in their canonical spelling.
+
+    Raises ValueError for an entry that is none; the message gives its place, not its text.
+    """
+    entries = [entry.strip() for entry in text.split(",")] if text.strip() else []
+    secrets = [canonical(entry.encode(errors="replace")).decode() for entry in entries]
+    for place, secret in enumerate(secrets, start=1):
+        if not is_canonical(secret):
+            raise ValueError(f"entry {place} of {len(secrets)} is not a random lower-case UUID4")
+    return secrets
+
+
+def digests(secrets: Iterable[str]) -> Iterator[bytes]:
+    return (digest(secret.encode()) for secret in secrets)
+
+
+def masked(text: str) -> str:
+    """The text for a log: short, and without anything in it that is spelled like a secret."""
+    # Of 2,000 characters more than 200 are left, whatever is masked: no secret is cut in two.
+    shown = _IN_TEXT.sub("[key]", text[:2000])
+    return shown if len(shown) <= 200 else f"{shown[:200]}..."
+
+
+def is_scope(text: str) -> bool:
+    return bool(_SCOPE.fullmatch(text)) and len(text) <= 100

@@ -1,0 +1,5 @@
+"""The command line of the service. Commands of yours go here."""
+
+from app.auth.cli import main
+
+__all__ = ["main"]

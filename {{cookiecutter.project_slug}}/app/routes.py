@@ -1,0 +1,34 @@
+"""Your endpoints: on `guarded` they need a valid key, on `public` they need none."""
+
+from fastapi import HTTPException, Request
+
+from app.auth import GuardedRouter, PublicRouter
+
+public = PublicRouter()
+guarded = GuardedRouter()
+
+
+@public.get("/")
+async def hello() -> dict[str, str]:
+    return {"Hello": "World"}
+
+
+@public.head("/health/live", include_in_schema=False)
+@public.get("/health/live")
+async def live() -> dict[str, str]:
+    """The process answers."""
+    return {"status": "live"}
+
+
+@public.head("/health/ready", include_in_schema=False)
+@public.get("/health/ready", responses={503: {"description": "The keys are out of reach"}})
+async def ready(request: Request) -> dict[str, str]:
+    """The keys are within reach: callers who have one get in."""
+    if not await request.app.keys.is_reachable():
+        raise HTTPException(503, "The keys are out of reach")
+    return {"status": "ready"}
+
+
+@guarded.get("/secure-endpoint")
+async def secure_endpoint() -> dict[str, str]:
+    return {"message": "You have access!"}

@@ -1,0 +1,13 @@
+"""Your settings, from the environment or else from `.env`. Those of the keys are inherited."""
+
+from app.auth.dotenv import load
+from app.auth.settings import AuthSettings
+
+
+class Settings(AuthSettings):
+    """Add yours here: `page_size: int = 50` is what PAGE_SIZE says."""
+
+
+def load_settings() -> Settings:
+    """Raises SettingsError, in one line, if a setting is missing or malformed."""
+    return load(Settings)

@@ -1,0 +1,166 @@
+"""Managing keys over HTTP: for callers with the scope `keys:manage`."""
+
+from asyncio import sleep
+from collections.abc import Callable
+from functools import partial
+from typing import Annotated, Any, Final, TypeVar
+
+from fastapi import Body, Depends, HTTPException, Query, Request, Response
+from fastapi.concurrency import run_in_threadpool
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+
+from app.auth.access import Caller, require
+from app.auth.errors import StoreUnavailableError
+from app.auth.guard import GuardedRoute, GuardedRouter, Handler
+from app.auth.schemas import (
+    EventView,
+    IssuedKey,
+    KeyView,
+    NewKey,
+    Page,
+    Problem,
+    Revocation,
+    Rotation,
+)
+from app.auth.service import (
+    MANAGE,
+    ConflictError,
+    ForbiddenError,
+    KeyService,
+    KeyServiceError,
+    NotFoundError,
+)
+
+T = TypeVar("T")
+
+_STATUSES: Final[dict[type[KeyServiceError], int]] = {NotFoundError: 404, ConflictError: 409, ForbiddenError: 403}
+
+
+class _ManagementRoute(GuardedRoute):
+    def get_route_handler(self) -> Handler:
+        handle = super().get_route_handler()
+
+        async def explain(request: Request) -> Response:
+            try:
+                answer: Response = await handle(request)
+                return answer
+            except KeyServiceError as error:
+                raise HTTPException(_STATUSES.get(type(error), 400), f"{error}") from None
+            except StoreUnavailableError:
+                raise HTTPException(
+                    503, "The keys are out of reach", {"Retry-After": "1"}
+                ) from None
+            except RequestValidationError as error:
+                # FastAPI's answer but for the input, which need not be text that can be sent.
+                said = [{each: e[each] for each in ("type", "loc", "msg")} for e in error.errors()]
+                return JSONResponse({"detail": said}, 422)
+
+        return explain
+
+
+router = GuardedRouter(
+    prefix="/api-keys",
+    tags=["API keys"],
+    route_class=_ManagementRoute,
+    dependencies=[require(MANAGE)],
+)
+
+
+def _problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    return {status: {"model": Problem} for status in statuses}
+
+
+async def get_service(request: Request) -> Any:
+    return request.app.state.key_service
+
+
+Service = Annotated[KeyService, Depends(get_service)]
+
+
+async def _changed(request: Request, change: Callable[[], T]) -> T:
+    """Make a change, in a thread for it waits for the database; here it holds at once."""
+    changed = await run_in_threadpool(change)
+    await request.app.keys.catch_up()
+    return changed
+
+
+async def _until_all_follow(service: KeyService) -> None:
+    await sleep(await run_in_threadpool(service.longest_staleness))
+
+
+@router.post("", status_code=201, responses=_problems(400))
+async def create_key(new: NewKey, caller: Caller, service: Service, request: Request) -> IssuedKey:
+    """Make a key with scopes that you have yourself, and which ends no later than yours.
+
+    The secret is shown this once.
+    """
+    change = partial(service.create, new.name, new.scopes, actor=caller.id, by=caller)
+    return await _changed(request, partial(change, expires_at=new.expires_at))
+
+
+@router.get("")
+def list_keys(
+    service: Service,
+    after: Annotated[str, Query(pattern="^[ -~]*$")] = "",
+    limit: Annotated[int, Query(ge=1, le=1000)] = 100,
+) -> Page:
+    """The keys, oldest first."""
+    items = service.page(after, limit + 1)
+    return Page(items=items[:limit], next=items[limit - 1].id if len(items) > limit else None)
+
+
+@router.get("/{id}", responses=_problems(404))
+def show_key(id: str, service: Service) -> KeyView:
+    return service.get(id)
+
+
+@router.post("/{id}/rotate", responses=_problems(400, 404, 409))
+async def rotate_key(
+    id: str,
+    rotation: Annotated[Rotation, Body(default_factory=Rotation)],
+    caller: Caller,
+    service: Service,
+    request: Request,
+) -> IssuedKey | KeyView:
+    """Give a key a new secret, shown this once; the old one stays in force for the overlap.
+
+    You need all scopes of the key. While two secrets are in force, say which one to `drop`.
+    """
+    if not (rotation.issue or rotation.drop):
+        raise HTTPException(400, "Say which secret to drop, or let one be issued")
+
+    def change() -> IssuedKey | KeyView:
+        overlap, drop = rotation.overlap, rotation.drop
+        if drop and not rotation.issue:
+            return service.drop(id, drop, actor=caller.id, by=caller)
+        return service.rotate(id, overlap=overlap, drop=drop, actor=caller.id, by=caller)
+
+    rotated = await _changed(request, change)
+    if rotation.drop or not rotation.overlap:
+        await _until_all_follow(service)
+    return rotated
+
+
+@router.post("/{id}/revoke", responses=_problems(400, 404, 409))
+async def revoke_key(
+    id: str,
+    revocation: Annotated[Revocation, Body(default_factory=Revocation)],
+    caller: Caller,
+    service: Service,
+    request: Request,
+) -> KeyView:
+    """End a key for good; when this answers, no server accepts it any more.
+
+    You need all scopes of the key. The last one that may manage keys needs `force`.
+    """
+    change = partial(service.revoke, id, force=revocation.force, actor=caller.id, by=caller)
+    revoked = await _changed(request, change)
+    await _until_all_follow(service)
+    return revoked
+
+
+@router.get("/{id}/events", responses=_problems(404))
+def list_events(id: str, service: Service) -> list[EventView]:
+    """What was done to the key, oldest first."""
+    return service.events(id)

@@ -1,0 +1,86 @@
+"""The settings of the keys."""
+
+from typing import Annotated, Literal
+from urllib.parse import unquote
+
+from pydantic import BeforeValidator, Field, PlainValidator
+from pydantic_core import PydanticCustomError
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from sqlalchemy import URL, make_url
+from sqlalchemy.exc import ArgumentError
+
+from app.auth.dotenv import FOLDER
+from app.auth.keys import PREFIX_PATTERN, digests, parse_secrets
+from app.constants import COMMAND
+
+# What people paste names all kinds of drivers; these are the ones that are installed.
+_DRIVERS = {
+    "sqlite": "sqlite",
+    "postgresql": "postgresql+psycopg",
+    "postgres": "postgresql+psycopg",
+}
+
+
+def _parse_api_keys(text: str) -> frozenset[bytes]:
+    try:
+        return frozenset(digests(parse_secrets(text)))
+    except ValueError as error:
+        told = {"problem": f"{error}", "fix": f"uv run {COMMAND} keys create NAME"}
+        raise PydanticCustomError("api_keys", "{problem}; make a key with: {fix}", told) from None
+
+
+def _parse_url(text: str) -> URL:
+    text = text.strip()
+    if text.count("@") > 1 and not text.startswith("sqlite"):
+        raise PydanticCustomError("database_url", "write %40 for an @ in a name or a password")
+    try:
+        url = make_url(text if unquote(text).isprintable() else "")
+        url = url.set(drivername=_DRIVERS[url.get_backend_name()])
+        (url.host or "").encode("idna")  # as the driver does it
+    except (ArgumentError, KeyError, ValueError):
+        url = URL.create("")
+    if url.drivername == "sqlite" and _is_file(url):
+        return url.set(database=str(FOLDER / f"{url.database}"))
+    if url.drivername == "postgresql+psycopg" and url.database:
+        return url
+    raise PydanticCustomError(
+        "database_url", "write sqlite:///FILE or postgresql://USER:PASSWORD@HOST/DATABASE"
+    )
+
+
+def _is_file(url: URL) -> bool:
+    name = url.database or ""
+    special = name == ":memory:" or name.startswith("file:")
+    return bool(name) and not (special or url.host or url.query)
+
+
+class AuthSettings(BaseSettings):
+    model_config = SettingsConfigDict(
+        env_file_encoding="utf-8",
+        extra="ignore",
+        hide_input_in_errors=True,
+        validate_default=False,
+    )
+
+    # Comma-separated UUID4s with every scope. Digests here, so that no secret outlives the parsing.
+    api_keys: Annotated[
+        frozenset[bytes],
+        NoDecode,
+        PlainValidator(_parse_api_keys),
+        Field(repr=False, exclude=True),
+    ] = frozenset()
+    # Relative to the project's folder.
+    database_url: Annotated[
+        URL,
+        NoDecode,
+        PlainValidator(_parse_url),
+        Field(repr=False, exclude=True),
+    ] = URL.create("sqlite", database=str(FOLDER / "keys.db"))
+    # New keys are spelled with it, as in acme_4fVt... Both spellings of a key are accepted.
+    key_prefix: Annotated[str, Field(pattern=PREFIX_PATTERN)] = ""
+    # Seconds for which a server trusts what it knows of the keys: a revocation waits as long.
+    key_max_staleness: Annotated[float, Field(ge=0.1, le=60)] = 1.0
+    # INFO tells why a request was refused, DEBUG also which key was let in.
+    log_level: Annotated[
+        Literal["DEBUG", "INFO", "WARNING", "ERROR"], BeforeValidator(str.upper)
+    ] = "INFO"

@@ -1,0 +1,39 @@
+"""The application: `uv run fastapi dev`, or `uvicorn app.main:app`."""
+
+import sys
+
+from app import routes
+from app.auth import GuardedAPI
+from app.auth.errors import SettingsError, StoreUnavailableError
+from app.auth.logs import configure_logging
+from app.auth.router import router as api_keys
+from app.auth.service import open_service
+from app.auth.store import DatabaseKeyStore
+from app.constants import DESCRIPTION, TITLE
+from app.settings import Settings, load_settings
+
+
+def create_app(settings: Settings) -> GuardedAPI:
+    """Raises SettingsError or StoreUnavailableError if the database cannot be used."""
+    configure_logging(settings.log_level)
+    service = open_service(settings, migrate=True)
+    service.adopt_env_keys()
+    app = GuardedAPI(
+        keys=DatabaseKeyStore(settings),
+        title=TITLE,
+        description=DESCRIPTION,
+        redoc_url=None,
+        swagger_ui_oauth2_redirect_url=None,
+    )
+    app.state.key_service = service
+    app.include_router(routes.public)
+    app.include_router(routes.guarded)
+    app.include_router(api_keys)
+    return app
+
+
+try:
+    app = create_app(load_settings())
+except (SettingsError, StoreUnavailableError) as error:
+    sys.stderr.write(f"{error}\n")
+    sys.exit(3)  # what uvicorn and gunicorn take as: do not start it again

@@ -1,0 +1,461 @@
+"""Several real processes over one database, and a database that is in trouble."""
+
+import asyncio
+import http.client
+import os
+import signal
+import socket
+import sqlite3
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing, contextmanager, suppress
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, Self
+
+import pytest
+import sqlalchemy as sa
+
+from app.auth.engine import connect, transaction
+from app.auth.errors import StoreUnavailableError
+from app.auth.keys import new_secret
+from app.auth.schema import upgrade
+from app.auth.schemas import IssuedKey
+from app.auth.service import KeyService
+from app.auth.store import RECHECK
+from app.constants import API_KEY_HEADER, COMMAND, MISSING_KEY_STATUS
+from app.settings import load_settings
+from tests.auth.databases import PostgreSQLDatabases, SQLiteDatabases, postgresql
+from tests.auth.servers import make_service, status_of
+from tests.auth.test_store import until_status
+
+ROOT = Path(__file__).parents[2]
+GUARDED = "/api-keys?limit=1"  # for a key that may manage keys: whatever becomes of your endpoints
+PATIENCE = 120  # seconds: no test is decided by how busy the machine is
+
+
+def start(*command: str, **settings: str) -> "subprocess.Popen[bytes]":
+    """A command of Python's, with the settings of the test."""
+    return subprocess.Popen(
+        [sys.executable, *command],
+        env={**os.environ, "PYTHONPATH": f"{ROOT}", **settings},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+
+
+def run(*command: str, **settings: str) -> None:
+    assert start(*command, **settings).wait(PATIENCE) == 0
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    give_up_at = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < give_up_at
+        time.sleep(0.01)
+
+
+class Line:
+    """A connection to a server of this machine, which is made anew where it broke."""
+
+    def __init__(self, port: int) -> None:
+        self.port = port
+        self._http = http.client.HTTPConnection("127.0.0.1", port, timeout=PATIENCE)
+
+    def request(self, key: str, method: str = "GET", path: str = GUARDED) -> int:
+        """The status; 0 where nobody answers."""
+        try:
+            self._http.request(method, path, headers={API_KEY_HEADER: key})
+            answer = self._http.getresponse()
+            answer.read()
+        except (OSError, http.client.HTTPException):
+            self._http.close()
+            return 0
+        return answer.status
+
+    def until(self, status: int, key: str) -> None:
+        wait_for(lambda: self.request(key) == status)
+
+    def close(self) -> None:
+        self._http.close()
+
+
+class Replica(Line):
+    """`uvicorn app.main:app` on a free port."""
+
+    def __init__(self, *options: str, **settings: str) -> None:
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            super().__init__(listener.getsockname()[1])
+        server = ("-m", "uvicorn", "app.main:app", "--port", f"{self.port}")
+        self.process = start(*server, *options, **settings)
+
+    def request(self, key: str, method: str = "GET", path: str = GUARDED) -> int:
+        assert self.process.poll() is None, "the server has ended"
+        return super().request(key, method, path)
+
+    def stop(self) -> None:
+        self.process.terminate()
+        self.process.wait(PATIENCE)
+        self.close()
+
+
+@contextmanager
+def started(*replicas: Replica) -> Iterator[list[Replica]]:
+    with ExitStack() as stack:
+        for replica in replicas:
+            stack.callback(replica.stop)
+        for replica in replicas:
+            replica.until(MISSING_KEY_STATUS, new_secret())
+        yield [*replicas]
+
+
+class Poller(Line):
+    """Calls a server without pause, and notes what came back."""
+
+    def __init__(self, replica: Replica) -> None:
+        super().__init__(replica.port)
+        self.key, self._is_over = new_secret(), False
+        self.answers: list[tuple[float, str, int]] = []  # when a key was sent, and the status
+        self._thread = threading.Thread(target=self._poll)
+
+    def _poll(self) -> None:
+        while not self._is_over:
+            key, sent_at = self.key, time.monotonic()
+            if status := self.request(key):
+                self.answers.append((sent_at, key, status))
+
+    def statuses(self, key: str, since: float = 0.0) -> list[int]:
+        """Those of requests that were sent then or later."""
+        return [status for sent_at, sent, status in self.answers if sent_at > since and sent == key]
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._is_over = True
+        self._thread.join()
+        self.close()
+
+
+@pytest.fixture
+def key_service(database_url: sa.URL) -> KeyService:
+    """Of another process than any server."""
+    return KeyService(load_settings())
+
+
+def manager(key_service: KeyService) -> IssuedKey:
+    return key_service.create("manager", ["keys:manage"], actor="test")
+
+
+# Several processes.
+
+
+def test_once_a_revocation_has_returned_no_server_accepts_the_key(
+    key_service: KeyService, secrets: list[str]
+) -> None:
+    servers = [Replica(KEY_MAX_STALENESS=bound) for bound in ("0.2", "0.6", "1")]
+    servers.append(Replica("--lifespan", "off"))  # of which nobody knows
+    # None of them counts on the bound of the command itself.
+    command = ("-m", "app", "keys")
+    ways: list[Callable[[str], object]] = [
+        lambda id: run(*command, "revoke", id, KEY_MAX_STALENESS="0.1"),
+        lambda id: run(*command, "rotate", id, "--overlap", "0s", KEY_MAX_STALENESS="0.1"),
+        lambda id: servers[0].request(secrets[0], "POST", f"/api-keys/{id}/revoke"),
+    ]
+    with started(*servers), ExitStack() as stack:
+        pollers = [stack.enter_context(Poller(server)) for server in servers]
+        for revoke in ways:
+            issued = manager(key_service)
+            time.sleep(RECHECK)
+            # A new key is accepted at once: no server has ever refused it.
+            for poller in pollers:
+                poller.key = issued.key
+            wait_for(lambda: all(200 in poller.statuses(poller.key) for poller in pollers))
+            for poller in pollers:
+                assert MISSING_KEY_STATUS not in poller.statuses(issued.key)
+            late = Replica()  # which starts meanwhile
+            stack.callback(late.stop)
+            pollers.append(stack.enter_context(Poller(late)))
+            pollers[-1].key = issued.key
+
+            revoke(issued.id)
+
+            now = time.monotonic()
+            wait_for(lambda: all(len(poller.statuses(poller.key, now)) > 20 for poller in pollers))
+            for poller in pollers:
+                assert 200 not in poller.statuses(issued.key, now)
+
+
+def test_a_server_that_is_killed_or_stopped_loses_nothing(key_service: KeyService) -> None:
+    kept, lost = manager(key_service), manager(key_service)
+    with started(Replica()) as [server]:
+        server.until(200, kept.key)
+        server.until(200, lost.key)
+        server.process.kill()
+        key_service.revoke(lost.id, actor="test")
+    with started(Replica()) as [server]:
+        server.until(200, kept.key)
+        assert server.request(lost.key) == MISSING_KEY_STATUS
+    # A graceful stop writes when keys were last used.
+    assert key_service.get(kept.id).last_used_at
+
+
+OPENS = """
+import sys
+while True:
+    for suffix in ("", "-wal", "-shm"):
+        try:
+            open(sys.argv[1] + suffix, "rb").close()
+        except FileNotFoundError:
+            pass
+"""
+
+
+def test_a_server_under_writes_lives_through_whatever_else_opens_its_file(
+    sqlite_databases: SQLiteDatabases, secrets: list[str], tmp_path: Path
+) -> None:
+    with sqlite_databases.fresh(tmp_path) as url, started(Replica()) as [server]:
+        key_service = KeyService(load_settings())
+        opens = start("-c", OPENS, f"{url.database}")
+        try:
+            for _ in range(3):
+                listing = start("-m", "app", "keys", "list")
+                while listing.poll() is None:
+                    issued = manager(key_service)
+                    server.until(200, issued.key)
+                    key_service.revoke(issued.id, actor="test")
+                    server.until(MISSING_KEY_STATUS, issued.key)
+                assert listing.returncode == 0
+                assert server.request(secrets[0]) == 200
+        finally:
+            opens.kill()
+            opens.wait()
+        assert server.process.poll() is None
+        with closing(sqlite3.connect(f"{url.database}")) as connection:
+            assert connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+
+
+def test_a_server_that_finds_an_older_schema_says_which_command_to_run(
+    monkeypatch: pytest.MonkeyPatch, postgresql_databases: PostgreSQLDatabases, tmp_path: Path
+) -> None:
+    with postgresql_databases.empty(tmp_path) as url:
+        monkeypatch.setenv("DATABASE_URL", url.render_as_string(hide_password=False))
+        server = subprocess.run(
+            [sys.executable, "-m", "uvicorn", "app.main:app", "--port", "0"],
+            env={**os.environ, "PYTHONPATH": f"{ROOT}"},
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE,
+        )
+    assert (server.returncode, server.stdout) == (3, "")
+    assert server.stderr == (
+        "DATABASE_URL: no keys were ever kept there;"
+        f" begin with: uv run {COMMAND} db upgrade\n"
+    )
+
+
+# A database in trouble.
+
+
+class OwnPostgreSQL:
+    """A server of our own, to be stopped and started, or frozen."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder, self._stack = folder, ExitStack()
+        self._frozen: list[int] = []
+        self.start()
+        upgrade(self.url)
+
+    def start(self) -> None:
+        self.url = self._stack.enter_context(postgresql(self._folder))
+
+    def stop(self) -> None:
+        self._stack.close()
+
+    def freeze(self) -> None:
+        """Connections stay open, and new ones are taken, but nobody says a word."""
+        with connect(self.url).begin() as connection:
+            processes = connection.exec_driver_sql("SELECT pid FROM pg_stat_activity").scalars()
+        postmaster = (self._folder / "postmaster.pid").read_text().splitlines()[0]
+        self._frozen = [int(postmaster), *processes]
+        self._signal(signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        self._signal(signal.SIGCONT)
+
+    def _signal(self, number: signal.Signals) -> None:
+        for process in self._frozen:
+            with suppress(ProcessLookupError):
+                os.kill(process, number)
+
+
+@pytest.fixture(scope="module")
+def own_postgresql() -> Iterator[OwnPostgreSQL]:
+    with TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patched:
+        patched.delenv("TEST_DATABASE_URL", raising=False)
+        server = OwnPostgreSQL(Path(folder))
+        yield server
+        server.stop()
+
+
+@pytest.fixture
+def postgresql_in_trouble(
+    own_postgresql: OwnPostgreSQL, monkeypatch: pytest.MonkeyPatch
+) -> OwnPostgreSQL:
+    url = own_postgresql.url.render_as_string(hide_password=False)
+    monkeypatch.setenv("DATABASE_URL", url)
+    return own_postgresql
+
+
+def test_stopped_and_started_again_the_database_is_missed_only_meanwhile(
+    postgresql_in_trouble: OwnPostgreSQL, secrets: list[str]
+) -> None:
+    with started(Replica()) as [server]:
+        server.until(200, secrets[0])
+        postgresql_in_trouble.stop()
+        # Never access on old knowledge beyond the bound, nor an answer of another kind.
+        time.sleep(1)
+        assert [server.request(secrets[0]) for _ in range(50)] == [503] * 50
+        postgresql_in_trouble.start()
+        server.until(200, secrets[0])
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGSTOP"), reason="needs POSIX: nothing else freezes")
+async def test_a_database_that_freezes_is_missed_only_meanwhile(
+    postgresql_in_trouble: OwnPostgreSQL, secrets: list[str]
+) -> None:
+    service = make_service(load_settings())
+    async with service.keys.follow():
+        await until_status(service, secrets[0].encode(), 200)
+        postgresql_in_trouble.freeze()
+        try:
+            await asyncio.sleep(1)
+            for secret in secrets:
+                asked_at = time.monotonic()
+                assert await status_of(service, secret.encode()) == 503
+        finally:
+            postgresql_in_trouble.thaw()
+        await until_status(service, secrets[0].encode(), 200)
+
+
+class Proxy:
+    """Between a service and PostgreSQL: connections that stay open can go dead without a word."""
+
+    def __init__(self, url: sa.URL) -> None:
+        query = {**url.query}
+        host, port = query.pop("host", url.host or "localhost"), url.port or 5432
+        self._upstream: Any = f"{host}/.s.PGSQL.{port}" if f"{host}".startswith("/") else (host, port)
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        address, own_port = self._listener.getsockname()
+        self.url = url.set(host=address, port=own_port, query=query)
+        self._lines: list[socket.socket] = []
+        self._dead: set[socket.socket] = set()
+        self.fatal = b"\0nothing"  # what kills a connection on which it is said
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def _accept(self) -> None:
+        with suppress(OSError):  # the end
+            while True:
+                near, _ = self._listener.accept()
+                far = socket.socket(
+                    socket.AF_UNIX if isinstance(self._upstream, str) else socket.AF_INET
+                )
+                far.connect(self._upstream)
+                self._lines += [near, far]
+                for pair in ((near, far), (far, near)):
+                    threading.Thread(target=self._pass_on, args=pair, daemon=True).start()
+
+    def _pass_on(self, source: socket.socket, target: socket.socket) -> None:
+        with suppress(OSError):
+            while data := source.recv(65536):
+                if self.fatal in data:
+                    self._dead |= {source, target}
+                if source not in self._dead:
+                    target.sendall(data)
+            target.shutdown(socket.SHUT_WR)
+
+    def deaden(self) -> None:
+        """Those that are open; others can be made."""
+        self._dead.update(self._lines)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for each in (self._listener, *self._lines):
+            with suppress(OSError):
+                each.shutdown(socket.SHUT_RDWR)
+            each.close()
+
+
+@pytest.fixture
+def proxy(
+    postgresql_databases: PostgreSQLDatabases, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Proxy]:
+    with postgresql_databases.fresh(tmp_path) as url, Proxy(url) as proxy:
+        monkeypatch.setenv("DATABASE_URL", proxy.url.render_as_string(hide_password=False))
+        yield proxy
+
+
+async def test_connections_that_are_half_dead_are_left_behind(
+    proxy: Proxy, secrets: list[str]
+) -> None:
+    service = make_service(load_settings())
+    key_service: KeyService = service.state.key_service
+    async with service.keys.follow():
+        issued = manager(key_service)
+        secret = issued.key.encode()
+        await until_status(service, secret, 200)
+        proxy.deaden()
+        key_service.revoke(issued.id, actor="test")
+        # It asks, and hears that, on others.
+        await until_status(service, secret, MISSING_KEY_STATUS)
+        await until_status(service, secrets[0].encode(), 200)
+
+
+@pytest.mark.parametrize("said", [b"pg_catalog.version", b"SET LOCAL", b"api_keys", b"COMMIT"])
+def test_a_connection_that_dies_at_any_word_is_given_up(
+    proxy: Proxy, monkeypatch: pytest.MonkeyPatch, said: bytes
+) -> None:
+    monkeypatch.setattr("app.auth.engine.PATIENCE", 0.5)
+    key_service = KeyService(load_settings())
+    key_service.engine = connect(proxy.url, patience=0.5)
+    proxy.fatal = said
+    with pytest.raises(StoreUnavailableError):
+        list(key_service.all())
+    proxy.fatal = b"\0nothing"
+    assert list(key_service.all()) == []
+
+
+@contextmanager
+def locked(url: sa.URL) -> Iterator[None]:
+    """By another program, also for those who only read."""
+    if url.get_backend_name() == "sqlite":
+        with closing(sqlite3.connect(f"{url.database}", timeout=PATIENCE)) as connection:
+            connection.execute("PRAGMA locking_mode = EXCLUSIVE")
+            connection.execute("BEGIN EXCLUSIVE")
+            yield
+        return
+    with connect(url, patience=PATIENCE).begin() as connection:
+        connection.exec_driver_sql("LOCK TABLE api_key_events IN ACCESS EXCLUSIVE MODE")
+        yield
+
+
+async def test_a_database_that_another_program_locks_is_missed_only_meanwhile(
+    database_url: sa.URL, secrets: list[str]
+) -> None:
+    service = make_service(load_settings())
+    secret = secrets[0].encode()
+    async with service.keys.follow():
+        await until_status(service, secret, 200)
+        service.keys.close()  # SQLite's lock is for one who is alone
+        with locked(database_url):
+            await until_status(service, secret, 503)
+            await asyncio.sleep(0.2)
+            assert await status_of(service, secret) == 503
+        await until_status(service, secret, 200)

@@ -1,0 +1,125 @@
+"""The keys of `.env`, as a server knows them."""
+
+import asyncio
+import contextlib
+import logging
+import math
+import time
+from collections.abc import AsyncGenerator, Iterable
+from contextlib import asynccontextmanager
+from hashlib import sha256
+from typing import Final
+
+from app.auth import dotenv, env_file
+from app.auth.access import UNKNOWN
+from app.auth.errors import SettingsError, StoreUnavailableError
+from app.auth.keys import Key, digests, id_of
+from app.auth.settings import API_KEYS, MAKE_A_KEY, AuthSettings
+
+logger = logging.getLogger(__name__)
+
+EVERYTHING: Final = frozenset({"*"})
+
+
+class EnvKeyStore:
+    """The keys in force, given as digests. If they are `followed`, `.env` says which they are.
+
+    What was read there is trusted for MAX_AGE; a request that comes later looks again. While the
+    list is broken, those keys stay in force that were before and that it still names.
+    """
+
+    def __init__(self, keys: Iterable[bytes], *, followed: bool) -> None:
+        self._keys = self._good_keys = _by_digest(keys)
+        self._followed = followed
+        self._trusted_until = 0.0 if followed else math.inf
+        self._seen = b""
+
+    def recall(self, digest: bytes) -> Key | None:
+        return self._keys.get(digest) if time.monotonic() < self._trusted_until else None
+
+    async def find(self, digest: bytes) -> Key | str:
+        self._look()  # also for an unknown key: it may have been made a moment ago
+        return self._keys.get(digest, UNKNOWN)
+
+    async def is_reachable(self) -> bool:
+        with contextlib.suppress(StoreUnavailableError):
+            self._look()
+            return True
+        return False
+
+    @asynccontextmanager
+    async def follow(self) -> AsyncGenerator[None]:
+        """Look also while nobody calls: a broken list is held against the last good one."""
+        watcher = asyncio.create_task(self._watch())
+        try:
+            yield
+        finally:
+            watcher.cancel()
+            await asyncio.wait([watcher])
+
+    async def _watch(self) -> None:
+        said = ""
+        while True:
+            try:
+                self._look()
+                said = ""
+            except Exception as error:
+                if f"{error}" != said:
+                    said = f"{error}"
+                    known = isinstance(error, StoreUnavailableError)
+                    logger.error("Nobody gets in: %s.", said, exc_info=not known)
+            await asyncio.sleep(env_file.MAX_AGE / 2)
+
+    def _look(self) -> None:
+        """Raises StoreUnavailableError if `.env` cannot be read."""
+        if not self._followed:
+            return
+        began = time.monotonic()
+        content = _read()
+        # Neither time nor size, which may stay the same; nor the content, which holds secrets.
+        if (seen := sha256(content).digest()) != self._seen:
+            self._take(content)
+            self._seen = seen
+        self._trusted_until = began + env_file.MAX_AGE
+
+    def _take(self, content: bytes) -> None:
+        before = self._keys
+        try:
+            secrets = env_file.secrets_in(content.decode())
+        except ValueError as error:
+            logger.error("%s in %s is broken: %s.", API_KEYS, dotenv.ENV_FILE, error)
+            named = set(digests(env_file.secrets_named_in(content.decode(errors="replace"))))
+            self._keys = {each: key for each, key in self._good_keys.items() if each in named}
+        else:
+            self._keys = self._good_keys = _by_digest(digests(secrets))
+        if self._keys != before:
+            logger.info("%s changed: %d in force.", API_KEYS, len(self._keys))
+
+
+def open_store(settings: AuthSettings) -> EnvKeyStore:
+    """Raises SettingsError if the settings name no key."""
+    if not settings.api_keys:
+        how = "empty" if API_KEYS.lower() in settings.model_fields_set else "not set"
+        raise SettingsError(f"{API_KEYS} is {how}; {MAKE_A_KEY}")
+    if not settings.from_file:
+        logger.warning(
+            "The keys are not followed, for %s does not come from %s: to revoke one,"
+            " change it where it is set, and restart.",
+            API_KEYS,
+            dotenv.ENV_FILE,
+        )
+    return EnvKeyStore(settings.api_keys, followed=settings.from_file)
+
+
+def _by_digest(keys: Iterable[bytes]) -> dict[bytes, Key]:
+    return {digest: Key(id_of(digest), id_of(digest), EVERYTHING) for digest in keys}
+
+
+def _read() -> bytes:
+    try:
+        if dotenv.ENV_FILE.is_file():  # opening a pipe could take for ever
+            return dotenv.ENV_FILE.read_bytes()
+        problem = "is missing, or no file"
+    except OSError as error:
+        problem = f"cannot be read ({error.strerror})"
+    raise StoreUnavailableError(f"{dotenv.ENV_FILE} {problem}")

@@ -1,0 +1,36 @@
+"""The application: `uv run fastapi dev`, or `uvicorn app.main:app`.
+
+Middleware, routers and pages of yours are added in `create_app`.
+"""
+
+import sys
+
+from app import routes
+from app.auth import GuardedAPI
+from app.auth.errors import SettingsError
+from app.auth.logs import configure_logging
+from app.auth.store import open_store
+from app.constants import DESCRIPTION, TITLE
+from app.settings import Settings, load_settings
+
+
+def create_app(settings: Settings) -> GuardedAPI:
+    """Raises SettingsError if the settings name no key."""
+    configure_logging(settings.log_level)
+    app = GuardedAPI(
+        open_store(settings),
+        title=TITLE,
+        description=DESCRIPTION,
+        redoc_url=None,
+        swagger_ui_oauth2_redirect_url=None,
+    )
+    app.include_router(routes.public)
+    app.include_router(routes.guarded)
+    return app
+
+
+try:
+    app = create_app(load_settings())
+except SettingsError as error:
+    sys.stderr.write(f"{error}\n")
+    sys.exit(3)  # what uvicorn and gunicorn take as: do not start it again

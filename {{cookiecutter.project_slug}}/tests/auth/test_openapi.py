@@ -1,0 +1,106 @@
+"""The OpenAPI document tells a caller what the service does."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from fastapi import APIRouter
+
+from app.auth import Caller, GuardedAPI, GuardedRouter, PublicRouter, require
+from app.constants import API_KEY_HEADER, MISSING_KEY_STATUS
+from tests.auth.servers import Keys, answer_of
+
+REFUSALS = {str(MISSING_KEY_STATUS), "403", "503"}
+
+
+def operations(api: GuardedAPI) -> Iterator[tuple[str, Any]]:
+    for path, by_method in api.openapi()["paths"].items():
+        for method, operation in by_method.items():
+            yield f"{method} {path}", operation
+
+
+async def endpoint() -> None: ...
+
+
+async def with_a_name(name: str) -> None: ...
+
+
+def filled(router: Any) -> Any:
+    router.add_api_route("/items", endpoint)
+    router.add_api_route("/items", endpoint, methods=["POST"])
+    no_such_name: dict[int, Any] = {404: {"description": "No such name"}}
+    router.add_api_route("/named/{name:path}", with_a_name, responses=no_such_name)
+    router.add_api_route("/hidden", endpoint, include_in_schema=False)
+    return router
+
+
+def on(router: Any, inner: Any, prefix: str = "") -> Any:
+    router.include_router(inner, prefix=prefix)
+    return router
+
+
+def test_guarded_operations_show_the_key_and_the_refusals(api: GuardedAPI) -> None:
+    on(api, filled(GuardedRouter(prefix="/guarded")))
+    on(api, on(GuardedRouter(), filled(APIRouter()), "/plain"))
+    on(api, on(GuardedRouter(), on(APIRouter(), filled(APIRouter()), "/plain"), "/deep"))
+    on(api, on(GuardedRouter(), filled(PublicRouter()), "/declared"))
+    on(api, on(PublicRouter(), filled(GuardedRouter()), "/in-public"))
+    on(api, on(PublicRouter(), on(GuardedRouter(), filled(APIRouter()), "/plain"), "/in-public"))
+    filled(api)  # what has forgotten to say is guarded as well
+
+    guarded = dict(operations(api))
+    assert len(guarded) == 7 * 3
+    assert not any("hidden" in name for name in guarded)
+    for operation in guarded.values():
+        assert operation["security"] == [{"APIKeyHeader": []}]
+        assert operation["responses"].keys() >= REFUSALS | {"200"}
+        for status in REFUSALS:
+            assert "application/problem+json" in operation["responses"][status]["content"]
+    assert "404" in guarded["get /deep/plain/named/{name}"]["responses"]
+    assert api.openapi()["components"]["securitySchemes"] == {
+        "APIKeyHeader": {"type": "apiKey", "in": "header", "name": API_KEY_HEADER}
+    }
+
+
+def test_public_operations_show_neither(api: GuardedAPI) -> None:
+    on(api, filled(PublicRouter()), "/public")
+    on(api, on(PublicRouter(), filled(APIRouter()), "/plain"), "/public")
+    on(api, filled(GuardedRouter()), "/guarded")
+
+    public = {name: each for name, each in operations(api) if "public" in name}
+
+    assert len(public) == 2 * 3
+    for operation in public.values():
+        assert "security" not in operation
+        assert not operation["responses"].keys() & REFUSALS
+
+
+def test_a_declared_page_is_public_in_the_document_too(keys: Keys) -> None:
+    api = filled(GuardedAPI(keys, public_paths=["/items"]))
+    document = dict(operations(api))
+    assert "security" not in document["get /items"]
+    assert "security" in document["get /named/{name}"]
+
+
+def test_what_an_operation_says_of_itself_stays(api: GuardedAPI) -> None:
+    router = GuardedRouter()
+
+    @router.get("/x", dependencies=[require("a:b")], responses={403: {"description": "Its own"}})
+    async def endpoint(caller: Caller) -> None: ...
+
+    api.include_router(router)
+    operation = dict(operations(api))["get /x"]
+    assert operation["security"] == [{"APIKeyHeader": ["a:b"]}]
+    assert operation["responses"]["403"] == {"description": "Its own"}
+
+
+async def test_a_refusal_is_what_the_document_says(api: GuardedAPI, keys: Keys) -> None:
+    on(api, filled(GuardedRouter(dependencies=[require("scope")])))
+    documented = dict(operations(api))["get /items"]["responses"]
+    for secrets, status in (([], MISSING_KEY_STATUS), ([keys.issue()], 403)):
+        answer = await answer_of(api, *secrets, path="/items")
+        assert answer.status == status
+        assert answer.header("content-type") in documented[str(status)]["content"]
+
+
+def test_the_document_is_made_once(api: GuardedAPI) -> None:
+    assert api.openapi() is api.openapi()
