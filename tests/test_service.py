@@ -6,10 +6,12 @@ import re
 import socket
 import time
 import tomllib
+from base64 import b64encode
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from urllib.parse import urlsplit
+from uuid import uuid4
 
 import pytest
 
@@ -91,26 +93,43 @@ def test_it_is_clean_and_typed(project: Project) -> None:
     project.run("uv", "run", "mypy")
 
 
-def test_its_hooks_pass_and_refuse_a_key(project: Project, key_store: str) -> None:
+def test_its_hooks_pass_and_refuse_a_key(project: Project, key_store: str, header: str) -> None:
     project.run("uv", "run", "pre-commit", "run", "--all-files")
     # Neither did they have anything to repair.
     assert project.run("git", "diff", "--stat").stdout == ""
 
-    secrets = project.keys
+    first, second = project.keys
+    stranger, order = (str(uuid4()) for _ in range(2))
     if key_store == "database":
-        made = project.manage_keys("create", "client", KEY_PREFIX="acme")
-        assert made["key"].startswith("acme_")
-        secrets.append(made["key"])
-    (project.path / "notes.txt").write_text("".join(f"the key is {key}.\n" for key in secrets))
-    project.run("git", "add", "--force", ".env", "notes.txt")
-    refused = project.run("uv", "run", "pre-commit", "run", "--all-files", check=False)
-    project.run("git", "rm", "--quiet", "--cached", ".env", "notes.txt")
-    (project.path / "notes.txt").unlink()
-    assert refused.returncode == 1
+        project.run("uv", "run", project.command, "db", "upgrade")
+    create = ["create", "client"] if key_store == "database" else ["create"]
+    made = project.manage_keys(*create)
+    prefixed = project.manage_keys(*create, KEY_PREFIX="acme")
+    assert prefixed["key"].startswith("acme_")
+    refused = [
+        *(f"the key is {key}." for key in (first, second.upper(), made["key"], prefixed["key"])),
+        f"in base64 {b64encode(first.encode()).decode()}",
+        f"{header}: {stranger}",
+    ]
+    allowed = [f"order {order}", f"{header}: {order} not-a-key", "API_KEYS="]
+    files = {"notes.txt": "utf-8", "powershell.txt": "utf-16"}
+    for name, encoding in files.items():
+        (project.path / name).write_text("\n".join([*refused, *allowed, ""]), encoding)
+    project.run("git", "add", "--force", ".env", *files)
+    result = project.run("uv", "run", "pre-commit", "run", "--all-files", check=False)
+    project.run("git", "rm", "--quiet", "--cached", ".env", *files)
+    for name in files:
+        (project.path / name).unlink()
+    assert result.returncode == 1
     for hook in ("no .env file", "no API key"):
-        assert re.search(rf"^{re.escape(hook)}\.+Failed$", refused.stdout, re.MULTILINE)
-    for line, _ in enumerate(secrets, start=1):
-        assert f"notes.txt:{line}:" in refused.stdout
+        assert re.search(rf"^{re.escape(hook)}\.+Failed$", result.stdout, re.MULTILINE)
+    for name in files:
+        told = re.findall(rf"^{name}:(\d+): key \S+ \(", result.stdout, re.MULTILINE)
+        assert told == [f"{line}" for line, _ in enumerate(refused, start=1)]
+    for key in (first, second.upper(), made["key"], prefixed["key"], stranger):
+        assert key not in result.stdout
+    for id in (made["id"], prefixed["id"]):
+        project.manage_keys("revoke", id)
 
 
 @pytest.mark.parametrize(

@@ -60,7 +60,7 @@ class Reader:
         self.blocks: list[tuple[str, str]] = re.findall(r"```(\w+)\n(.*?)```", text, re.DOTALL)
 
     def run(self, *command: str) -> str:
-        return self.project.run(*command, **self.variables).stdout
+        return self.project.run(*command, check=True, **self.variables).stdout
 
     def execute(self, *statements: str) -> str:
         return self.run("uv", "run", "python", "-c", EXECUTE, *statements).strip()
@@ -100,7 +100,9 @@ def call(method: str, url: str, key: str, body: object = None) -> Any:
         return json.loads(response.read() or b"null")
 
 
-@pytest.fixture(params=[pytest.param(kind, marks=pytest.mark.xdist_group(kind)) for kind in TRIGGERS])
+@pytest.fixture(
+    params=[pytest.param(each, marks=pytest.mark.xdist_group(each)) for each in TRIGGERS]
+)
 def reader(request: pytest.FixtureRequest, template: Path) -> Iterator[Reader]:
     # Not in pytest's folder: each pytest that starts closes that to the user PostgreSQL runs as.
     with TemporaryDirectory(ignore_cleanup_errors=True) as folder:
@@ -119,14 +121,12 @@ def reader(request: pytest.FixtureRequest, template: Path) -> Iterator[Reader]:
         ) as server:
             assert server.stdout
             url = server.stdout.readline().strip()
-            yield Reader(
-                project, "postgresql", {"DATABASE_URL": url, "TEST_DATABASE_URL": url}
-            )
+            yield Reader(project, "postgresql", {"DATABASE_URL": url, "TEST_DATABASE_URL": url})
             server.communicate()
 
 
 def test_the_chapter_holds(reader: Reader) -> None:
-    *first, change, migrate = reader.blocks
+    *first, change, (console, migrate) = reader.blocks
     assert len(first) > 5
     for block in first:
         reader.follow(*block)
@@ -150,7 +150,10 @@ def test_the_chapter_holds(reader: Reader) -> None:
 
     reader.execute(REMOVED, *TRIGGERS[reader.kind])
     reader.follow(*change)
-    reader.follow(*migrate)
+    generate, upgrade = migrate.splitlines()
+    reader.follow(console, generate)
+    with ThreadPoolExecutor(3) as threads:  # of several servers that are deployed, one migrates
+        list(threads.map(lambda _: reader.follow(console, upgrade), range(3)))
     assert len(reader.revisions()) == 2
     assert not re.search("api_key|removed", "".join(reader.revisions()))
     for command in ("alembic check", "ruff check", "ruff format --check", "mypy"):

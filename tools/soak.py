@@ -32,7 +32,7 @@ LET_IN, REFUSED, UNAVAILABLE = 200, 403, 503
 STRANGER: Final = "0b0d9a52-6c1c-4f4e-9a53-7f6f1b8f7a11"  # not-a-key
 
 
-class Fault(Exception):
+class FaultError(Exception):
     """A promise was broken."""
 
 
@@ -124,7 +124,9 @@ class Life:
             self.keys.killed += 1
         output, errors = process.communicate(timeout=60)
         if process.returncode not in (0, -signal.SIGKILL):
-            raise Fault(f"keys {' '.join(arguments)} ended with {process.returncode}: {errors}")
+            raise FaultError(
+                f"keys {' '.join(arguments)} ended with {process.returncode}: {errors}"
+            )
         return json.loads(output) if process.returncode == 0 else None
 
     def create(self) -> None:
@@ -159,7 +161,7 @@ class Life:
         try:
             while ask(url, None) == 0:
                 if server.poll() is not None:
-                    raise Fault(f"a server did not start: {server.returncode}")
+                    raise FaultError(f"a server did not start: {server.returncode}")
                 time.sleep(0.1)
             yield url, server
         finally:
@@ -184,13 +186,15 @@ class Life:
             try:
                 end = time.monotonic() + seconds
                 while time.monotonic() < end and not self.keys.faults:
-                    random.choice([self.create, self.create, self.revoke] if self.ids else [self.create])()
+                    random.choice(
+                        [self.create, self.create, self.revoke] if self.ids else [self.create]
+                    )()
             finally:
                 stop.set()
                 for worker in workers:
                     worker.join()
         if self.keys.faults:
-            raise Fault("; ".join(dict.fromkeys(self.keys.faults)))
+            raise FaultError("; ".join(dict.fromkeys(self.keys.faults)))
 
 
 def explore(project: Project, minutes_left: float) -> None:
@@ -205,7 +209,7 @@ def explore(project: Project, minutes_left: float) -> None:
         HYPOTHESIS_PROFILE="soak",
     )
     if result.returncode:
-        raise Fault(f"with --hypothesis-seed={seed}:\n{result.stdout}")
+        raise FaultError(f"with --hypothesis-seed={seed}:\n{result.stdout}")
 
 
 def main() -> None:
@@ -223,9 +227,14 @@ def main() -> None:
         while time.monotonic() < end:
             for life in lives:
                 life.live(min(LIVES, end - time.monotonic()))
-                print(life.flavour, vars(life.keys) | {"valid": len(life.keys.valid), "revoked": len(life.keys.revoked)}, flush=True)
+                print(
+                    life.flavour,
+                    vars(life.keys)
+                    | {"valid": len(life.keys.valid), "revoked": len(life.keys.revoked)},
+                    flush=True,
+                )
                 explore(life.project, end - time.monotonic())
-    except Fault as fault:
+    except FaultError as fault:
         sys.exit(f"FAULT: {fault}")
 
 

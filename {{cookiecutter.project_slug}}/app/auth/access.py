@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 
 CALLER: Final = "app.caller"
 """Where the ASGI scope of a request says who calls: a `Key`, or the `Refusal` of a stranger."""
-_OFFERED: Final = "app.offered"  # what came in place of a key, until that is known
+OFFERED: Final = "app.offered"  # what came in place of a key, until that is known
 
 _HEADER: Final = API_KEY_HEADER.lower().encode()
 _PROBLEM_JSON: Final = "application/problem+json"
@@ -99,7 +99,7 @@ def take_secret(scope: Scope) -> None:
     if not isinstance(headers, list):  # ASGI asks for no more than an iterable
         headers = scope["headers"] = list(headers)
     secret, place, chunked, reason = None, 0, False, ""
-    for index, (name, value) in enumerate(headers):
+    for index, (name, value) in enumerate(headers):  # one look at each takes the least time
         if name == _HEADER:
             if secret is not None:
                 reason = "more than one key"
@@ -116,11 +116,11 @@ def take_secret(scope: Scope) -> None:
     if chunked:
         scope["headers"] = headers.copy()  # without the trailers that are still to come
     if secret is None or reason:
-        scope[_OFFERED] = Refusal(reason or "no key")
+        scope[OFFERED] = Refusal(reason or "no key")
         return
     if b"-" not in secret:  # no UUID: one with a prefix, or none at all
         secret = canonical(secret)
-    scope[_OFFERED] = digest(secret), is_spelled_right(secret)
+    scope[OFFERED] = digest(secret), is_spelled_right(secret)
 
 
 async def authenticate(scope: Scope, keys: KeyStore) -> Key | Refusal:
@@ -128,12 +128,10 @@ async def authenticate(scope: Scope, keys: KeyStore) -> Key | Refusal:
 
     Every secret that arrives, known or not, costs one digest and one lookup.
     """
-    offered = scope[_OFFERED]
+    offered = scope[OFFERED]
     if isinstance(offered, Refusal):
         return offered
-    hashed, spelled_right = offered
-    if key := keys.recall(hashed):
-        return key
+    hashed, may_be_one = offered
     try:
         found = await keys.find(hashed)
     except StoreUnavailableError as error:
@@ -141,7 +139,7 @@ async def authenticate(scope: Scope, keys: KeyStore) -> Key | Refusal:
     if isinstance(found, Key):
         return found
     if found == UNKNOWN:
-        return Refusal(f"{found} {id_of(hashed)}" if spelled_right else "not a key")
+        return Refusal(f"{found} {id_of(hashed)}" if may_be_one else "not a key")
     return Refusal(found)
 
 

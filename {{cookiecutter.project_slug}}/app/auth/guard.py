@@ -6,6 +6,7 @@ guarded as well, but stops the start-up: it does not say which of the two was me
 """
 
 import logging
+import re
 from collections.abc import (
     AsyncGenerator,
     Awaitable,
@@ -30,6 +31,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from app.auth import access
 from app.auth.access import (
     CALLER,
+    OFFERED,
     RESPONSES,
     Refusal,
     get_caller,
@@ -43,6 +45,7 @@ logger = logging.getLogger(__name__)
 
 _KEYS: Final = "app.keys"  # where the ASGI scope holds the store that was asked for the caller
 _NO_STORE: Final = (b"cache-control", b"no-store")
+_FOR_WHOM: Final = re.compile(rb"private|public|s-maxage|no-store", re.IGNORECASE)
 _NO_SCOPES: Final[frozenset[str]] = frozenset()
 
 
@@ -53,7 +56,7 @@ class UnguardedRouteError(RuntimeError):
 # The routers.
 
 Dependencies = Sequence[params.Depends] | None
-Handler = Callable[[Request], Coroutine[Any, Any, Any]]
+Handler = Callable[[Request], Coroutine[Any, Any, Response]]
 
 
 class GuardedRoute(APIRoute):
@@ -64,7 +67,7 @@ class GuardedRoute(APIRoute):
         if not (needed := sorted(set(scopes_of(self.dependant)))):
             return handle
 
-        async def handle_if_covered(request: Request) -> Response | Refusal:
+        async def handle_if_covered(request: Request) -> Any:  # a Refusal is as good as a Response
             return refusal_without(needed, request.scope) or await handle(request)
 
         return handle_if_covered
@@ -83,12 +86,13 @@ class GuardedRouter(APIRouter):
         super().__init__(**options)
         self.scopes: Final = sorted(_scopes_in(self.dependencies))
 
-    async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
+    def handle(  # type: ignore[override]  # no coroutine of its own: that takes less time
+        self, scope: Scope, receive: Receive, send: Send
+    ) -> Awaitable[None]:
         """How FastAPI enters a router that was included."""
         if refusal := self._refusal(scope):
-            await refusal(scope, receive, send)
-        else:
-            await APIRouter.handle(self, scope, receive, send)  # faster than super()
+            return refusal(scope, receive, send)
+        return APIRouter.handle(self, scope, receive, send)  # faster than super()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """How an application that was mounted is entered."""
@@ -202,11 +206,14 @@ class GuardedAPI(FastAPI):
         *,
         public_paths: Collection[str] = (),
         middleware: Sequence[Middleware] = (),
+        routes: Iterable[BaseRoute] = (),
         **options: Any,
     ) -> None:
         self.keys: Final = keys
         self._public_paths: Final = frozenset(public_paths)
+        given = list(routes)
         super().__init__(
+            routes=given,
             # The innermost: what is added later sees requests before the guard does.
             middleware=[*middleware, Middleware(_Guard, api=self)],
             # A redirect would come before the guard, and tell a caller to send the key elsewhere.
@@ -214,8 +221,7 @@ class GuardedAPI(FastAPI):
             **options,
         )
         self.router.lifespan_context = self._following_keys(self.router.lifespan_context)
-        given = [id(route) for route in options.get("routes") or ()]
-        self._public: Final = [route for route in self.routes if id(route) not in given]
+        self._public: Final = [route for route in self.routes if not _is_in(route, given)]
         self._guarded: Final[list[BaseRoute]] = []
         self.frontends: Final = APIRouter(
             dependencies=self.router.dependencies,
@@ -270,11 +276,7 @@ class GuardedAPI(FastAPI):
             )
 
     def is_public(self, route: BaseRoute) -> bool:
-        if _is_in(route, self._public):
-            return True
-        return getattr(route, "path", None) in self._public_paths and not _is_in(
-            route, self._guarded
-        )
+        return _is_in(route, self._public) or getattr(route, "path", None) in self._public_paths
 
     def route_for(self, scope: Scope) -> BaseRoute | None:
         """The route that is going to answer, as the router chooses it; None if there is none."""
@@ -351,21 +353,35 @@ class _Guard:
         # Asked once, so that no request has to.
         self._logs_callers = logger.isEnabledFor(logging.DEBUG)
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
+        # What nobody has to wait for takes no coroutine of its own either.
+        offered = None if CALLER in scope else scope.get(OFFERED)
+        if isinstance(offered, tuple) and (caller := self._keys.recall(offered[0])):
+            return self._let_in(caller, scope, receive, send)
+        return self._decide(scope, receive, send)
+
+    def _let_in(self, caller: Key, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
+        scope[CALLER], scope[_KEYS] = caller, self._keys
+        if self._logs_callers:
+            path = masked(scope["path"])
+            logger.debug("Let in %s %r: key %s.", scope["type"], path, caller.id)
+        return self._app(scope, receive, _not_stored(send))
+
+    async def _decide(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
             await self._app(scope, receive, send)
             return
         caller = scope.get(CALLER)
         if caller is None:
-            scope[_KEYS] = self._keys
-            caller = scope[CALLER] = await access.authenticate(scope, self._keys)
-            if self._logs_callers and isinstance(caller, Key):
-                path = masked(scope["path"])
-                logger.debug("Let in %s %r: key %s.", scope["type"], path, caller.id)
+            caller = await access.authenticate(scope, self._keys)
+            if isinstance(caller, Key):
+                await self._let_in(caller, scope, receive, send)
+                return
+            scope[CALLER], scope[_KEYS] = caller, self._keys
         elif scope[_KEYS] is not self._keys:
             raise RuntimeError("A GuardedAPI lies in one that asks other keys, and took the key")
         if isinstance(caller, Key):
-            await self._app(scope, receive, _not_stored(send))
+            await self._app(scope, receive, send)
             return
         route = self._api.route_for(scope)
         if route is None:
@@ -378,16 +394,22 @@ class _Guard:
 
 
 def _not_stored(send: Send) -> Send:
-    """No cache between may keep the answer for somebody else, unless the endpoint says so."""
+    """No cache between may keep the answer for somebody else, unless the endpoint says so.
+
+    That it may be kept is not enough: as with an Authorization header, `public` is to be said.
+    """
 
     def send_not_stored(message: Message) -> Awaitable[None]:
         if message["type"] == "http.response.start":
             headers = message.get("headers", ())
-            for name, _ in headers:
+            for place, (name, value) in enumerate(headers):
                 if name == b"cache-control":
+                    if not _FOR_WHOM.search(value):
+                        private = (name, b"private, " + value)
+                        message["headers"] = [*headers[:place], private, *headers[place + 1 :]]
                     break
             else:
-                message = {**message, "headers": [*headers, _NO_STORE]}
+                message["headers"] = [*headers, _NO_STORE]
         return send(message)
 
     return send_not_stored

@@ -11,7 +11,6 @@ from zlib import crc32
 
 # What is hashed: one spelling, so that a key cannot be known in one and revoked in another.
 _SECRET = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-4[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}")
-_SECRET_BYTES = re.compile(_SECRET.pattern.encode())
 # For people and scanners: a prefix, the UUID's 16 bytes in base 62, and a CRC-32 over both.
 _PREFIXED = re.compile(r"([a-z][a-z0-9]{0,15}_)([0-9A-Za-z]{22})([0-9A-Za-z]{6})")
 _BASE62 = string.digits + string.ascii_uppercase + string.ascii_lowercase
@@ -66,7 +65,7 @@ def is_canonical(secret: str) -> bool:
 
 def is_spelled_right(secret: bytes) -> bool:
     """Whether it may be somebody's secret: of anything else not even the digest is to be shown."""
-    return bool(_SECRET_BYTES.fullmatch(secret))
+    return len(secret) == 36 and secret.count(b"-") == 4  # quick, for each request asks
 
 
 def with_prefix(secret: str, prefix: str) -> str:

@@ -90,7 +90,7 @@ class Known:
 # Files.
 
 _LINE_ENDS: Final = {BOM_UTF16_LE: b"\n\0", BOM_UTF16_BE: b"\0\n"}
-_NOT_A_KEY = re.compile(b"\0?".join(bytes([byte]) for byte in b"not-a-key"))
+_NOT_A_KEY = re.compile(b"\0?".join(bytes([byte]) for byte in b"not-a-key"), re.IGNORECASE)
 
 
 def scan(file: str, known: Known) -> Iterator[Finding]:
@@ -127,8 +127,8 @@ def _keys_by_line(file: BinaryIO, known: Known) -> Iterator[tuple[int, str, str]
 
 
 def _windows(file: BinaryIO) -> Iterator[tuple[bytes, int, int, int, bytes]]:
-    """The file in pieces that overlap. With each: which part of it no other piece has as its own,
-    from where to where; the number of its first line; and how lines end."""
+    """The file in pieces that overlap, each with the start and the end of the part that is its own,
+    the number of its first line, and how lines end."""
     window, start, line = file.read(BLOCK), 0, 1
     line_end = _LINE_ENDS.get(window[:2], b"\n")
     while more := file.read(BLOCK):
@@ -170,9 +170,9 @@ class _Candidate(NamedTuple):
 # All of these are for text in lower case. A hyphen may be escaped, or have become another dash, of
 # which half is left in UTF-16.
 _DASH = rb"(?:[-_\x10-\x15]|\\-|%(?:25)*2d|=2d|&#(?:45|x2d);|\\(?:u00|x)2d|\xe2\x80[\x90-\x95])?"
-_DIGITS = (b"[0-9a-f]{8}", b"[0-9a-f]{4}", b"4[0-9a-f]{3}", b"[89ab][0-9a-f]{3}", b"[0-9a-f]{12}")
-_UUID4 = _DASH.join(b"(%b)" % digits for digits in _DIGITS)
-_SECRET = re.compile(_UUID4)
+_FOUR = b"([0-9a-f]{4})"
+_UUID = _DASH.join([b"([0-9a-f]{8})", _FOUR, _FOUR, _FOUR, b"([0-9a-f]{12})"])
+_SECRET = re.compile(_UUID)
 # Where one may begin, with every digit made a zero: nothing is found as fast as a literal text.
 # Without hyphens it is all of a number, or what stands behind an escape.
 _ZEROS = bytes.maketrans(b"123456789abcdef", b"0" * 15)
@@ -188,8 +188,8 @@ _BETWEEN = (
     rb"(?:%25[0-9a-f]{2}|[%=][0-9a-f]{2}|&#?[0-9a-z]{2,6};|\\(?:u[0-9a-f]{4}|x[0-9a-f]{2}|[nrt])"
     rb"|\x1b\[[0-9;]{0,9}m|[^0-9a-z]){1,64}"
 )
-_WORDS = rb"(?:(?:b|default|final|is|name|secretstr|str|string|urn|uuid4?|value)%b){0,3}" % _BETWEEN
-_VALUE = rb"(?:%b(?![0-9a-f])|[a-z][0-9a-z]{0,15}_[0-9a-z]{28}|[0-9a-z+/]{40,})" % _UUID4
+_WORDS = rb"(?:(?:b|default|final|is|secretstr|str|string|urn|uuid4?|value)%b){0,2}" % _BETWEEN
+_VALUE = rb"(?:%b(?![0-9a-f])|[a-z][0-9a-z]{0,15}_[0-9a-z]{28}|[0-9a-z+/]{43,})" % _UUID
 _NAMES = "|".join(
     "[-_. ]?".join(re.split("[-_]", name)) for name in (API_KEY_HEADER.lower(), "api_keys")
 )
@@ -290,13 +290,12 @@ def _decoded(text: bytes) -> Iterator[_Decoded]:
         return
     for first in range(4):
         rest = text[first:]
-        # What fills it up gives no digit beside a key.
-        yield _Decoded(a2b_base64(rest + b"/" * (-len(rest) % 4)), first, 3, 4)
+        yield _Decoded(a2b_base64(rest[: len(rest) // 4 * 4]), first, 3, 4)
     lower = text.lower()
     if b"0" * (2 * _SHORTEST) in lower.translate(_ZEROS):
         for first in range(2):
             rest = lower[first:].translate(_HEX)
-            yield _Decoded(a2b_hex(rest + b"f" * (len(rest) % 2)), first, 1, 2)
+            yield _Decoded(a2b_hex(rest[: len(rest) // 2 * 2]), first, 1, 2)
 
 
 class _Runs:
@@ -316,7 +315,7 @@ class _Runs:
                 self._begin.append(piece.start())
                 self._begin_in_text.append(len(text))
                 text += data[slice(*piece.span())]
-            text += b"////"
+            text += b"////"  # with which the last bytes are whole, and no digit
         self.text = bytes(text)
 
     def original(self, place: int) -> int:

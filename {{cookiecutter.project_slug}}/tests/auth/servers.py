@@ -24,10 +24,14 @@ from app.settings import Settings
 HEADER = API_KEY_HEADER.lower().encode()
 PROBE = "/probe-of-the-tests"
 
+MADE: list[GuardedAPI] = []  # for whoever has to close them
+
 
 def make_service(settings: Settings) -> GuardedAPI:
     """The service with a guarded endpoint that is there whatever becomes of yours."""
-    return with_probe(create_app(settings))
+    service = with_probe(create_app(settings))
+    MADE.append(service)
+    return service
 
 
 def with_probe(service: GuardedAPI) -> GuardedAPI:
@@ -46,6 +50,7 @@ class Keys:
 
     def __init__(self) -> None:
         self._keys: dict[bytes, Key] = {}
+        self._in_use: set[bytes] = set()
         self.asked = 0  # how often
 
     def issue(self, *scopes: str) -> bytes:
@@ -56,10 +61,13 @@ class Keys:
 
     def recall(self, digest: bytes) -> Key | None:
         self.asked += 1
-        return self._keys.get(digest)
+        return self._keys[digest] if digest in self._in_use else None
 
     async def find(self, digest: bytes) -> Key | str:
-        return self._keys.get(digest, UNKNOWN)
+        if digest not in self._keys:
+            return UNKNOWN
+        self._in_use.add(digest)
+        return self._keys[digest]
 
     async def is_reachable(self) -> bool:
         return True

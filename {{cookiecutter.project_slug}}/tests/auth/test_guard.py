@@ -318,6 +318,15 @@ async def test_the_guard_holds_in_another_application(
     await assert_guarded(app, keys.issue(), "/mounted")
 
 
+async def test_the_guard_holds_below_the_path_of_a_proxy(api: GuardedAPI, keys: Keys) -> None:
+    async def server(scope: Scope, receive: Receive, send: Send) -> None:
+        await api({**scope, "root_path": "/proxy"}, receive, send)
+
+    api.include_router(filled(GuardedRouter()))
+    for prefix in ("", "/proxy"):
+        await assert_guarded(server, keys.issue(), prefix)
+
+
 async def test_an_application_inside_another_one_asks_for_the_same_keys(
     api: GuardedAPI, keys: Keys
 ) -> None:
@@ -375,7 +384,7 @@ def websocket_on_the_documentation(api: Any) -> None:
     api.add_api_websocket_route("/docs", websocket_endpoint, name="forgotten")
 
 
-def guarded_router_past_include_router(api: Any) -> None:
+def public_router_past_include_router(api: Any) -> None:
     on(api.router, filled(PublicRouter()))
 
 
@@ -391,7 +400,7 @@ FORGOTTEN = [
     (plain_router_in_a_plain_router, "/mount/x", "http", "/mount (mount)."),
     (mount_on_the_documentation, "/docs/x", "http", "/docs (forgotten)"),
     (websocket_on_the_documentation, "/docs", "websocket", "/docs (forgotten)"),
-    (guarded_router_past_include_router, "/x", "http", "/x (x)"),
+    (public_router_past_include_router, "/x", "http", "/x (x)"),
 ]
 forgotten = pytest.mark.parametrize(("forget", "path", "type", "named"), FORGOTTEN)
 
@@ -461,7 +470,7 @@ async def test_routes_that_are_given_to_the_application_are_guarded(keys: Keys) 
         WebSocketRoute("/x", websocket_endpoint),
         Host("elsewhere", application),
     ]
-    api = GuardedAPI(keys, routes=routes)
+    api = GuardedAPI(keys, routes=iter(routes))
     assert "/x (starlette_endpoint)" in (await start_up(api))["message"]
     for type in ("http", "websocket"):
         assert not await is_let_in(api, path="/x", type=type)
@@ -487,7 +496,8 @@ async def test_what_other_lifespans_do_is_done(keys: Keys) -> None:
     api = on(GuardedAPI(keys, lifespan=lifespan), GuardedRouter(lifespan=of_a_router))
     async with api.router.lifespan_context(api) as state:
         assert state == {"own": "state", "router's": "state"}
-    assert (await start_up(GuardedAPI(keys, on_startup=[handler])))["type"] != "failed"
+    answer = await start_up(GuardedAPI(keys, on_startup=[handler]))
+    assert answer["type"] == "lifespan.startup.complete"
     assert done == ["own", "router's", "handler"]
 
 
@@ -634,14 +644,14 @@ async def test_no_spelling_of_a_path_leads_past_the_guard(api: GuardedAPI, root_
         assert sent[0]["type"] == "websocket.close"
 
 
-@pytest.mark.parametrize("iterable", [tuple, iter])
-async def test_headers_may_be_any_iterable(
-    api: GuardedAPI, keys: Keys, iterable: Callable[[Any], Any]
+@pytest.mark.parametrize("spell", [tuple, iter, lambda headers: [list(pair) for pair in headers]])
+async def test_headers_may_be_what_other_servers_make_of_them(
+    api: GuardedAPI, keys: Keys, spell: Callable[[Any], Any]
 ) -> None:
-    """ASGI asks for no more; other servers give tuples."""
+    """ASGI asks for no more than an iterable of pairs."""
 
     async def other_server(scope: Scope, receive: Receive, send: Send) -> None:
-        await api({**scope, "headers": iterable(scope["headers"])}, receive, send)
+        await api({**scope, "headers": spell(scope["headers"])}, receive, send)
 
     api.include_router(filled(GuardedRouter()))
     await assert_guarded(other_server, keys.issue())
@@ -665,6 +675,13 @@ async def test_a_connection_of_another_type_gets_nowhere(api: GuardedAPI, keys: 
 
 
 # What strangers and callers are told.
+
+
+async def test_a_stranger_is_told_how_to_ask_where_that_is_the_custom(api: GuardedAPI) -> None:
+    api.include_router(filled(GuardedRouter()))
+    answer = await answer_of(api, path="/x")
+    challenge = {401: "APIKey"}.get(MISSING_KEY_STATUS)
+    assert answer.header("www-authenticate") == challenge
 
 
 async def test_what_is_not_found_is_told_by_the_owner(api: GuardedAPI, keys: Keys) -> None:

@@ -2,12 +2,14 @@
 
 from collections.abc import Iterator
 from typing import Any
+from unittest.mock import patch
 
 from fastapi import APIRouter
 
 from app.auth import Caller, GuardedAPI, GuardedRouter, PublicRouter, require
+from app.auth.errors import StoreUnavailableError
 from app.constants import API_KEY_HEADER, MISSING_KEY_STATUS
-from tests.auth.servers import Keys, answer_of
+from tests.auth.servers import Answer, Keys, answer_of
 
 REFUSALS = {str(MISSING_KEY_STATUS), "403", "503"}
 
@@ -96,10 +98,20 @@ def test_what_an_operation_says_of_itself_stays(api: GuardedAPI) -> None:
 async def test_a_refusal_is_what_the_document_says(api: GuardedAPI, keys: Keys) -> None:
     on(api, filled(GuardedRouter(dependencies=[require("scope")])))
     documented = dict(operations(api))["get /items"]["responses"]
-    for secrets, status in (([], MISSING_KEY_STATUS), ([keys.issue()], 403)):
+
+    async def assert_documented(status: int, *secrets: bytes) -> Answer:
         answer = await answer_of(api, *secrets, path="/items")
         assert answer.status == status
         assert answer.header("content-type") in documented[str(status)]["content"]
+        assert answer.header("cache-control") == "no-store"
+        return answer
+
+    await assert_documented(MISSING_KEY_STATUS)
+    await assert_documented(403, keys.issue("other"))
+    with patch.object(keys, "find", side_effect=StoreUnavailableError("The keys are away")):
+        answer = await assert_documented(503, keys.issue("scope"))
+    assert answer.header("retry-after") == "1"
+    assert b"away" not in answer.body
 
 
 def test_the_document_is_made_once(api: GuardedAPI) -> None:

@@ -236,12 +236,27 @@ async def test_the_probe_at_the_start_leaves_no_trace(
     caplog.set_level(logging.DEBUG, "app")
     spans = Spans()
     monkeypatch.setattr(trace, "get_tracer_provider", lambda: spans)
+    init = FastAPI.__init__
+
+    def instrument(app: Any, *arguments: Any, **options: Any) -> None:
+        """As OpenTelemetry's own instrumentation does it, for all applications."""
+        init(app, *arguments, **options)
+        build = app.build_middleware_stack
+
+        def build_instrumented() -> ASGIApp:
+            spans.started.append("add-on")
+            stack: ASGIApp = build()
+            return stack
+
+        app.build_middleware_stack = build_instrumented
+
+    monkeypatch.setattr(FastAPI, "__init__", instrument)
 
     assert (await start_up(api))["type"] == "lifespan.startup.complete"
     assert (spans.started, caplog.messages) == ([], [])
 
-    await ask(api, path="/docs")
-    assert spans.started == ["GET"]
+    await ask(GuardedAPI(Keys()), path="/docs")
+    assert sorted(spans.started) == ["GET", "add-on"]
 
 
 # No cache between serves an answer to somebody else.
@@ -306,11 +321,25 @@ async def test_no_cache_keeps_the_answer_to_a_caller(
     assert refused.header("cache-control") == "no-store"
 
 
-async def test_an_endpoint_may_say_what_caches_do(api: GuardedAPI, keys: Keys) -> None:
+@pytest.mark.parametrize(
+    ("said", "sent"),
+    [
+        ("private, max-age=60", "private, max-age=60"),
+        ("public, max-age=60", "public, max-age=60"),
+        ("S-MaxAge=60", "S-MaxAge=60"),
+        # As people and packages write it who think of the caller's own cache.
+        ("max-age=60", "private, max-age=60"),
+        ("no-cache", "private, no-cache"),
+    ],
+)
+async def test_an_endpoint_may_say_what_caches_do(
+    api: GuardedAPI, keys: Keys, said: str, sent: str
+) -> None:
     guarded, public = GuardedRouter(), PublicRouter()
 
     async def cached(response: Response) -> None:
-        response.headers["Cache-Control"] = "private, max-age=60"
+        response.headers["Cache-Control"] = said
+        response.headers["X-Other"] = "kept"
 
     guarded.add_api_route("/guarded", cached)
     public.add_api_route("/public", lambda: None)
@@ -318,5 +347,5 @@ async def test_an_endpoint_may_say_what_caches_do(api: GuardedAPI, keys: Keys) -
         api.include_router(router)
 
     answer = await answer_of(api, keys.issue(), path="/guarded")
-    assert answer.header("cache-control") == "private, max-age=60"
+    assert (answer.header("cache-control"), answer.header("x-other")) == (sent, "kept")
     assert (await answer_of(api, path="/public")).header("cache-control") is None

@@ -30,7 +30,7 @@ class Base(DeclarativeBase):
 
 
 class ReadOnly(Session):
-    """Sees one moment, and waits for nobody; SQLite's others wait for each other."""
+    """Keeps nothing that is changed in it, and waits for nobody; on SQLite the others do."""
 
     def commit(self) -> None:
         raise InvalidRequestError("This session only reads: ask for a DatabaseSession")
@@ -39,14 +39,15 @@ class ReadOnly(Session):
 @cache
 def get_engine() -> Engine:
     """The database of DATABASE_URL, with connections apart from those that the keys have."""
-    engine = connect(load_settings().database_url, patience=PATIENCE, pooled=True)
+    url = load_settings().database_url
+    engine = connect(url, patience=PATIENCE, pooled=True, pool_pre_ping=True)
     # For SQLite, where one may write at a time: who it is, is settled before anything is read. So
     # nobody has read what has changed since, and no commit fails.
     return engine.execution_options(begin="BEGIN IMMEDIATE")
 
 
 def get_session() -> Iterator[Session]:
-    """What is not committed is undone."""
+    """What is not committed is undone. It stays closed then, whoever still has it."""
     with Session(get_engine(), expire_on_commit=False, close_resets_only=False) as session:
         yield session
 

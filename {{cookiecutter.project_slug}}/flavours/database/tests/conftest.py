@@ -27,7 +27,7 @@ os.environ["API_KEYS"] = new_secret()
 os.environ["DATABASE_URL"] = f"sqlite:///{mkdtemp()}/keys.db"
 
 from tests.auth.databases import Databases, PostgreSQLDatabases, SQLiteDatabases, postgresql
-from tests.auth.servers import LiveServer, make_service
+from tests.auth.servers import MADE, LiveServer, make_service
 
 # The same examples in every run; the template explores at random.
 hypothesis.settings.register_profile(
@@ -66,6 +66,16 @@ def working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, secrets: 
     monkeypatch.setenv("DATABASE_URL", f"sqlite:///{tmp_path}/keys.db")
     monkeypatch.setenv("API_KEYS", ",".join(secrets))
     return tmp_path
+
+
+@pytest.fixture(autouse=True)
+def let_go() -> Iterator[None]:
+    """Of the databases of all services that a test has made."""
+    yield
+    while MADE:
+        store = MADE.pop().keys
+        assert isinstance(store, DatabaseKeyStore)
+        store.close()
 
 
 @pytest.fixture(scope="session")
@@ -123,10 +133,9 @@ def service(database_url: sa.URL) -> GuardedAPI:
 
 
 @pytest.fixture
-def store(service: GuardedAPI) -> Iterator[DatabaseKeyStore]:
+def store(service: GuardedAPI) -> DatabaseKeyStore:
     assert isinstance(service.keys, DatabaseKeyStore)
-    yield service.keys
-    service.keys.close()
+    return service.keys
 
 
 @pytest.fixture
@@ -136,9 +145,7 @@ def key_service(service: GuardedAPI) -> KeyService:
 
 
 @pytest.fixture
-async def client(
-    service: FastAPI, store: DatabaseKeyStore
-) -> AsyncGenerator[httpx.AsyncClient]:
+async def client(service: FastAPI) -> AsyncGenerator[httpx.AsyncClient]:
     transport = httpx.ASGITransport(app=service)
     async with httpx.AsyncClient(transport=transport, base_url="http://service") as client:
         yield client
@@ -146,7 +153,7 @@ async def client(
 
 @pytest.fixture
 async def client_with(
-    service: FastAPI, store: DatabaseKeyStore, key_service: KeyService
+    service: FastAPI, key_service: KeyService
 ) -> AsyncGenerator[Callable[..., httpx.AsyncClient]]:
     """Callers whose keys have the scopes that you name: `client_with("reports:read")`."""
     async with AsyncExitStack() as clients:

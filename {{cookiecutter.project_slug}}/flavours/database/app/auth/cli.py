@@ -5,7 +5,7 @@ import os
 import re
 import sys
 from collections.abc import Generator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from functools import cache, partial
 from time import sleep
@@ -193,13 +193,13 @@ def scan(
     as_json: AsJson = False,
 ) -> None:
     """Look for keys in files, however they are spelled; exit with 1 if there is one."""
-    from app.auth.scan import report
+    from app.auth.scan import Source, report
 
     with _one_line_errors():
         settings = load(AuthSettings)
         in_env = {each: ENV_ID + id_of(each) for each in settings.api_keys}
         service = cache(lambda: open_service(settings))  # only if there is something to ask for
-        sources = [lambda _: in_env, lambda digests: service().ids_of(digests)]
+        sources: list[Source] = [lambda _: in_env, lambda digests: service().ids_of(digests)]
         found = report(files, sources, show=_print, note=_note, as_json=as_json)
     raise typer.Exit(found)
 
@@ -307,8 +307,11 @@ def _print(text: str) -> None:
 
 def _note(text: str) -> None:
     """For people; what is done does not depend on whether they can read it."""
-    with suppress(OSError):
+    try:
         typer.echo(text, err=True)
+        sys.stderr.flush()
+    except (AttributeError, OSError):  # it is closed, or what it goes to is
+        sys.stderr = None  # or Python tries once more to write it at its end, and fails
 
 
 def _readable(value: object) -> str:

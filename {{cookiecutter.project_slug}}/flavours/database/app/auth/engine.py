@@ -5,6 +5,7 @@ import socket
 import sqlite3
 from collections.abc import Callable, Generator
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from threading import Timer
 from time import monotonic, sleep
@@ -24,23 +25,24 @@ SCHEMA_TABLE: Final = "api_keys_schema"
 _LOCK: Final = int.from_bytes(b"api_keys")  # the number that PostgreSQL's lock has
 
 
-def connect(url: sa.URL, *, patience: float = PATIENCE, pooled: bool = False) -> sa.Engine:
+def connect(
+    url: sa.URL, *, patience: float = PATIENCE, pooled: bool = False, **options: Any
+) -> sa.Engine:
     """An engine whose transactions take no longer than that, in seconds.
 
     Without a pool no connection outlives its transaction: nothing is shared by processes that
-    fork, and nothing goes stale. Raises SettingsError for options that there are not.
+    fork, and nothing goes stale. The options are SQLAlchemy's, for a pool. Raises SettingsError
+    for options in the URL that there are not.
     """
     pool: dict[str, Any] = {"poolclass": sa.NullPool}
     if pooled:
-        pool = {"poolclass": sa.QueuePool, "pool_size": 8, "pool_timeout": patience}
+        pool = {"poolclass": sa.QueuePool, "pool_size": 8, "pool_timeout": patience, **options}
     if url.get_backend_name() == "sqlite":
         path = Path(f"{url.database}")
         engine = sa.create_engine(url, creator=lambda: _open_file(path, patience), **pool)
-        event.listen(engine, "checkout", lambda opened, *_: _check_file(path, opened))
-        event.listen(engine, "begin", lambda connection: _begin_in_sqlite(connection, patience))
-        event.listen(
-            engine, "commit", lambda ending: _check_file(path, ending.connection.driver_connection)
-        )
+        event.listen(engine, "checkout", partial(_check_file, path))
+        event.listen(engine, "begin", partial(_begin_in_sqlite, patience))
+        event.listen(engine, "commit", partial(_check_file_of, path))
         return engine
     try:
         engine = sa.create_engine(
@@ -79,6 +81,7 @@ def transaction(
     options: dict[str, Any] = {"begin": "BEGIN IMMEDIATE" if write else "BEGIN"}
     if patience is not None:
         options["patience"] = patience
+    pool = engine.pool
     try:
         with (
             engine.connect().execution_options(**options) as connection,
@@ -88,6 +91,8 @@ def transaction(
             if write and engine.dialect.name == "postgresql":
                 connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_LOCK)))
             yield connection
+            if engine.pool is not pool:  # let go of meanwhile: nobody would close it
+                connection.detach()
     except (exc.SQLAlchemyError, engine.dialect.loaded_dbapi.Error) as error:
         reason = _reason(error, engine.url)
         raise StoreUnavailableError(f"DATABASE_URL: out of reach: {reason}") from None
@@ -214,19 +219,25 @@ def _file(path: Path) -> tuple[int, int] | None:
     return status.st_dev, status.st_ino
 
 
-def _check_file(path: Path, opened: _Connection) -> None:
+def _check_file(path: Path, opened: _Connection, *_: object) -> None:
     """Another file in the place of the one that is open: open that."""
     if _file(path) != opened.file:
         raise exc.DisconnectionError(f"{path} was replaced")
 
 
-def _begin_in_sqlite(connection: sa.Connection, patience: float) -> None:
+def _check_file_of(path: Path, ending: sa.Connection) -> None:
+    opened: Any = ending.connection.driver_connection
+    _check_file(path, opened)
+
+
+def _begin_in_sqlite(patience: float, connection: sa.Connection) -> None:
     begin = connection.get_execution_options().get("begin", "BEGIN")
     if begin == "BEGIN":
         connection.exec_driver_sql(begin)
         return
     # SQLite itself looks less and less often whether it may: who waits longest would wait on.
-    run = connection.connection.driver_connection.execute  # type: ignore[union-attr]
+    opened: Any = connection.connection.driver_connection
+    run = opened.execute
     give_up_at = monotonic() + patience
     run("PRAGMA busy_timeout = 0")
     try:
@@ -274,10 +285,9 @@ def schema_of(engine: sa.Engine) -> str | None:
     with transaction(engine) as connection:
         inspector = sa.inspect(connection)
         if inspector.has_table(SCHEMA_TABLE):
-            version = sa.column("version_num", sa.String)
+            version = sa.column("version_num", sa.String())
             newest = sa.select(sa.func.max(version)).select_from(sa.table(SCHEMA_TABLE))
-            found: str | None = connection.scalar(newest)
-            return found
+            return connection.scalar(newest)
         # Older services wrote theirs down among the revisions of everything else.
         return FIRST_SCHEMA if inspector.has_table("api_keys") else None
 
@@ -285,5 +295,5 @@ def schema_of(engine: sa.Engine) -> str | None:
 def _reason(error: Exception, url: sa.URL) -> str:
     """The driver's own words, in one line, and without the password."""
     cause = getattr(error, "orig", None) or error
-    said = " ".join(f"{cause}".split()) or type(cause).__name__
+    said = " ".join(f"{cause}".split()).rstrip(".") or type(cause).__name__
     return said.replace(str(url.password), "***") if url.password else said

@@ -2,6 +2,7 @@
 
 from asyncio import sleep
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from typing import Annotated, Any, Final, TypeVar
 
@@ -34,7 +35,11 @@ from app.auth.service import (
 
 T = TypeVar("T")
 
-_STATUSES: Final[dict[type[KeyServiceError], int]] = {NotFoundError: 404, ConflictError: 409, ForbiddenError: 403}
+_STATUSES: Final[dict[type[KeyServiceError], int]] = {
+    NotFoundError: 404,
+    ConflictError: 409,
+    ForbiddenError: 403,
+}
 
 
 class _ManagementRoute(GuardedRoute):
@@ -81,7 +86,8 @@ Service = Annotated[KeyService, Depends(get_service)]
 async def _changed(request: Request, change: Callable[[], T]) -> T:
     """Make a change, in a thread for it waits for the database; here it holds at once."""
     changed = await run_in_threadpool(change)
-    await request.app.keys.catch_up()
+    with suppress(StoreUnavailableError):  # it was made all the same, and the secret is shown once
+        await request.app.keys.catch_up()
     return changed
 
 

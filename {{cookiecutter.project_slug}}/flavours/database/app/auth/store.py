@@ -354,7 +354,8 @@ class DatabaseKeyStore:
         news = self._used or self._saw_an_end or starting or stopping
         if not news and monotonic() < self._silent_until:
             return
-        used, self._used, self._saw_an_end = self._used, {}, False
+        used, self._saw_an_end = self._used, False
+        self._used = {}
         now = datetime.fromtimestamp(self._clock.now(), UTC)
         max_staleness = 0.0 if stopping else self._max_staleness
         began_at = monotonic()

@@ -28,8 +28,9 @@ MIGRATIONS: Final = Path(__file__).parents[1] / "migrations"
 PATIENCE: Final = 3600.0  # seconds, for tables of any size, and for who came first
 
 
-def upgrade_tables(url: sa.URL, migrations: Path = MIGRATIONS) -> None:
+def upgrade_tables(url: sa.URL, migrations: Path | None = None) -> None:
     """Apply the owner's revisions, if there is a place for them. Raises SettingsError."""
+    migrations = migrations or MIGRATIONS
     if (migrations / "env.py").is_file():
         try:
             command.upgrade(configuration(url, migrations), "head")
@@ -87,6 +88,7 @@ def _alone(engine: sa.Engine) -> Generator[sa.Connection]:
         event.listen(engine, "connect", _suspend_references)
     with transaction(engine, write=True) as connection, warnings.catch_warnings():
         warnings.filterwarnings("error", "Unnamed CHECK")  # a rebuilt table would lack it
+        warnings.filterwarnings("error", "Revision .* is not present")
         warnings.filterwarnings("ignore", "Skipped unsupported reflection of expression-based")
         if engine.dialect.name == "sqlite":
             _Rebuilds(connection)
@@ -162,8 +164,8 @@ def _compile_triggers(run: Callable[..., sqlite3.Cursor], table: str) -> None:
     names = [name for (name,) in run("SELECT name FROM pragma_table_info(?)", [table])]
     quoted, *columns = ('"{}"'.format(name.replace('"', '""')) for name in (table, *names))
     for change in (
-        f"INSERT INTO {quoted} DEFAULT VALUES",  # noqa: S608
-        f"UPDATE {quoted} SET {', '.join(f'{column} = 0' for column in columns)}",
+        f"INSERT INTO {quoted} DEFAULT VALUES",
+        f"UPDATE {quoted} SET {', '.join(f'{column} = 0' for column in columns)}",  # noqa: S608
         f"DELETE FROM {quoted}",  # noqa: S608
     ):
         run(f"EXPLAIN {change}")

@@ -14,7 +14,11 @@ from typer.testing import CliRunner, Result
 from app.cli import main
 
 ROOT = Path(__file__).parents[2]
-SETTINGS = ("API_KEYS", "DATABASE_URL", "KEY_PREFIX", "KEY_MAX_STALENESS", "LOG_LEVEL")
+# Of the environment that commands do not inherit from the tests.
+HIDDEN = {
+    *("API_KEYS", "DATABASE_URL", "KEY_PREFIX", "KEY_MAX_STALENESS", "LOG_LEVEL"),
+    *("PYTHONIOENCODING", "PYTHONUNBUFFERED", "PYTHONUTF8"),
+}
 PATIENCE = 120  # seconds: no test is decided by how busy the machine is
 
 
@@ -60,7 +64,7 @@ class Project:
 
         The settings are those in `.env` and in `env`.
         """
-        environment = {name: os.environ[name] for name in os.environ if name not in SETTINGS}
+        environment = {name: os.environ[name] for name in os.environ if name not in HIDDEN}
         shell = ["sh", "-c", f'exec "$@" {redirected}', "sh"] if redirected else []
         return subprocess.Popen(
             [*shell, sys.executable, *command],

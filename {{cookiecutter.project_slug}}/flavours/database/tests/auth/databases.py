@@ -12,7 +12,7 @@ from uuid import uuid4
 
 import sqlalchemy as sa
 
-from app.auth.engine import SCHEMA_TABLE, connect
+from app.auth.engine import SCHEMA, SCHEMA_TABLE, connect
 from app.auth.models import metadata
 from app.auth.schema import upgrade
 from app.auth.tables import upgrade_tables
@@ -75,6 +75,8 @@ class PostgreSQLDatabases:
         if self._has_schema:
             with self._alone() as connection:
                 _fill(connection, {})
+                version = sa.table(SCHEMA_TABLE, sa.column("version_num"))
+                connection.execute(sa.update(version).values(version_num=SCHEMA))
         else:
             with self.empty(folder) as url:
                 upgrade(url)

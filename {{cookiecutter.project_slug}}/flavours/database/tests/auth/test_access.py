@@ -3,7 +3,7 @@
 import asyncio
 import logging
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -369,25 +369,24 @@ class LifeOfKeys(RuleBasedStateMachine):
         self.settings = load_settings().model_copy(update=settings)
         self.url = self.settings.database_url
         self.empty.setdefault(self.url, Backup(self.url)).restore()
-        self.runner = asyncio.Runner()
+        self.ending = ExitStack()
+        self.runner = self.ending.enter_context(asyncio.Runner())
         # The service is on one machine, and the command line on another.
         self.server_time = self.command_time = BEGINNING
         self.is_commanding = False
-        self.patched_clock = patch("app.auth.clock.time", self.time)
-        self.patched_clock.start()
+        self.ending.enter_context(patch("app.auth.clock.time", self.time))
         self.key_service = KeyService(self.settings)
         self.key_service.engine = connect(self.url, pooled=True)
+        self.ending.callback(self.key_service.engine.dispose)
         self.open_service()
         in_api_keys = Model(ENV_ID + id_of(hashed), inf, {secret: Secret(BEGINNING)})
         self.models = {secret: in_api_keys}  # of those that the database knows, by their secrets
+        self.issued = [secret]
         self.backups: list[tuple[Backup, dict[str, Model]]] = []
         return secret
 
     def teardown(self) -> None:
-        self.patched_clock.stop()
-        self.store.close()
-        self.key_service.engine.dispose()
-        self.runner.close()
+        self.ending.close()
 
     # Time.
 
@@ -432,6 +431,7 @@ class LifeOfKeys(RuleBasedStateMachine):
         self.service = make_service(self.settings)
         assert isinstance(self.service.keys, DatabaseKeyStore)
         self.store = self.service.keys
+        self.ending.callback(self.store.close)
         self.runner.run(self.store.catch_up())
         self.latest = not_before(self.moments(), self.server_time)
         assert self.store._clock.now() == self.latest
@@ -449,12 +449,25 @@ class LifeOfKeys(RuleBasedStateMachine):
 
     @rule(secret=secrets, copies=st.integers(0, 2), spell=st.sampled_from([*SPELLINGS.values()]))
     def call(self, secret: str, copies: int, spell: Callable[[str], str]) -> None:
-        self.runner.run(self.store.catch_up())
-        now, model = self.look_at_the_clock(), self.models.get(secret)
         right = copies == 1 and spell in (SPELLINGS["canonical"], SPELLINGS["with a prefix"])
-        granted = right and model is not None and secret in model.in_force(now)
+        granted = right and self.is_in_force(secret, self.catch_up())
         status = self.runner.run(status_of(self.service, *[spell(secret).encode()] * copies))
         assert status == (200 if granted else MISSING_KEY_STATUS)
+
+    @rule()
+    def call_with_all(self) -> None:
+        now = self.catch_up()
+        for secret in self.issued:
+            found = self.runner.run(self.store.find(digest(secret.encode())))
+            assert isinstance(found, Key) == self.is_in_force(secret, now)
+
+    def catch_up(self) -> float:
+        """What counts as now for the service, which has heard of everything."""
+        self.runner.run(self.store.catch_up())
+        return self.look_at_the_clock()
+
+    def is_in_force(self, secret: str, now: float) -> bool:
+        return secret in self.models and secret in self.models[secret].in_force(now)
 
     # Changes, from the command line.
 
@@ -468,6 +481,7 @@ class LifeOfKeys(RuleBasedStateMachine):
             expires_at = datetime.fromtimestamp(end, UTC) if hours else None
             issued = self.key_service.create("key", expires_at=expires_at, actor="test")
         self.models[issued.key] = Model(issued.id, end, {issued.key: Secret(now)})
+        self.issued.append(issued.key)
         return issued.key
 
     @rule(
@@ -500,6 +514,7 @@ class LifeOfKeys(RuleBasedStateMachine):
         self.put_down_what_has_expired(model, now)
         model.secrets[issued.key] = Secret(now)
         self.models[issued.key] = model
+        self.issued.append(issued.key)
         return multiple(issued.key)
 
     def put_down_what_has_expired(self, model: Model, now: float) -> None:
@@ -547,6 +562,10 @@ class LifeOfKeys(RuleBasedStateMachine):
 
     # Another history.
 
+    def count_events(self) -> int:
+        with self.key_service.engine.begin() as connection:
+            return connection.scalar(sa.select(sa.func.max(api_key_events.c.id))) or 0
+
     @precondition(lambda self: len(self.backups) < 2)
     @rule()
     def back_up(self) -> None:
@@ -557,17 +576,22 @@ class LifeOfKeys(RuleBasedStateMachine):
         target=secrets,
         backup=st.integers(0, 1),
         another_file=st.booleans(),
-        changes=st.integers(0, 5),
+        more=st.integers(-2, 2),
     )
-    def restore(self, backup: int, another_file: bool, changes: int) -> MultipleResults[str]:
-        """And change something: as many events as before can be there, or more, or fewer."""
+    def restore(self, backup: int, another_file: bool, more: int) -> MultipleResults[str]:
+        """And change something, until as many events are there as before, or more, or fewer."""
+        self.call_with_all()  # so that the service knows them all
+        before = self.count_events()
         copy, models = self.backups[min(backup, len(self.backups) - 1)]
         if another_file and self.url.get_backend_name() == "sqlite":
             copy.replace()
         else:
             copy.restore()
         self.models = deepcopy(models)
-        return multiple(*(self.create_key() for _ in range(changes)))
+        lost = before - self.count_events()
+        created = [self.create_key() for _ in range(lost + more)]
+        self.call_with_all()
+        return multiple(*created)
 
 
 def test_access_follows_the_whole_life_of_keys(database_url: sa.URL) -> None:

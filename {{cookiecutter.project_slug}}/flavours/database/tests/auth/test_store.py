@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
+import httpx
 import pytest
 import sqlalchemy as sa
 
@@ -29,7 +30,7 @@ from app.auth.models import (
 from app.auth.schemas import IssuedKey
 from app.auth.service import KeyService
 from app.auth.store import RECHECK, DatabaseKeyStore, _keep_doing
-from app.constants import MISSING_KEY_STATUS
+from app.constants import API_KEY_HEADER, MISSING_KEY_STATUS
 from app.settings import load_settings
 from tests.auth.databases import Backup, SQLiteDatabases, remove
 from tests.auth.servers import PROBE, Answer, ask, make_service, status_of
@@ -613,11 +614,24 @@ async def test_out_of_reach_keys_cannot_be_managed_either(
         assert await status_of(service, manager, path="/api-keys") == 503
 
 
+async def test_a_key_that_was_made_is_told_even_if_the_keys_are_out_of_reach_just_then(
+    client: httpx.AsyncClient, store: DatabaseKeyStore, secrets: list[str]
+) -> None:
+    headers = {API_KEY_HEADER: secrets[0]}
+    assert (await client.get("/api-keys", headers=headers)).status_code == 200
+    store._trusted_until = inf
+    with patch.object(store, "_read_news", side_effect=StoreUnavailableError("down")):
+        made = await client.post("/api-keys", headers=headers, json={"name": "key"})
+    assert made.status_code == 201
+    await store.catch_up()
+    assert await store.find(digest(made.json()["key"].encode())) != "unknown key"
+
+
 async def test_a_question_that_hangs_is_given_up_and_asked_anew(
     service: GuardedAPI, store: DatabaseKeyStore, secrets: list[str]
 ) -> None:
-    store._max_staleness = store._patience = 0.1
     assert await status_of(service, secrets[0].encode()) == 200
+    store._max_staleness = store._patience = 0.1
     with held(store, "_read_news", calls=3) as question:
         for _ in range(3):
             forget_when_it_asked(store)

@@ -1,8 +1,8 @@
 """The owner's tables: a chain of revisions of their own, and migrations that lose nothing."""
 
 import shutil
-import subprocess
-import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +13,12 @@ from alembic.util import CommandError
 
 from app.auth.engine import SCHEMA_TABLE, connect, transaction
 from app.auth.errors import SettingsError, StoreUnavailableError
+from app.auth.schema import upgrade
 from app.auth.tables import MIGRATIONS, configuration, upgrade_tables
-from tests.auth.commands import PATIENCE, run
+from app.settings import load_settings
+from tests.auth.commands import complaint, run
 from tests.auth.databases import Databases, SQLiteDatabases
+from tests.auth.servers import make_service
 
 ENV = """
 import sqlalchemy
@@ -25,19 +28,10 @@ run_migrations(context.config.attributes.get("metadata", sqlalchemy.MetaData()))
 """
 REVISION = """
 import sqlalchemy as sa
-from alembic import op
+from alembic import context, op
 revision, down_revision = {revision!r}, {before!r}
 def upgrade():
     {steps}
-"""
-
-UPGRADE = """
-import pathlib, sys
-import sqlalchemy
-from app.auth.tables import upgrade_tables
-print("ready", flush=True)
-sys.stdin.readline()
-upgrade_tables(sqlalchemy.make_url(sys.argv[1]), pathlib.Path(sys.argv[2]))
 """
 
 
@@ -56,17 +50,16 @@ class Chain:
         (folder / "versions").mkdir(parents=True)
         (folder / "env.py").write_text(ENV)
         shutil.copy(MIGRATIONS / "script.py.mako", folder)
-        self._before: str | None = None
+        self.last: str | None = None
 
     def add(self, *steps: str) -> str:
-        """A revision; a step is Python or, if it does not begin with `op` or `with`, SQL."""
+        """A revision, of Python and of SQL. Gives its id."""
+        python = ("context.", "op.", "with ")
+        steps = tuple(s if s.startswith(python) else f"op.execute({s!r})" for s in steps)
         revision = f"r{len(list((self.folder / 'versions').glob('*.py')))}"
-        lines = [
-            s if s.startswith(("op", "with", "raise")) else f"op.execute({s!r})" for s in steps
-        ]
-        text = REVISION.format(revision=revision, before=self._before, steps="\n    ".join(lines))
+        text = REVISION.format(revision=revision, before=self.last, steps="\n    ".join(steps))
         (self.folder / "versions" / f"{revision}.py").write_text(text)
-        self._before = revision
+        self.last = revision
         return revision
 
     def upgrade(self) -> None:
@@ -87,18 +80,19 @@ class Chain:
         assert "\n" not in said
         return said
 
-    def generate(self, metadata: sa.MetaData) -> str:
-        """What Alembic writes for these models."""
+    def run(self, command: Callable[..., object], *arguments: Any, **attributes: Any) -> None:
+        """One of Alembic's commands, with what the revisions and `env.py` need."""
         config = configuration(self.url, self.folder)
-        config.attributes["metadata"] = metadata
-        command.revision(config, "generated", autogenerate=True)
-        [path] = (self.folder / "versions").glob("*_generated.py")
-        return path.read_text()
+        config.attributes.update(attributes)
+        command(config, *arguments)
 
-    def check(self, metadata: sa.MetaData) -> None:
-        config = configuration(self.url, self.folder)
-        config.attributes["metadata"] = metadata
-        command.check(config)
+    def generate(self, name: str, metadata: sa.MetaData) -> str:
+        """What Alembic writes for these models; it is applied, and then there is no more to do."""
+        self.run(command.revision, name, True, metadata=metadata)
+        self.upgrade()
+        self.run(command.check, metadata=metadata)
+        [path] = (self.folder / "versions").glob(f"*_{name}.py")
+        return path.read_text()
 
     def execute(self, *statements: str) -> list[Any]:
         with transaction(connect(self.url), write=True) as connection:
@@ -116,14 +110,17 @@ class Chain:
 
 
 @pytest.fixture
-def chain(database_url: sa.URL, tmp_path: Path) -> Chain:
-    return Chain(tmp_path / "chain", database_url)
+def chain(databases: Databases, tmp_path: Path) -> Iterator[Chain]:
+    with databases.empty(tmp_path) as url:
+        upgrade(url)
+        yield Chain(tmp_path / "chain", url)
 
 
 @pytest.fixture
-def sqlite_chain(sqlite_databases: SQLiteDatabases, tmp_path: Path) -> Chain:
-    with sqlite_databases.fresh(tmp_path) as url:
-        return Chain(tmp_path / "chain", url)
+def sqlite_chain(sqlite_databases: SQLiteDatabases, tmp_path: Path) -> Iterator[Chain]:
+    with sqlite_databases.empty(tmp_path) as url:
+        upgrade(url)
+        yield Chain(tmp_path / "chain", url)
 
 
 NULLABLE = (
@@ -147,23 +144,22 @@ def test_they_are_a_chain_of_their_own(chain: Chain) -> None:
 
 
 def test_what_is_generated_is_of_the_models_alone(chain: Chain) -> None:
+    def models(nullable: bool) -> sa.MetaData:
+        metadata = sa.MetaData()
+        colour = sa.Column("colour", Colour, nullable=nullable, index=True)
+        sa.Table("parents", metadata, sa.Column("id", sa.Integer, primary_key=True), colour)
+        return metadata
+
     chain.execute("CREATE TABLE somebody_elses (id INTEGER)")
-    metadata = sa.MetaData()
-    columns = (
-        sa.Column("id", sa.Integer, primary_key=True),
-        sa.Column("colour", Colour, index=True),
-    )
-    sa.Table("parents", metadata, *columns)
-    text = chain.generate(metadata)
-    assert "op.create_table('parents'" in text
-    assert f"import {__name__}\n" in text
-    assert "somebody_elses" not in text
-    assert "api_key" not in text
-    chain.upgrade()
-    chain.check(metadata)
-    metadata.tables["parents"].append_column(sa.Column("name", sa.Text))
-    with pytest.raises(CommandError, match="add_column"):
-        chain.check(metadata)
+    first = chain.generate("first", models(nullable=False))
+    assert f"import {__name__}\n" in first
+    chain.execute("INSERT INTO parents VALUES (1, 'red')")
+    second = chain.generate("second", models(nullable=True))
+    chain.execute("INSERT INTO parents VALUES (2, NULL)")
+    assert "somebody_elses" not in first + second
+    assert "api_key" not in first + second
+    with pytest.raises(CommandError, match="parents"):
+        chain.run(command.check, metadata=models(nullable=False))
 
 
 def test_a_revision_that_fails_changes_nothing(chain: Chain) -> None:
@@ -171,29 +167,20 @@ def test_a_revision_that_fails_changes_nothing(chain: Chain) -> None:
     assert "no_such_table" in chain.fails(CHILDREN, "INSERT INTO no_such_table VALUES (1)")
 
 
-def test_of_several_that_migrate_at_once_one_does(chain: Chain) -> None:
-    chain.add(PARENTS)
-    chain.add(CHILDREN)
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", UPGRADE, chain.url.render_as_string(False), chain.folder],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for _ in range(3)
-    ]
-    for process in processes:
-        assert process.stdout
-        assert process.stdout.readline() == "ready\n"
-    for process in processes:
-        assert process.stdin
-        process.stdin.write("go\n")
-        process.stdin.flush()
-    ended = [process.communicate(timeout=PATIENCE)[1] for process in processes]
-    assert ended == [""] * 3
-    chain.execute("INSERT INTO parents VALUES (1, 'a')", "INSERT INTO children VALUES (1, 1)")
+def test_while_one_migrates_no_other_does(chain: Chain) -> None:
+    tried = []
+
+    def meanwhile() -> None:
+        with (
+            pytest.raises(StoreUnavailableError),
+            transaction(connect(chain.url, patience=0.2), write=True),
+        ):
+            pass
+        tried.append(True)
+
+    chain.add("context.config.attributes['meanwhile']()")
+    chain.run(command.upgrade, "head", meanwhile=meanwhile)
+    assert tried
 
 
 def test_rows_that_refer_to_a_changed_table_stay(chain: Chain) -> None:
@@ -262,6 +249,7 @@ def test_an_index_on_an_expression_stays(sqlite_chain: Chain) -> None:
         sqlite_chain.execute("INSERT INTO parents (name) VALUES ('a'), ('A')")
 
 
+@pytest.mark.filterwarnings("default")
 @pytest.mark.parametrize(
     ("column", "lost"),
     [
@@ -296,3 +284,62 @@ def test_an_upgrade_brings_both_up_to_date(
         assert run("db", "upgrade").exit_code == 0
         tables = sa.inspect(connect(url)).get_table_names()
     assert {"api_keys", SCHEMA_TABLE, "alembic_version"} <= set(tables)
+
+
+@pytest.mark.filterwarnings("default")
+def test_a_chain_that_cannot_be_applied_is_told_in_one_line(
+    chain: Chain, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DATABASE_URL", chain.url.render_as_string(hide_password=False))
+    monkeypatch.setattr("app.auth.tables.MIGRATIONS", chain.folder)
+    chain.last = "0001"  # as in the chain that keys and everything else once had together
+    chain.add(PARENTS)
+    said = complaint("db", "upgrade")
+    assert said.startswith(f"{chain.folder}: Nothing has changed: Revision 0001 ")
+
+
+def test_where_there_is_no_chain_there_is_nothing_to_do(chain: Chain, tmp_path: Path) -> None:
+    before = chain.schema()
+    upgrade_tables(chain.url, tmp_path)
+    assert chain.schema() == before
+
+
+def test_alembic_changes_no_database_that_is_not_up_to_date(
+    databases: Databases, tmp_path: Path
+) -> None:
+    with databases.empty(tmp_path) as url:
+        chain = Chain(tmp_path / "chain", url)
+        with pytest.raises(CommandError, match="db upgrade"):
+            chain.run(command.upgrade, "head")
+        with pytest.raises(CommandError, match="db upgrade"):
+            chain.run(command.check)
+
+
+def test_the_service_that_starts_brings_the_keys_up_to_date_and_no_more(
+    sqlite_databases: SQLiteDatabases, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with sqlite_databases.empty(tmp_path) as url:
+        monkeypatch.setenv("DATABASE_URL", url.render_as_string())
+        make_service(load_settings())
+        tables = sa.inspect(connect(url)).get_table_names()
+    assert SCHEMA_TABLE in tables
+    assert "alembic_version" not in tables
+
+
+def test_whoever_waits_to_write_looks_often(
+    sqlite_chain: Chain, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SQLite's own pauses get longer; then others who write without a pause always come first."""
+    engine, pauses = connect(sqlite_chain.url), list[float]()
+    with ExitStack() as other:
+        other.enter_context(transaction(engine, write=True))
+
+        def pause(seconds: float) -> None:
+            pauses.append(seconds)
+            if len(pauses) == 9:
+                other.close()
+
+        monkeypatch.setattr("app.auth.engine.sleep", pause)
+        sqlite_chain.execute("CREATE TABLE mine (id INTEGER)")
+    assert len(pauses) == 9
+    assert max(pauses) < 0.01

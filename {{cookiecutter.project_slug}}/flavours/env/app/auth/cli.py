@@ -1,6 +1,5 @@
 """The command line: `keys list`, `create`, `rotate` and `revoke` work on the keys in `.env`."""
 
-import contextlib
 import json
 import sys
 from collections.abc import Generator
@@ -130,8 +129,11 @@ def _print(text: str) -> None:
 
 def _note(text: str) -> None:
     """For people; a script may have closed the door."""
-    with contextlib.suppress(OSError):
+    try:
         typer.echo(text, err=True)
+        sys.stderr.flush()
+    except (AttributeError, OSError):  # it is closed, or what it goes to is
+        sys.stderr = None  # or Python tries once more to write it at its end, and fails
 
 
 @contextmanager

@@ -1,0 +1,441 @@
+"""What people add to a service works, and the guard holds: `make add-ons`.
+
+A real server runs a generated service with one of the functions of `tests/add_ons.py` in it.
+"""
+
+import json
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tests.project import FLAVOURS, ROOT, Project, get, render_afresh, run
+
+pytestmark = [pytest.mark.slow, pytest.mark.add_ons]
+
+PACKAGES = [
+    *("asgi-correlation-id", "classy-fastapi", "fastapi-cache2", "fastapi-limiter", "fastapi-mcp"),
+    *("fastapi-pagination", "fastapi-restful", "fastapi-utils", "fastmcp", "hypercorn", "limits"),
+    *("loguru", "opentelemetry-instrumentation-fastapi", "opentelemetry-sdk", "pyrefly"),
+    *("prometheus-fastapi-instrumentator", "pyright[nodejs]", "python-socketio[client]"),
+    *("sentry-sdk", "slowapi", "sqladmin", "sqlalchemy[asyncio]", "sse-starlette"),
+    *("starlette-admin", "starlette-exporter", "strawberry-graphql", "structlog", "ty"),
+    "typing-inspect",
+]
+
+
+@dataclass(frozen=True)
+class Service(Project):
+    """A generated service, and the environment that it runs in."""
+
+    bin: Path
+
+    def add(self, function: str) -> None:
+        """Let `create_app` call it."""
+        shutil.copy(ROOT / "tests" / "add_ons.py", self.path / "app" / "add_ons.py")
+        main = self.path / "app" / "main.py"
+        text = main.read_text("utf-8").replace("import routes", "import add_ons, routes")
+        call = f"    add_ons.{function}(app)\n"
+        main.write_text(text.replace("    return app\n", f"{call}    return app\n"), "utf-8")
+
+    def start_refused(self) -> str:
+        """What the start says instead of serving."""
+        command = (self.bin / "python", "-m", "uvicorn", "app.main:app", "--port", "0")
+        result = run(*command, cwd=self.path, check=False)
+        assert result.returncode == 3, result.stderr
+        return result.stderr
+
+    @contextmanager
+    def running(
+        self, command: str = "uvicorn app.main:app --port {port}", **variables: str
+    ) -> Iterator[str]:
+        """Its URL; what it says is in the file `said`."""
+        shell = f'exec "{self.bin}/python" -m {command} > said 2>&1'
+        with self.serving("sh", "-c", shell, **variables) as url:
+            yield url
+
+    def guards(self, url: str, status: int = 200) -> str:
+        """What a caller is answered who has a key. A stranger is refused."""
+        assert get(url)[0] == 403
+        code, _, body = get(url, {"api-key": self.keys[0]})
+        assert code == status, body
+        return body
+
+    def do(self, script: str, *arguments: str, check: bool = True) -> tuple[str, str]:
+        """What a script says in the service's environment, as its output and as its errors."""
+        ended = self.run(f"{self.bin}/python", "-c", script, *arguments, check=check)
+        return ended.stdout, ended.stderr
+
+
+@pytest.fixture(scope="session")
+def projects(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Project]:
+    folder = tmp_path_factory.mktemp("projects")
+    return {each: render_afresh(folder / each, {"key_store": each}) for each in FLAVOURS}
+
+
+@pytest.fixture(scope="session")
+def bin(projects: dict[str, Project]) -> Path:
+    """One environment, with all of them beside each other."""
+    project = projects["database"]
+    project.run("uv", "sync", "--quiet", "--no-install-project")
+    bin = project.path / ".venv" / "bin"
+    project.run("uv", "pip", "install", "--quiet", "--python", f"{bin}/python", *PACKAGES)
+    return bin
+
+
+@pytest.fixture
+def service(projects: dict[str, Project], bin: Path, tmp_path: Path) -> Service:
+    shutil.copytree(projects["env"].path, tmp_path / "service")
+    return Service(tmp_path / "service", bin)
+
+
+# Routers, and what works as it is.
+
+
+@pytest.mark.parametrize(
+    ("function", "path"),
+    [
+        ("strawberry", "/graphql?query={hello}"),
+        ("fastapi_utils", "/items"),
+        ("fastapi_restful", "/items"),
+        ("classy_fastapi", "/items"),
+        ("asgi_correlation_id", "/id"),
+        ("fastapi_pagination", "/pages?page=2&size=1"),
+        ("sse_starlette", "/events"),
+    ],
+)
+def test_it_works_behind_the_guard(service: Service, function: str, path: str) -> None:
+    service.add(function)
+    with service.running() as url:
+        assert "Hello, owner" in service.guards(url + path)
+
+
+@pytest.mark.parametrize(
+    ("function", "named"),
+    [
+        ("strawberry_on_the_application", "/graphql (handle_http_get), /graphql (handle_http"),
+        ("fastmcp_on_the_application", "/mcp (Mount)"),
+    ],
+)
+def test_on_the_application_it_is_refused_with_a_way_out(
+    service: Service, function: str, named: str
+) -> None:
+    service.add(function)
+    said = service.start_refused()
+    assert f"Neither guarded nor public: {named}" in said
+    assert "a router of a package goes on one of them with include_router" in said
+
+
+# Pages.
+
+PAGES = {  # and where something is behind it
+    "prometheus_fastapi_instrumentator": ("/metrics", "/metrics", "/internal/metrics"),
+    "starlette_exporter": ("/metrics", "/metrics", "/metrics"),
+    "sqladmin": ("/admin", "/admin/user/list", "/admin/user/list"),
+    "starlette_admin": ("/admin", "/admin/user/list", "/admin/user/list"),
+}
+
+
+@pytest.mark.parametrize("function", PAGES)
+def test_a_page_is_refused_until_it_is_declared_public(service: Service, function: str) -> None:
+    declared, page, _ = PAGES[function]
+    service.add(function)
+    said = service.start_refused()
+    assert f"Neither guarded nor public: {declared} (" in said
+    assert "a page that a package adds to the application into public_paths" in said
+    main = service.path / "app" / "main.py"
+    text = main.read_text("utf-8").replace("TITLE,", f'TITLE, public_paths=["{declared}"],')
+    main.write_text(text, "utf-8")
+    with service.running() as url:
+        assert get(url + page)[0] == 200
+        service.guards(f"{url}/secure-endpoint")
+
+
+@pytest.mark.parametrize("function", PAGES)
+def test_the_same_page_asks_for_a_key_on_a_guarded_router(service: Service, function: str) -> None:
+    service.add(f"{function}_behind_a_key")
+    with service.running() as url:
+        service.guards(f"{url}/secure-endpoint")
+        body = service.guards(url + PAGES[function][2])
+        assert "User" in body or 'path="/secure-endpoint"' in body or "secure-endpoint" in body
+
+
+# MCP.
+
+MCP_CLIENT = """
+import asyncio, sys
+from fastmcp import Client
+from fastmcp.client.transports import StreamableHttpTransport
+
+async def main(url, **headers):
+    async with Client(StreamableHttpTransport(f"{url}/mcp/", headers=headers)) as client:
+        print((await client.call_tool("add", {"a": 1, "b": 2})).data)
+
+asyncio.run(main(sys.argv[1], **{"api-key": key for key in sys.argv[2:]}))
+"""
+MCP_OF_THE_SERVICE = """
+import asyncio, sys
+from fastmcp import Client, FastMCP
+from app.constants import API_KEY_HEADER
+from app.main import app
+
+async def main(key):
+    own = FastMCP.from_fastapi(app, httpx_client_kwargs={"headers": {API_KEY_HEADER: key}})
+    for mcp in (FastMCP.from_fastapi(app), own):
+        async with Client(mcp) as client:
+            (name,) = [tool.name for tool in await client.list_tools() if "secure" in tool.name]
+            answer = await client.call_tool(name, raise_on_error=False)
+            print(answer.is_error, answer.content[0].text)
+
+asyncio.run(main(*sys.argv[1:]))
+"""
+FASTAPI_MCP = """
+from fastapi import FastAPI
+from fastapi_mcp import FastApiMCP
+FastApiMCP(FastAPI())
+"""
+
+
+def test_fastmcp_works_behind_the_guard(service: Service) -> None:
+    service.add("fastmcp")
+    with service.running() as url:
+        assert service.do(MCP_CLIENT, url, service.keys[0])[0] == "3\n"
+        assert service.do(MCP_CLIENT, url, check=False)[0] == ""
+    assert "Refused http '/mcp/': no key." in service.read("said")
+
+
+def test_tools_that_are_made_of_endpoints_need_a_key_of_their_own(service: Service) -> None:
+    """The caller's was taken out of the request, so that nothing can pass it on."""
+    without, with_own = service.do(MCP_OF_THE_SERVICE, service.keys[0])[0].splitlines()
+    assert re.match("True .*403", without)
+    assert with_own == 'False {"message":"You have access!"}'
+
+
+def test_fastapi_mcp_does_not_work_with_the_mcp_of_today(service: Service) -> None:
+    said = service.do(FASTAPI_MCP, check=False)[1]
+    assert "TypeError: Server.__init__() takes 2 positional arguments but 3 were given" in said
+
+
+# What watches a service.
+
+
+def test_sentry_is_sent_no_key(service: Service) -> None:
+    service.add("sentry")
+    key = {"api-key": service.keys[0]}
+    with service.running() as url:
+        service.guards(f"{url}/secure-endpoint")
+        assert get(f"{url}/fails", key)[0] == 500
+        assert get(f"{url}/no-such-page", key)[0] == 404
+    sent = service.read("sent")
+    assert service.keys[0] not in sent
+    assert '"value":"as meant"' in sent
+    assert sent.count('{"type":"transaction","transaction"') == 4  # the start is none
+
+
+@pytest.mark.parametrize("function", ["opentelemetry", "opentelemetry_instrumentation"])
+def test_spans_have_no_key_and_the_start_leaves_none(service: Service, function: str) -> None:
+    service.add(function)
+    with service.running(OTEL_INSTRUMENTATION_HTTP_CAPTURE_HEADERS_SERVER_REQUEST=".*") as url:
+        service.guards(f"{url}/secure-endpoint")
+    sent = service.read("sent")
+    assert service.keys[0] not in sent
+    assert sent.count("SpanKind.SERVER") == 2
+    assert "GET /secure-endpoint" in sent
+
+
+# Limits.
+
+
+@pytest.mark.parametrize("function", ["slowapi", "limits"])
+def test_each_key_has_a_limit_of_its_own(service: Service, function: str) -> None:
+    service.add(function)
+    first, second = ({"api-key": key} for key in service.keys)
+    with service.running() as url:
+        limited = f"{url}/limited"
+        assert [get(limited)[0] for _ in range(3)] == [403] * 3  # which costs nobody anything
+        answers = [get(limited, headers)[0] for headers in (first, first, second)]
+        assert answers == [200, 429, 200]
+        # SlowAPIMiddleware is to see to its default, and does not look into routers.
+        assert [get(f"{url}/secure-endpoint", first)[0] for _ in range(3)] == [200] * 3
+
+
+def test_fastapi_limiter_does_not_work_with_routers(service: Service) -> None:
+    service.add("fastapi_limiter")
+    with service.running() as url:
+        service.guards(f"{url}/limited", status=500)
+    said = service.read("said")
+    assert "AttributeError: '_IncludedRouter' object has no attribute 'path'" in said
+
+
+# Sockets, and what lies around the application.
+
+POLL = "/socket.io/?EIO=4&transport=polling"
+SOCKETIO_CLIENT = """
+import socketio, sys
+client = socketio.SimpleClient()
+client.connect(sys.argv[1], headers={"api-key": sys.argv[2]}, transports=["websocket"])
+print(client.transport)
+client.disconnect()
+"""
+
+
+def test_socketio_works_behind_the_guard(service: Service) -> None:
+    service.add("socketio")
+    with service.running() as url:
+        assert '"sid":' in service.guards(url + POLL)
+        assert service.do(SOCKETIO_CLIENT, url, service.keys[0])[0] == "websocket\n"
+
+
+def test_what_lies_around_the_application_goes_past_the_guard_and_sees_keys(
+    service: Service,
+) -> None:
+    service.add("socketio")
+    text = "from app import add_ons, main\n\napp = add_ons.socketio_around(main.app)\n"
+    (service.path / "around.py").write_text(text, "utf-8")
+    with service.running("uvicorn around:app --port {port}") as url:
+        assert get(url + POLL)[0] == 200  # for a stranger
+        service.guards(f"{url}/secure-endpoint")
+    assert service.keys[0] in service.read("said")
+
+
+# Logging.
+
+
+def write_log_config(service: Service, **loggers: str) -> None:
+    config = {
+        "version": 1,
+        "disable_existing_loggers": False,
+        "formatters": {"mine": {"format": "MINE %(levelname)s %(name)s %(message)s"}},
+        "handlers": {"out": {"class": "logging.StreamHandler", "formatter": "mine"}},
+        "loggers": {name: {"level": loggers[name], "handlers": ["out"]} for name in loggers},
+    }
+    (service.path / "log.json").write_text(json.dumps(config), "utf-8")
+
+
+@pytest.mark.parametrize(("level", "refusals"), [("INFO", 1), ("WARNING", 0)])
+def test_a_log_config_counts(service: Service, level: str, refusals: int) -> None:
+    write_log_config(service, app=level, uvicorn="INFO")
+    command = "uvicorn app.main:app --port {port} --log-config log.json"
+    with service.running(command, LOG_LEVEL="INFO") as url:
+        service.guards(f"{url}/secure-endpoint")
+    lines = service.read("said").splitlines()
+    assert sum("Refused http" in line for line in lines) == refusals
+    assert sum("startup complete" in line for line in lines) == 1
+    assert all(line.startswith("MINE ") for line in lines)
+
+
+def test_logging_that_is_configured_later_counts_too(service: Service) -> None:
+    write_log_config(service, **{"": "INFO"})
+    service.add("dict_config")
+    with service.running() as url:
+        service.guards(f"{url}/secure-endpoint")
+    lines = service.read("said").splitlines()
+    refusal = "MINE INFO app.auth.access Refused http '/secure-endpoint': no key."
+    assert [line for line in lines if "Refused" in line] == [refusal]
+
+
+@pytest.mark.parametrize("function", ["structlog", "loguru"])
+def test_other_loggers_take_over(service: Service, function: str) -> None:
+    service.add(function)
+    with service.running() as url:
+        service.guards(f"{url}/logs")
+    said = service.read("said")
+    assert service.keys[0] not in said
+    assert [said.count(each) for each in ("Refused http", "called", "failed")] == [1, 1, 1]
+
+
+def test_hypercorn_says_nothing_twice(service: Service) -> None:
+    with service.running("hypercorn app.main:app --bind 127.0.0.1:{port}") as url:
+        service.guards(f"{url}/secure-endpoint")
+    said = service.read("said")
+    assert [said.count(each) for each in ("Running on", "Refused http")] == [1, 1]
+
+
+# Caches.
+
+
+def test_fastapi_cache2_serves_callers_alone(service: Service) -> None:
+    service.add("fastapi_cache2")
+    with service.running() as url:
+        assert [service.guards(f"{url}/cached") for _ in range(3)] == ["0", "0", "0"]
+        _, headers, _ = get(f"{url}/cached", {"api-key": service.keys[0]})
+        # It says max-age, which would let a cache between serve strangers.
+        assert headers["cache-control"].startswith("private, max-age=")
+
+
+# Checkers of types.
+
+
+@pytest.mark.parametrize("flavour", FLAVOURS)
+@pytest.mark.parametrize(
+    "command",
+    [
+        "pyright --pythonpath {python} app",
+        "ty check --python {python} app",
+        "pyrefly check --python-interpreter-path {python} app",
+    ],
+)
+def test_checkers_of_types_have_no_complaint(
+    projects: dict[str, Project], bin: Path, flavour: str, command: str
+) -> None:
+    words = command.format(python=bin / "python").split()
+    run(bin / words[0], *words[1:], cwd=projects[flavour].path)
+
+
+# The README.
+
+
+def section(readme: str, heading: str) -> str:
+    _, found, rest = readme.partition(f"\n## {heading}\n")
+    assert found
+    return rest.partition("\n## ")[0]
+
+
+def block(text: str, language: str) -> str:
+    return text.partition(f"```{language}\n")[2].partition("```")[0]
+
+
+@pytest.mark.parametrize("flavour", FLAVOURS)
+def test_every_line_that_the_readme_shows_for_an_add_on_was_run(
+    projects: dict[str, Project], flavour: str
+) -> None:
+    files = (ROOT / "tests" / "add_ons.py", Path(__file__))
+    ran = "".join(file.read_text("utf-8") for file in files)
+    table = section(projects[flavour].read("README.md"), "Works with").partition("| --- |")[2]
+    shown = re.findall("`([^`]+)`", table)
+    assert [each for each in shown if each not in ran] == []
+    assert len(shown) > 30
+
+
+@pytest.mark.parametrize("flavour", FLAVOURS)
+def test_the_machinery_is_laid_into_a_service_that_exists(
+    projects: dict[str, Project], bin: Path, flavour: str, tmp_path: Path
+) -> None:
+    """By the README, line by line; but the packages are installed already."""
+    rendered = projects[flavour]
+    shutil.copytree(rendered.path, tmp_path / rendered.command, ignore=lambda *_: [".venv"])
+    items = (
+        'router = APIRouter()\n\n\n@router.get("/items")\ndef items() -> str:\n    return "pen"\n'
+    )
+    shop = Service(tmp_path / "shop", bin)
+    (shop.path / "app").mkdir(parents=True)
+    (shop.path / "pyproject.toml").touch()
+    (shop.path / "app" / "__init__.py").touch()
+    (shop.path / "app" / "items.py").write_text(f"from fastapi import APIRouter\n\n{items}")
+    told = section(rendered.read("README.md"), "Into a service that exists")
+    copy, install, *commands = block(told, "console").splitlines()
+    shop.run("bash", "-c", copy)
+    for package in install.removeprefix("uv add ").replace('"', "").split():
+        assert f'"{package}>=' in rendered.read("pyproject.toml")
+    for command in commands:
+        said = shop.run(*command.replace("uv run python", f"{bin}/python").split()).stdout
+    (key,) = re.findall("key: +(.+)", said)
+    (shop.path / "app" / "main.py").write_text(block(told, "python"), "utf-8")
+    with shop.running() as url:
+        assert get(f"{url}/items")[0] == 403
+        assert get(f"{url}/items", {"api-key": key})[0::2] == (200, '"pen"')
+        assert get(f"{url}/health")[0] == 200
