@@ -419,14 +419,14 @@ def test_a_source_that_fails_is_noted_once_and_the_others_go_on(
     error: type[Exception], file: Path
 ) -> None:
     def failing(_: Sequence[bytes]) -> dict[bytes, str]:
-        raise error("the database has gone")
+        raise error("the source has gone")
 
     notes: list[str] = []
     known = Known([failing, lambda _: {DIGEST: "the-id"}], notes.append)
     text = f"{EXAMPLE}\n{OTHER}\nAPI_KEYS={OTHER}\n"
     for _ in range(2):
         assert keys_in(file, text, known) == [(1, "the-id", "known"), (3, OTHER_ID, NAMED)]
-    assert notes == ["Not every key is known here: the database has gone"]
+    assert notes == ["Not every key is known here: the source has gone"]
 
 
 def test_a_report_is_for_people_or_for_programs(file: Path) -> None:

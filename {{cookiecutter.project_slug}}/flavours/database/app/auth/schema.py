@@ -13,6 +13,7 @@ from sqlalchemy import event
 
 from app.auth.engine import (
     FIRST_SCHEMA,
+    LONG_PATIENCE,
     SCHEMA,
     SCHEMA_TABLE,
     check_schema,
@@ -23,7 +24,6 @@ from app.auth.engine import (
 from app.auth.errors import StoreUnavailableError
 
 MIGRATIONS: Final = Path(__file__).parent / "migrations"
-UPGRADE_PATIENCE: Final = 600.0  # seconds, for keys in their millions, and for who came first
 
 
 def upgrade(url: sa.URL) -> None:
@@ -35,7 +35,7 @@ def upgrade(url: sa.URL) -> None:
     if engine.dialect.name == "sqlite":
         make_file(Path(f"{url.database}"))
     if (schema_of(engine) or "") < SCHEMA:
-        with alone(connect(url, patience=UPGRADE_PATIENCE)) as connection:
+        with alone(connect(url, patience=LONG_PATIENCE)) as connection:
             command.upgrade(configuration(connection), "head")
     check_schema(engine)
 

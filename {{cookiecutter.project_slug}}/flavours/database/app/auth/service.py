@@ -14,7 +14,7 @@ from typing import Any, Final, Literal
 import sqlalchemy as sa
 
 from app.auth import clock
-from app.auth.engine import check_schema, connect, transaction
+from app.auth.engine import LONG_PATIENCE, check_schema, connect, transaction
 from app.auth.errors import StoreUnavailableError
 from app.auth.keys import Key, digest, id_of, is_scope, masked, new_secret, with_prefix
 from app.auth.models import (
@@ -30,6 +30,7 @@ from app.auth.settings import AuthSettings
 
 MANAGE: Final = "keys:manage"  # the scope that somebody must keep
 LONGEST_STALENESS: Final = 60.0  # seconds; what the settings allow at most
+AT_ONCE: Final = 1000  # keys, so that no query gets long
 
 # Printable for Unicode, but nothing that somebody could see.
 _BLANK = frozenset("\u034f\u115f\u1160\u17b4\u17b5\u2800\u3164\uffa0")
@@ -87,6 +88,14 @@ class _Change:
 
     def view(self, id: str) -> KeyView:
         return _view(self.connection, id, self.now)
+
+    def views(self, ids: Sequence[str]) -> list[KeyView]:
+        found: list[KeyView] = []
+        for first in range(0, len(ids), AT_ONCE):
+            some = _views(self.now).where(api_keys.c.id.in_(ids[first : first + AT_ONCE]))
+            rows = self.connection.execute(some.order_by(api_keys.c.id))
+            found.extend(_shown(row) for row in rows)
+        return found
 
     def add(self, id: str, name: str, scopes: Iterable[str], hashed: bytes, **more: Any) -> None:
         values = {"id": id, "name": name, "scopes": " ".join(scopes), "created_at": self.now}
@@ -269,11 +278,11 @@ class KeyService:
         outdated = in_force.where(secret.created_at < moment)
         alive = sa.select(api_keys.c.id).where(api_keys.c.revoked_at.is_(None))
         which = api_keys.c.id.in_(outdated) & api_keys.c.id.not_in(renewed)
-        with self._change() as change:
+        with self._change(patience=LONG_PATIENCE) as change:
             revoked = self._revoke(change, which, force, actor)
             rotated = change.end(secret.created_at < moment, secret.key_id.in_(alive))
             change.record("dropped old", actor, rotated)
-            return [change.view(id) for id in revoked]
+            return change.views(revoked)
 
     def longest_staleness(self) -> float:
         """Seconds after which every server has heard of what was committed before the call."""
@@ -354,7 +363,7 @@ class KeyService:
 
     def all(self) -> Iterator[KeyView]:
         after = ""
-        while page := self.page(after, 1000):
+        while page := self.page(after, AT_ONCE):
             yield from page
             after = page[-1].id
 
@@ -380,8 +389,8 @@ class KeyService:
             return [EventView.model_validate(row, from_attributes=True) for row in rows]
 
     @contextmanager
-    def _change(self) -> Generator[_Change]:
-        with transaction(self.engine, write=True) as connection:
+    def _change(self, patience: float | None = None) -> Generator[_Change]:
+        with transaction(self.engine, write=True, patience=patience) as connection:
             yield _Change(connection, clock.now(connection))
 
     def _issued(self, view: KeyView, secret: str, show: Show | None) -> IssuedKey:

@@ -94,7 +94,7 @@ def _alone(engine: sa.Engine) -> Generator[sa.Connection]:
             _Rebuilds(connection)
         try:
             yield connection
-        except (exc.DBAPIError, Warning) as error:
+        except (exc.SQLAlchemyError, Warning) as error:
             said = " ".join(f"{getattr(error, 'orig', error)}".split())
             statement = " ".join(f"{getattr(error, 'statement', '')}".split())
             raise CommandError(f"Nothing has changed: {said} {statement}".strip()) from error
@@ -121,7 +121,7 @@ def _check_references(ctx: MigrationContext, step: MigrationInfo, *_: Any, **__:
 
 
 class _Rebuilds:
-    """What goes with the first table, and Alembic does not see, comes back; or the revision fails."""
+    """What goes with the first table, unseen by Alembic, comes back, or the revision fails."""
 
     _NAMED = re.compile(r'\s*ALTER TABLE "?_alembic_tmp_')
     # Alembic sees neither triggers nor indexes on expressions.

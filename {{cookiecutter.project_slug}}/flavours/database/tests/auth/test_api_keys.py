@@ -25,6 +25,7 @@ from app.auth.schemas import OVERLAP, IssuedKey
 from app.auth.service import MANAGE, KeyService
 from app.auth.store import DatabaseKeyStore
 from app.constants import API_KEY_HEADER, MISSING_KEY_STATUS
+from tests.auth.commands import PATIENCE
 from tests.auth.servers import status_of
 
 Call = Callable[..., Coroutine[Any, Any, httpx.Response]]
@@ -471,7 +472,11 @@ def all_threads() -> int:
 
 
 async def test_revocations_that_wait_hold_nobody_up(
-    service: GuardedAPI, call: Call, key_service: KeyService, monkeypatch: pytest.MonkeyPatch
+    service: GuardedAPI,
+    call: Call,
+    key_service: KeyService,
+    database_url: sa.URL,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     waiting, over = asyncio.Semaphore(0), asyncio.Event()
 
@@ -480,11 +485,13 @@ async def test_revocations_that_wait_hold_nobody_up(
         await over.wait()
 
     monkeypatch.setattr("app.auth.router.sleep", sleep)
+    key_service.engine = connect(database_url, patience=PATIENCE)
     used, unused, *ended = (make(key_service) for _ in range(all_threads() + 3))
     assert await get_in(service, used.key) == [True]
     revocations = [asyncio.create_task(call("POST", f"/{key.id}/revoke")) for key in ended]
-    for _ in revocations:
-        await waiting.acquire()
+    async with asyncio.timeout(PATIENCE):
+        for _ in revocations:
+            await waiting.acquire()
 
     assert await get_in(service, used.key, unused.key, ended[0].key) == [True, True, False]
     assert (await call("GET")).status_code == 200
@@ -510,14 +517,15 @@ async def test_changes_that_wait_for_the_database_do_not_hold_up_the_guard(
 
     used, *unused = (make(key_service).key for _ in range(4))
     assert await get_in(service, used) == [True]
-    key_service.engine = connect(database_url, patience=60)
+    key_service.engine = connect(database_url, patience=PATIENCE)
     monkeypatch.setattr(key_service, "create", begin)
-    with transaction(connect(database_url, patience=60), write=True):
+    with transaction(connect(database_url, patience=PATIENCE), write=True):
         changes = [
             asyncio.create_task(call("POST", "", {"name": "billing"})) for _ in range(all_threads())
         ]
-        for _ in changes:
-            await begun.acquire()
+        async with asyncio.timeout(PATIENCE):
+            for _ in changes:
+                await begun.acquire()
         assert await get_in(service, used, *unused) == [True] * 4
         assert await status_of(service, b"nobody's") == MISSING_KEY_STATUS
         assert not any(change.done() for change in changes)
@@ -529,7 +537,7 @@ async def test_a_database_that_does_not_answer_is_a_503(
 ) -> None:
     before = key_service.events()
     key_service.engine = connect(database_url, patience=0.2)
-    with transaction(connect(database_url, patience=60), write=True):
+    with transaction(connect(database_url, patience=PATIENCE), write=True):
         answer = await call("POST", "", {"name": "billing"})
     assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
     assert answer.json() == {"detail": "The keys are out of reach"}
