@@ -355,7 +355,7 @@ class _Guard:
 
     def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
         # What nobody has to wait for takes no coroutine of its own either.
-        offered = None if CALLER in scope else scope.get(OFFERED)
+        offered = scope.get(OFFERED)
         if isinstance(offered, tuple) and (caller := self._keys.recall(offered[0])):
             return self._let_in(caller, scope, receive, send)
         return self._decide(scope, receive, send)

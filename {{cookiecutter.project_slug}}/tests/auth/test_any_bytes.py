@@ -8,7 +8,8 @@ import threading
 from collections.abc import Iterator
 
 import pytest
-from fastapi import Request
+from fastapi import Request, Response
+from fastapi.responses import JSONResponse
 from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
@@ -72,12 +73,13 @@ def echo(api: GuardedAPI) -> threading.Event:
     began = threading.Event()
     router = GuardedRouter()
 
-    @router.post("/echo")
-    async def echo(request: Request) -> list[str]:
+    async def echo(request: Request) -> Response:
         async for _ in request.stream():
             began.set()
-        return sorted(request.headers.keys())
+        return JSONResponse(sorted(request.headers.keys()))
 
+    # A route of Starlette's: nobody has looked at the headers before.
+    router.add_route("/echo", echo, methods=["POST"])
     api.include_router(router)
     return began
 

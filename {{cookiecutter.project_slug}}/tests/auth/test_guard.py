@@ -547,15 +547,19 @@ def a_file(folder: Path, text: str = WELCOME) -> Path:
     return folder
 
 
-async def test_a_frontend_on_a_public_router_is_public(api: GuardedAPI, tmp_path: Path) -> None:
+async def test_a_frontend_on_a_public_router_is_public(keys: Keys, tmp_path: Path) -> None:
     ran: list[str] = []
 
     async def dependency() -> None:
-        ran.append("dependency")
+        ran.append("inclusion's")
+
+    async def of_the_application() -> None:
+        ran.append("application's")
 
     inner, outer = PublicRouter(prefix="/inner"), PublicRouter()
     inner.frontend("/files", directory=a_file(tmp_path / "inner"))
     outer.include_router(inner, prefix="/outer", dependencies=[Depends(dependency)])
+    api = GuardedAPI(keys, dependencies=[Depends(of_the_application)], openapi_url=None)
     api.include_router(outer)
     outer.frontend("/", directory=a_file(tmp_path / "outer"))
 
@@ -563,7 +567,7 @@ async def test_a_frontend_on_a_public_router_is_public(api: GuardedAPI, tmp_path
     for path in ("/file.txt", "/outer/inner/files/file.txt"):
         answer = await answer_of(api, path=path, body=b"")
         assert (answer.status, answer.body.decode()) == (200, WELCOME)
-    assert ran == ["dependency"]
+    assert sorted(ran) == ["application's", "application's", "inclusion's"]
     assert await status_of(api, path="/no-file.txt") == 404
 
 

@@ -19,7 +19,7 @@ os.environ["API_KEYS"] = new_secret()
 from tests.auth.servers import LiveServer, make_service
 
 # The same examples in every run; the template explores at random.
-hypothesis.settings.register_profile("same", derandomize=True, deadline=None, database=None)
+hypothesis.settings.register_profile("same", derandomize=True, deadline=None)
 hypothesis.settings.load_profile("same")
 
 

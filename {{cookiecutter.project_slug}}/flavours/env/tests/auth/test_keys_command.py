@@ -6,7 +6,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner, Result
+
+from app.auth import clifrom typer.testing import CliRunner, Result
 
 from app.auth import GuardedAPI
 from app.auth import env_file as module
@@ -213,3 +214,11 @@ def test_a_bad_setting_is_told_in_one_line(monkeypatch: pytest.MonkeyPatch) -> N
     assert result.exit_code == 1
     assert result.stderr.startswith("KEY_PREFIX: ")
     assert result.stderr.count("\n") == 1
+
+
+def test_what_cannot_be_said_on_standard_error_stops_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("sys.stderr", None)
+    cli._note("nobody hears this")
+    assert sys.stderr is None
