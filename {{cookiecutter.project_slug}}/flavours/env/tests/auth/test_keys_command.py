@@ -6,10 +6,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner, Result
 
-from app.auth import clifrom typer.testing import CliRunner, Result
-
-from app.auth import GuardedAPI
+from app.auth import GuardedAPI, cli
 from app.auth import env_file as module
 from app.auth.keys import digests, id_of, is_canonical, new_secret, parse_secrets
 from app.cli import main
