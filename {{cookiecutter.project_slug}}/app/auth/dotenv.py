@@ -33,7 +33,7 @@ def load(settings: type[S], **advice: str) -> S:
     `advice` says what to do where one is missing, by its name.
     """
     try:
-        with _reading():
+        with reading():
             return settings(_env_file=ENV_FILE)
     except ValidationError as error:
         # Without the inputs: an error must never show what a setting held.
@@ -45,17 +45,9 @@ def load(settings: type[S], **advice: str) -> S:
     raise SettingsError(problem)
 
 
-def read_env_file() -> str:
-    """The text of `.env`, line ends as they are; none if there is no such file.
-
-    Raises SettingsError, in one line, if it cannot be read.
-    """
-    with _reading():
-        return ENV_FILE.read_bytes().decode() if ENV_FILE.exists() else ""
-
-
 @contextmanager
-def _reading() -> Generator[None]:
+def reading() -> Generator[None]:
+    """Raises SettingsError, in one line, if `.env` cannot be read."""
     try:
         # A pipe would be read once, and a folder not at all.
         if (ENV_FILE.exists() or ENV_FILE.is_symlink()) and not ENV_FILE.is_file():

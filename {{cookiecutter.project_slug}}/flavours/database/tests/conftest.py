@@ -92,6 +92,11 @@ def postgresql_databases() -> Iterator[PostgreSQLDatabases]:
         databases.drop()
 
 
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
+    """One for each core; none for files that you name, which so begin at once."""
+    return 0 if config.option.file_or_dir else None
+
+
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """The tests of the machinery run on both databases; of yours, those that ask for both."""
     if "databases" in metafunc.fixturenames and metafunc.module.__name__.startswith("tests.auth."):

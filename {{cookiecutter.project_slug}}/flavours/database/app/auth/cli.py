@@ -124,9 +124,7 @@ def rotate(
     overlap = OVERLAP if overlap is None else overlap
     with _changing() as service:
         if no_new and drop:
-            dropped = service.drop(id, drop, actor=_actor())
-            _wait_until_all_follow(service)
-            _show(dropped, as_json)
+            _show_when_all_follow(service, service.drop(id, drop, actor=_actor()), as_json)
             return
         show = partial(_show, as_json=as_json)
         service.rotate(id, overlap=overlap, drop=drop, actor=_actor(), show=show)
@@ -147,16 +145,16 @@ def revoke(
     as_json: AsJson = False,
 ) -> None:
     """End a key for good. When this returns, no server accepts it any more."""
-    if (id is None) == (issued_before is None):
-        raise typer.BadParameter("give a key's id, or --issued-before")
-    with _changing() as service:
-        revoked: KeyView | list[KeyView] = []
-        if id is not None:
+    if id is not None and issued_before is None:
+        with _changing() as service:
             revoked = service.revoke(id, force=force, actor=_actor())
-        elif issued_before:
-            revoked = service.revoke_issued_before(issued_before, force=force, actor=_actor())
-        _wait_until_all_follow(service)
-        _show(revoked, as_json)
+            _show_when_all_follow(service, revoked, as_json)
+    elif issued_before is not None and id is None:
+        with _changing() as service:
+            all_revoked = service.revoke_issued_before(issued_before, force=force, actor=_actor())
+            _show_when_all_follow(service, all_revoked, as_json)
+    else:
+        raise typer.BadParameter("give a key's id, or --issued-before")
 
 
 @keys.command()
@@ -256,6 +254,13 @@ def _wait_until_all_follow(service: KeyService) -> None:
     seconds = service.longest_staleness()
     _note(f"Waiting {seconds:g} s: then no server accepts it any more.")
     sleep(seconds)
+
+
+def _show_when_all_follow(
+    service: KeyService, ended: KeyView | Sequence[KeyView], as_json: bool
+) -> None:
+    _wait_until_all_follow(service)
+    _show(ended, as_json)
 
 
 def _actor() -> str:

@@ -227,7 +227,7 @@ def _check_file(path: Path, opened: _Connection, *_: object) -> None:
 
 
 def _check_file_of(path: Path, ending: sa.Connection) -> None:
-    opened: Any = ending.connection.driver_connection
+    opened: Any = ending.connection.dbapi_connection  # which one that is detached still has
     _check_file(path, opened)
 
 

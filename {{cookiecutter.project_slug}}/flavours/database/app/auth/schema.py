@@ -64,8 +64,9 @@ def alone(engine: sa.Engine) -> Generator[sa.Connection]:
         event.listen(engine, "connect", _let_tables_be_rebuilt)
     with transaction(engine, write=True) as connection:
         inspector = sa.inspect(connection)
-        if inspector.has_table("api_keys") and not inspector.has_table(SCHEMA_TABLE):
-            _take_over(connection, inspector.has_table("alembic_version"))
+        theirs = inspector.has_table("alembic_version")
+        if theirs and inspector.has_table("api_keys") and not inspector.has_table(SCHEMA_TABLE):
+            _take_over(connection)
         yield connection
 
 
@@ -75,7 +76,7 @@ def _let_tables_be_rebuilt(opened: sqlite3.Connection, _: object) -> None:
     opened.execute("PRAGMA legacy_alter_table = ON")
 
 
-def _take_over(connection: sa.Connection, has_versions: bool) -> None:
+def _take_over(connection: sa.Connection) -> None:
     """Older services had one chain of revisions for the keys and everything else."""
     ours, theirs = (
         sa.Table(name, sa.MetaData(), sa.Column("version_num", sa.String(32), primary_key=True))
@@ -83,5 +84,4 @@ def _take_over(connection: sa.Connection, has_versions: bool) -> None:
     )
     ours.create(connection)
     connection.execute(sa.insert(ours).values(version_num=FIRST_SCHEMA))
-    if has_versions:
-        connection.execute(sa.delete(theirs).where(theirs.c.version_num == FIRST_SCHEMA))
+    connection.execute(sa.delete(theirs).where(theirs.c.version_num == FIRST_SCHEMA))

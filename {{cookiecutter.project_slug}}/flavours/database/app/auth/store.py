@@ -8,73 +8,34 @@ import asyncio
 import logging
 from array import array
 from bisect import bisect_left, insort
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from math import inf
-from secrets import token_hex
 from time import monotonic
-from typing import Any, Final, TypeVar
-
-import sqlalchemy as sa
+from typing import Any, TypeVar
 
 from app.auth import clock
 from app.auth.access import UNKNOWN
-from app.auth.engine import PATIENCE, connect, transaction
+from app.auth.engine import PATIENCE, connect
 from app.auth.errors import StoreUnavailableError
 from app.auth.keys import Key
-from app.auth.models import (
-    ENV_ID,
-    LEAST_STALENESS,
-    Instant,
-    api_key_events,
-    api_key_secrets,
-    api_key_servers,
-    api_keys,
-)
+from app.auth.models import LEAST_STALENESS
+from app.auth.queries import NOWHERE, Position, Queries, Secret
 from app.auth.settings import AuthSettings
 
 logger = logging.getLogger(__name__)
 
 FLUSH_EVERY = 5.0  # seconds until it is written when a secret was last used
-FLUSH_AT_ONCE = 500  # secrets, so that no change to a key has to wait long
 SEEN_EVERY = 60.0  # seconds until a server that has nothing to write says that it is there
 COUNTED_FOR = 12 * 3600.0  # seconds since then; others wait for it twice as long
 # An unknown secret may be one that was made just now, so it is worth a question; but in a flood of
 # unknown ones, questions take no more than one part in ten of the time.
 RECHECK = 0.02  # seconds, at most
 MOST_IN_MEMORY = 20_000  # secrets; what does not fit costs a query when it comes back
-AT_ONCE = 50_000  # digests, so that no query takes long
-MOST_NEWS = 10_000  # events; after more of them it is quicker to read everything
 
 T = TypeVar("T")
-
-
-@dataclass(frozen=True, slots=True)
-class _Secret:
-    key: Key
-    ends_at: float  # seconds since the epoch: its own end or its key's; 0 if it has ended
-    ended: str  # the reason to refuse it then
-
-
-@dataclass(frozen=True, slots=True)
-class _Position:
-    """How far the events are known. The stamp is random: another history has another one."""
-
-    event: int
-    stamp: bytes
-
-
-_NOWHERE: Final = _Position(-1, b"")
-
-
-@dataclass(frozen=True, slots=True)
-class _News:
-    position: _Position
-    changed: Sequence[bytes] | None  # digests; None if all may have changed
-    counted: float  # seconds that others wait for this server
 
 
 class DatabaseKeyStore:
@@ -89,18 +50,17 @@ class DatabaseKeyStore:
         # wait for nothing that the rest does.
         self._threads = ThreadPoolExecutor(8, thread_name_prefix="api-keys")
         self._asking_threads = ThreadPoolExecutor(4, thread_name_prefix="api-keys-news")
-        self._env_keys = settings.api_keys
         self._max_staleness = settings.key_max_staleness
-        # Seconds until a question is asked anew, on another connection: no less than a loaded
-        # machine may need.
-        self._patience = min(max(self._max_staleness, 1.0), PATIENCE)
-        self._id = token_hex(8)
+        # A question is asked anew after that, on another connection: no less than a loaded machine
+        # may need.
+        patience = min(max(self._max_staleness, 1.0), PATIENCE)
+        self._queries = Queries(self._engine, settings.api_keys, patience)
         self._counted = 0.0
         self._counted_until = self._silent_until = -inf
         self._used: dict[bytes, float] = {}  # when each secret was last let in
-        self._secrets: dict[bytes, _Secret] = {}
+        self._secrets: dict[bytes, Secret] = {}
         self._known = array("Q")  # sorted
-        self._position = _NOWHERE
+        self._position = NOWHERE
         self._changes = 0  # how often there were news
         self._asked_at = self._trusted_until = self._ask_strangers_at = -inf
         self._asking: asyncio.Task[None] | None = None
@@ -144,13 +104,13 @@ class DatabaseKeyStore:
             return False
         return True
 
-    async def _look_up(self, digest: bytes, came_at: float) -> _Secret | None:
+    async def _look_up(self, digest: bytes, came_at: float) -> Secret | None:
         if not self._is_known(digest) and came_at > self._ask_strangers_at:
             await self._know_since(came_at)
         while self._is_known(digest):
             changes = self._changes
             give_up_at = came_at + self._max_staleness
-            secret = await self._run(self._threads, give_up_at, self._read, digest)
+            secret = await self._run(self._threads, give_up_at, self._queries.secret, digest)
             # A revocation that was heard of meanwhile must not be undone by what was read before.
             if changes == self._changes:
                 if secret:
@@ -189,8 +149,8 @@ class DatabaseKeyStore:
         threads = self._asking_threads
         while True:
             asked_at = monotonic()
-            give_up_at = asked_at + self._patience
-            news = await self._run(threads, give_up_at, self._read_news, self._position)
+            give_up_at = asked_at + self._queries.patience
+            news = await self._run(threads, give_up_at, self._queries.news, self._position)
             if news.changed is not None:
                 break
             await self._learn_everything(news.position)
@@ -210,13 +170,13 @@ class DatabaseKeyStore:
         counted = self._counted if monotonic() < self._counted_until else 0.0
         return max(counted, LEAST_STALENESS)
 
-    async def _learn_everything(self, position: _Position) -> None:
+    async def _learn_everything(self, position: Position) -> None:
         self._trusted_until = -inf
         known, after, threads = array("Q"), b"", self._asking_threads
-        while digests := await self._run(threads, None, self._read_digests, after):
+        while digests := await self._run(threads, None, self._queries.digests, after):
             known.extend(map(_start_of, digests))
             after = digests[-1]
-        self._clock.learn(await self._run(threads, None, self._read_moments))
+        self._clock.learn(await self._run(threads, None, self._queries.moments))
         self._secrets.clear()
         self._known, self._position = known, position
         self._changes += 1
@@ -235,88 +195,6 @@ class DatabaseKeyStore:
         finally:
             running.cancel()  # what nobody waits for any more need not begin
 
-    # What follows reads and writes, in a thread.
-
-    def _read_news(self, known: _Position) -> _News:
-        events, servers = api_key_events.c, api_key_servers.c
-
-        def latest(column: sa.Column[Any]) -> sa.ScalarSelect[Any]:
-            return sa.select(column).order_by(events.id.desc()).limit(1).scalar_subquery()
-
-        counted = sa.select(servers.max_staleness).where(servers.id == self._id).scalar_subquery()
-        with transaction(self._engine, patience=self._patience) as connection:
-            # In one statement: others wait for this server if they have changed anything since.
-            query = sa.select(latest(events.id), latest(events.stamp), counted)
-            event, stamp, counted = connection.execute(query).one()
-            news = _News(_Position(event or 0, stamp or b""), [], counted or 0.0)
-            if news.position == known:
-                return news
-            at_known = sa.select(events.stamp).where(events.id == known.event)
-            if known.event > 0 and connection.scalar(at_known) != known.stamp:
-                logger.warning("The database holds another history of the keys; all is read anew.")
-                return replace(news, changed=None)
-            if known is _NOWHERE or news.position.event - known.event > MOST_NEWS:
-                return replace(news, changed=None)
-            keys = sa.select(events.key_id).where(events.id > known.event)
-            changed = sa.select(api_key_secrets.c.digest).where(api_key_secrets.c.key_id.in_(keys))
-            return replace(news, changed=connection.scalars(changed).all())
-
-    def _read_digests(self, after: bytes) -> Sequence[bytes]:
-        digest = api_key_secrets.c.digest
-        some = sa.select(digest).where(digest > after).order_by(digest).limit(AT_ONCE)
-        with transaction(self._engine) as connection:
-            return connection.scalars(some).all()
-
-    def _read_moments(self) -> list[datetime]:
-        with transaction(self._engine) as connection:
-            return clock.moments(connection)
-
-    def _read(self, digest: bytes) -> _Secret | None:
-        own = (api_key_secrets.c.expires_at.label("own_expires_at"), api_key_secrets.c.ended_at)
-        query = sa.select(api_keys, *own).join(api_key_secrets)
-        with transaction(self._engine) as connection:
-            row = connection.execute(query.where(api_key_secrets.c.digest == digest)).one_or_none()
-        if row is None or (row.id.startswith(ENV_ID) and digest not in self._env_keys):
-            return None
-        key = Key(row.id, row.name, frozenset(row.scopes.split()))
-        if row.revoked_at:
-            return _Secret(key, 0.0, f"revoked key {row.id}")
-        if row.ended_at:
-            return _Secret(key, 0.0, f"replaced secret of key {row.id}")
-        ends = [at.timestamp() for at in (row.expires_at, row.own_expires_at) if at]
-        return _Secret(key, min(ends, default=inf), f"expired key {row.id}")
-
-    def _write(
-        self, used: dict[bytes, float], now: datetime, max_staleness: float, starting: bool
-    ) -> None:
-        """When secrets were last used, and that this server is there."""
-        # One column, and only forward: nothing that is known here can bring anything back.
-        at = sa.bindparam("at", type_=Instant)
-        last, earliest_wrong = api_key_secrets.c.last_used_at, sa.bindparam("wrong", type_=Instant)
-        later = sa.or_(last.is_(None), last < at, last > earliest_wrong)
-        statement = sa.update(api_key_secrets).values(last_used_at=at)
-        statement = statement.where(api_key_secrets.c.digest == sa.bindparam("used"), later)
-        wrong = now + clock.DAY
-        uses = [
-            {"used": each, "at": datetime.fromtimestamp(used[each], UTC), "wrong": wrong}
-            for each in used
-        ]
-        for first in range(0, len(uses), FLUSH_AT_ONCE):
-            with transaction(self._engine, write=True) as connection:
-                connection.execute(statement, uses[first : first + FLUSH_AT_ONCE])
-
-        server = api_key_servers
-        this = {"max_staleness": max_staleness, "seen_at": now}
-        with transaction(self._engine, write=True) as connection:
-            if starting:  # forget servers that ended long ago, or whose clock was wrong
-                possible = server.c.seen_at <= now + clock.DAY
-                latest = connection.scalar(sa.select(sa.func.max(server.c.seen_at)).where(possible))
-                gone = server.c.seen_at < (latest or now) - 2 * clock.DAY
-                connection.execute(sa.delete(server).where(sa.or_(sa.not_(possible), gone)))
-            ours = sa.update(server).where(server.c.id == self._id).values(**this)
-            if connection.execute(ours).rowcount == 0:
-                connection.execute(sa.insert(server).values(id=self._id, **this))
-
     # In the background.
 
     @asynccontextmanager
@@ -325,7 +203,7 @@ class DatabaseKeyStore:
 
         Raises StoreUnavailableError if the keys cannot be read at the start.
         """
-        self._id = token_hex(8)  # a process may have forked since the store was made
+        self._queries.name_server()
         await self.flush(starting=True)
         await _in_time(None, self._question())
         if ahead := self._clock.ahead:
@@ -360,7 +238,8 @@ class DatabaseKeyStore:
         max_staleness = 0.0 if stopping else self._max_staleness
         began_at = monotonic()
         try:
-            await self._run(self._threads, None, self._write, used, now, max_staleness, starting)
+            write = self._queries.write
+            await self._run(self._threads, None, write, used, now, max_staleness, starting)
         except BaseException as error:
             self._used, self._saw_an_end = used | self._used, True
             if not isinstance(error, StoreUnavailableError):  # it was given up halfway
@@ -416,7 +295,3 @@ async def _keep_doing(
 
 def _start_of(digest: bytes) -> int:
     return int.from_bytes(digest[:8])
-
-
-def open_store(settings: AuthSettings) -> DatabaseKeyStore:
-    return DatabaseKeyStore(settings)

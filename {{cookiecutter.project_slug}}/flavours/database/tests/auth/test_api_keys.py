@@ -466,9 +466,12 @@ async def test_the_wait_is_over_before_the_answer(
     assert time.monotonic() - began_at >= 0.4
 
 
-def all_threads() -> int:
-    """That endpoints share."""
-    return int(anyio.to_thread.current_default_thread_limiter().total_tokens)
+@pytest.fixture
+async def threads() -> int:
+    """How many there are for endpoints: fewer than usual, so that few requests fill them."""
+    limiter = anyio.to_thread.current_default_thread_limiter()
+    limiter.total_tokens = 16
+    return 16
 
 
 async def test_revocations_that_wait_hold_nobody_up(
@@ -476,6 +479,7 @@ async def test_revocations_that_wait_hold_nobody_up(
     call: Call,
     key_service: KeyService,
     database_url: sa.URL,
+    threads: int,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     waiting, over = asyncio.Semaphore(0), asyncio.Event()
@@ -486,7 +490,7 @@ async def test_revocations_that_wait_hold_nobody_up(
 
     monkeypatch.setattr("app.auth.router.sleep", sleep)
     key_service.engine = connect(database_url, patience=PATIENCE)
-    used, unused, *ended = (make(key_service) for _ in range(all_threads() + 3))
+    used, unused, *ended = (make(key_service) for _ in range(2 + threads + 1))
     assert await get_in(service, used.key) == [True]
     revocations = [asyncio.create_task(call("POST", f"/{key.id}/revoke")) for key in ended]
     async with asyncio.timeout(PATIENCE):
@@ -507,6 +511,7 @@ async def test_changes_that_wait_for_the_database_do_not_hold_up_the_guard(
     call: Call,
     key_service: KeyService,
     database_url: sa.URL,
+    threads: int,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     create, loop, begun = key_service.create, asyncio.get_running_loop(), asyncio.Semaphore(0)
@@ -521,7 +526,7 @@ async def test_changes_that_wait_for_the_database_do_not_hold_up_the_guard(
     monkeypatch.setattr(key_service, "create", begin)
     with transaction(connect(database_url, patience=PATIENCE), write=True):
         changes = [
-            asyncio.create_task(call("POST", "", {"name": "billing"})) for _ in range(all_threads())
+            asyncio.create_task(call("POST", "", {"name": "billing"})) for _ in range(threads)
         ]
         async with asyncio.timeout(PATIENCE):
             for _ in changes:

@@ -1,6 +1,7 @@
 """Every change happens wholly or not at all, and what is final stays so."""
 
 import os
+import shutil
 import sqlite3
 import subprocess
 import sys
@@ -18,7 +19,7 @@ import sqlalchemy as sa
 from alembic import command
 from alembic.script import ScriptDirectory
 
-from app.auth.engine import FIRST_SCHEMA, SCHEMA, SCHEMA_TABLE, connect, schema_of
+from app.auth.engine import FIRST_SCHEMA, SCHEMA, SCHEMA_TABLE, connect, schema_of, transaction
 from app.auth.errors import SettingsError, StoreUnavailableError
 from app.auth.keys import Key, digest, new_secret
 from app.auth.models import api_key_events, api_key_secrets, api_keys, metadata
@@ -623,6 +624,48 @@ def test_a_file_that_another_process_is_making_is_waited_for(
         done.start()
         upgrade(url)
         done.join()
+
+
+def test_a_file_that_another_process_opens_for_the_first_time_is_waited_for(
+    tmp_path: Path,
+) -> None:
+    url = sa.URL.create("sqlite", database=str(tmp_path / "new.db"))
+    upgrade(url)
+    with closing(sqlite3.connect(tmp_path / "new.db", check_same_thread=False)) as other:
+        other.isolation_level = None
+        other.execute("PRAGMA journal_mode = DELETE")
+        other.execute("BEGIN IMMEDIATE")
+        with pytest.raises(StoreUnavailableError, match=r"DATABASE_URL: .*database is locked"):
+            schema_of(connect(url, patience=0.05))
+        done = threading.Timer(0.2, other.rollback)
+        done.start()
+        assert schema_of(connect(url)) == SCHEMA
+        done.join()
+
+
+def test_a_file_that_is_replaced_while_it_is_opened_is_not_taken_for_the_new_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url, path = sa.URL.create("sqlite", database=str(tmp_path / "new.db")), tmp_path / "new.db"
+    upgrade(url)
+
+    def replace(_: sqlite3.Connection) -> bool:
+        shutil.copy(path, tmp_path / "other.db")
+        (tmp_path / "other.db").replace(path)
+        return False
+
+    monkeypatch.setattr("app.auth.engine._holds_keys", replace)
+    with pytest.raises(StoreUnavailableError, match="was replaced just now"):
+        schema_of(connect(url))
+
+
+def test_a_connection_that_was_let_go_of_is_closed_at_its_end(database_url: sa.URL) -> None:
+    engine = connect(database_url, pooled=True)
+    with transaction(engine) as connection:
+        engine.dispose()
+        opened: Any = connection.connection.driver_connection
+    with pytest.raises(engine.dialect.loaded_dbapi.Error):
+        opened.execute("SELECT 1")
 
 
 @pytest.mark.parametrize("name", ["missing/keys.db", "."])

@@ -1,5 +1,6 @@
 """The `keys` and `db` commands: what they do, and to which database."""
 
+import io
 import os
 import re
 import stat
@@ -14,12 +15,15 @@ import pytest
 import sqlalchemy as sa
 
 from app.auth import clock
+from app.auth.cli import _name_database
 from app.auth.engine import SCHEMA, SCHEMA_TABLE, connect, transaction
 from app.auth.errors import SettingsError
 from app.auth.keys import is_canonical
 from app.auth.models import LEAST_STALENESS, api_key_servers
 from app.auth.service import MANAGE
+from app.auth.settings import AuthSettings
 from app.auth.store import DatabaseKeyStore
+from app.cli import main
 from app.constants import COMMAND
 from app.main import create_app
 from app.settings import load_settings
@@ -604,6 +608,13 @@ def test_the_usual_database_lies_in_the_folder_of_the_project(
     assert list(elsewhere.iterdir()) == []
 
 
+def test_another_database_than_the_usual_one_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    _name_database(AuthSettings.model_construct())
+    assert capsys.readouterr().err == ""
+    _name_database(AuthSettings.model_construct(database_url=sa.make_url("sqlite:///other.db")))
+    assert capsys.readouterr().err == "In sqlite:///other.db:\n"
+
+
 def test_not_even_doctor_makes_a_database(project: Project) -> None:
     rc, output, said = project.run("-m", "app", "keys", "doctor")
     assert (rc, output, said.count("\n")) == (1, "", 1)
@@ -642,6 +653,40 @@ def test_a_secret_that_cannot_be_shown_is_not_issued(filled: Project, gone: int)
     for reason, process in running:
         assert finish(process) == (1, "", NOT_SHOWN.format(reason))
     assert keys("audit") == before
+
+
+class FullDisk(io.StringIO):
+    def write(self, _: str) -> int:
+        raise OSError(28, "No space left on device")
+
+
+@on_both
+@pytest.mark.parametrize("output", [None, FullDisk()], ids=["closed", "full"])
+@pytest.mark.parametrize("command", ["create x", "rotate ID --json"])
+def test_without_an_output_nothing_is_changed(
+    command: str,
+    output: FullDisk | None,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    id = keys("create", "billing")["id"]
+    before = keys("audit")
+    monkeypatch.setattr(sys, "stdout", output)
+    arguments = ["keys", *command.replace("ID", id).split()]
+    assert main(arguments, standalone_mode=False) == 1
+    assert sys.stdout is None  # Python has nothing to write at its end
+    reason = "No space left on device" if output else "it is closed"
+    assert capsys.readouterr().err.endswith(NOT_SHOWN.format(reason))
+    assert keys("audit") == before
+
+
+def test_where_standard_error_is_closed_the_rest_goes_on(
+    database_url: sa.URL, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "stderr", None)
+    main(["keys", "create", "billing"], standalone_mode=False)
+    assert sys.stderr is None
+    assert "billing" in capsys.readouterr().out
 
 
 @not_on_windows

@@ -93,9 +93,10 @@ class Held:
 
 @contextmanager
 def held(store: DatabaseKeyStore, name: str, calls: int = 1) -> Iterator[Held]:
-    function = Held(getattr(store, name), calls)
+    queries = store._queries
+    function = Held(getattr(queries, name), calls)
     try:
-        with patch.object(store, name, function):
+        with patch.object(queries, name, function):
             yield function
     finally:
         function.go_on.set()
@@ -172,7 +173,7 @@ async def test_many_who_wait_cost_one_question(
 ) -> None:
     await store.catch_up()
     store._trusted_until = -inf
-    with patch.object(store, "_read_news", side_effect=store._read_news) as questions:
+    with patch.object(store._queries, "news", side_effect=store._queries.news) as questions:
         calls = (status_of(service, secrets[0].encode()) for _ in range(50))
         assert await asyncio.gather(*calls) == [200] * 50
     assert questions.call_count == 1
@@ -183,7 +184,7 @@ async def test_many_strangers_at_once_cost_one_question(
 ) -> None:
     await store.catch_up()
     store._trusted_until, store._ask_strangers_at = inf, -inf
-    with patch.object(store, "_read_news", side_effect=store._read_news) as questions:
+    with patch.object(store._queries, "news", side_effect=store._queries.news) as questions:
         calls = (status_of(service, new_secret().encode()) for _ in range(50))
         assert await asyncio.gather(*calls) == [MISSING_KEY_STATUS] * 50
     assert questions.call_count == 1
@@ -237,8 +238,8 @@ async def test_more_changes_than_can_be_followed_one_by_one_are_not_missed(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    monkeypatch.setattr("app.auth.store.MOST_NEWS", 2)
-    monkeypatch.setattr("app.auth.store.AT_ONCE", 2)
+    monkeypatch.setattr("app.auth.queries.MOST_NEWS", 2)
+    monkeypatch.setattr("app.auth.queries.AT_ONCE", 2)
     gone, secret = make(key_service)
     assert await status_of(service, secret) == 200
     key_service.revoke(gone.id, actor="test")
@@ -254,7 +255,7 @@ async def test_what_was_read_before_a_revocation_does_not_undo_it(
 ) -> None:
     issued, secret = make(key_service)
     await store.catch_up()
-    with held(store, "_read") as read:
+    with held(store, "secret") as read:
         call = asyncio.create_task(status_of(service, secret))
         await asyncio.to_thread(read.worked.wait)
         key_service.revoke(issued.id, actor="test")
@@ -270,7 +271,7 @@ async def test_what_was_asked_before_a_change_does_not_tell_of_it(
     issued, secret = make(key_service)
     assert await status_of(service, secret) == 200
     forget_when_it_asked(store)
-    with held(store, "_read_news") as question:
+    with held(store, "news") as question:
         early = asyncio.create_task(status_of(service, secret))
         await asyncio.to_thread(question.worked.wait)
         key_service.revoke(issued.id, actor="test")
@@ -288,7 +289,7 @@ async def test_who_gives_up_waiting_takes_nothing_from_the_others(
 ) -> None:
     _, secret = make(key_service)
     await store.catch_up()
-    for name in ("_read_news", "_read"):
+    for name in ("news", "secret"):
         forget_when_it_asked(store)
         store._secrets.clear()
         with held(store, name) as work:
@@ -335,7 +336,7 @@ async def test_what_was_read_of_another_history_is_not_kept(
     backup = Backup(database_url)
     _, lost = make(key_service)
     await store.catch_up()
-    with held(store, "_read") as read:
+    with held(store, "secret") as read:
         call = asyncio.create_task(status_of(service, lost))
         await asyncio.to_thread(read.worked.wait)
         backup.restore()
@@ -349,7 +350,7 @@ async def test_a_history_that_changes_while_it_is_read_is_read_again(
 ) -> None:
     backup = Backup(database_url)
     _, secret = make(key_service)
-    with held(store, "_read_digests") as reading:
+    with held(store, "digests") as reading:
         catching_up = asyncio.create_task(store.catch_up())
         await asyncio.to_thread(reading.worked.wait)
         backup.restore()
@@ -451,7 +452,7 @@ async def test_an_answer_from_before_others_wait_is_trusted_as_if_they_did_not(
     store: DatabaseKeyStore,
 ) -> None:
     await store.catch_up()
-    with held(store, "_read_news") as question:
+    with held(store, "news") as question:
         catching_up = asyncio.create_task(store.catch_up())
         await asyncio.to_thread(question.worked.wait)
         await store.flush()
@@ -500,14 +501,16 @@ async def test_a_server_whose_clock_was_wrong_is_forgotten_at_the_next_start(
         assert isinstance(again, DatabaseKeyStore)
         async with again.follow():
             with connect(database_url).begin() as connection:
-                assert connection.scalars(sa.select(api_key_servers.c.id)).all() == [again._id]
+                assert connection.scalars(sa.select(api_key_servers.c.id)).all() == [
+                    again._queries._server
+                ]
 
 
 async def test_processes_that_fork_are_servers_of_their_own(store: DatabaseKeyStore) -> None:
     ids = set()
     for _ in range(2):  # as in a process, and in another one that was forked from it
         async with store.follow():
-            ids.add(store._id)
+            ids.add(store._queries._server)
     assert len(ids) == 2
 
 
@@ -579,7 +582,7 @@ async def test_the_background_survives_every_error_and_nobody_gets_in_meanwhile(
 ) -> None:
     issued, secret = make(key_service)
     await until_status(service, secret, 200)
-    with patch.object(hasty, "_read_news", side_effect=error("no such thing")):
+    with patch.object(hasty._queries, "news", side_effect=error("no such thing")):
         key_service.revoke(issued.id, actor="test")
         await until_status(service, secret, 503)
         assert await status_of(service, secret) == 503
@@ -620,7 +623,7 @@ async def test_a_key_that_was_made_is_told_even_if_the_keys_are_out_of_reach_jus
     headers = {API_KEY_HEADER: secrets[0]}
     assert (await client.get("/api-keys", headers=headers)).status_code == 200
     store._trusted_until = inf
-    with patch.object(store, "_read_news", side_effect=StoreUnavailableError("down")):
+    with patch.object(store._queries, "news", side_effect=StoreUnavailableError("down")):
         made = await client.post("/api-keys", headers=headers, json={"name": "key"})
     assert made.status_code == 201
     await store.catch_up()
@@ -631,15 +634,15 @@ async def test_a_question_that_hangs_is_given_up_and_asked_anew(
     service: GuardedAPI, store: DatabaseKeyStore, secrets: list[str]
 ) -> None:
     assert await status_of(service, secrets[0].encode()) == 200
-    store._max_staleness = store._patience = 0.1
-    with held(store, "_read_news", calls=3) as question:
+    store._max_staleness = store._queries.patience = 0.1
+    with held(store, "news", calls=3) as question:
         for _ in range(3):
             forget_when_it_asked(store)
             calls = (status_of(service, secrets[0].encode()) for _ in range(20))
             assert await asyncio.gather(*calls) == [503] * 20
             await until_given_up(store)
         assert not question.go_on.is_set()
-        store._max_staleness = store._patience = 30.0
+        store._max_staleness = store._queries.patience = 30.0
         assert await status_of(service, secrets[0].encode()) == 200
 
 
@@ -657,7 +660,7 @@ async def test_answers_that_hang_keep_no_question_waiting(
     assert await status_of(service, warm) == 200
     await store.catch_up()
     store._max_staleness = 30.0
-    with held(store, "_read", calls=40) as read:
+    with held(store, "secret", calls=40) as read:
         calls = [asyncio.create_task(status_of(service, secret)) for secret in cold]
         await asyncio.to_thread(read.worked.wait)
         forget_when_it_asked(store)
@@ -673,7 +676,7 @@ async def test_an_answer_that_hangs_is_out_of_reach(
     _, secret = make(key_service)
     await store.catch_up()
     store._max_staleness, store._trusted_until = 0.1, inf
-    with held(store, "_read"):
+    with held(store, "secret"):
         assert await status_of(service, secret) == 503
     store._max_staleness = 30.0
     assert await status_of(service, secret) == 200
@@ -791,7 +794,7 @@ async def test_many_write_at_the_same_time_when_keys_were_last_used(
 ) -> None:
     def write(n: int) -> None:
         used = {digest(secrets[0].encode()): float(n)}
-        store._write(used, datetime.now(UTC), 1.0, False)
+        store._queries.write(used, datetime.now(UTC), 1.0, False)
 
     await asyncio.gather(*(asyncio.to_thread(write, n) for n in range(20)))
 
@@ -816,7 +819,7 @@ async def test_what_is_being_written_when_that_is_given_up_is_not_lost(
 ) -> None:
     issued, secret = make(key_service)
     assert await status_of(service, secret) == 200
-    with patch.object(store, "_write", lambda *_: time.sleep(0.1)):
+    with patch.object(store._queries, "write", lambda *_: time.sleep(0.1)):
         flushing = asyncio.create_task(store.flush())
         await asyncio.sleep(0)
         flushing.cancel()
@@ -836,7 +839,7 @@ async def test_a_stop_waits_for_what_is_being_written(
     (one, first), (other, second) = make(key_service), make(key_service)
     async with AsyncExitStack() as stack:
         await stack.enter_async_context(store.follow())
-        writing = stack.enter_context(held(store, "_write"))
+        writing = stack.enter_context(held(store, "write"))
         assert await status_of(service, first) == 200
         await asyncio.to_thread(writing.worked.wait)
         assert await status_of(service, second) == 200
@@ -852,7 +855,7 @@ async def test_many_uses_are_written_in_several_transactions(
     key_service: KeyService,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("app.auth.store.FLUSH_AT_ONCE", 2)
+    monkeypatch.setattr("app.auth.queries.FLUSH_AT_ONCE", 2)
     issued = [make(key_service, name) for name in "abcde"]
     await store.catch_up()
     for _, secret in issued:

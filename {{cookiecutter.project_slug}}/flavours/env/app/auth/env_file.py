@@ -15,7 +15,7 @@ from dotenv import dotenv_values
 from dotenv.parser import Binding, Original, parse_stream
 
 from app.auth import dotenv
-from app.auth.dotenv import read_env_file
+from app.auth.dotenv import reading
 from app.auth.errors import SettingsError
 from app.auth.keys import parse_secrets
 from app.auth.settings import API_KEYS, in_environment
@@ -74,7 +74,9 @@ def edit_keys(
         )
     try:
         with _replacing(dotenv.ENV_FILE.resolve()) as replacement:
-            text = read_env_file()
+            with reading():
+                file = dotenv.ENV_FILE
+                text = file.read_bytes().decode() if file.exists() else ""
             keys = change(_keys_in(text))
             replacement.write(_with_keys(text, keys))
             replacement.flush()
