@@ -156,6 +156,31 @@ class Project:
             server.wait(timeout=30)
 
 
+_POSTGRESQL = """
+import pathlib, sys
+from tests.auth.databases import postgresql
+with postgresql(pathlib.Path(sys.argv[1])) as url:
+    print(url.render_as_string(hide_password=False), flush=True)
+    sys.stdin.read()
+"""
+
+
+@contextmanager
+def postgresql(project: Project, folder: Path) -> Iterator[str]:
+    """The URL of the PostgreSQL that the project's tests bring along, with its data in the folder."""
+    with subprocess.Popen(
+        ["uv", "run", "python", "-c", _POSTGRESQL, f"{folder}"],
+        cwd=project.path,
+        env=environment(),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as server:
+        assert server.stdout
+        yield server.stdout.readline().strip()
+        server.communicate()
+
+
 def get(url: str, headers: Mapping[str, str] | None = None) -> tuple[int, dict[str, str], str]:
     """Status, headers and body of the answer."""
     request = urllib.request.Request(url, headers=dict(headers or {}))  # noqa: S310

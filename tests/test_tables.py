@@ -3,7 +3,6 @@
 import json
 import re
 import shlex
-import subprocess
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -14,7 +13,7 @@ from urllib.request import Request, urlopen
 
 import pytest
 
-from tests.project import Project, environment, render
+from tests.project import Project, postgresql, render
 
 pytestmark = pytest.mark.slow
 
@@ -32,13 +31,6 @@ TRIGGERS = {
         " FOR EACH ROW EXECUTE FUNCTION remember()",
     ],
 }
-SERVER = """
-import pathlib, sys
-from tests.auth.databases import postgresql
-with postgresql(pathlib.Path(sys.argv[1])) as url:
-    print(url.render_as_string(hide_password=False), flush=True)
-    sys.stdin.read()
-"""
 EXECUTE = """
 import sys
 from app.database import get_engine
@@ -111,18 +103,8 @@ def reader(request: pytest.FixtureRequest, template: Path) -> Iterator[Reader]:
         if request.param == "sqlite":
             yield Reader(project, "sqlite", {})
             return
-        with subprocess.Popen(
-            ["uv", "run", "python", "-c", SERVER, f"{folder}/pg"],
-            cwd=project.path,
-            env=environment(),
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        ) as server:
-            assert server.stdout
-            url = server.stdout.readline().strip()
+        with postgresql(project, Path(folder) / "pg") as url:
             yield Reader(project, "postgresql", {"DATABASE_URL": url, "TEST_DATABASE_URL": url})
-            server.communicate()
 
 
 def test_the_chapter_holds(reader: Reader) -> None:

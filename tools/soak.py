@@ -17,12 +17,13 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Final
 
-from tests.project import FLAVOURS, ROOT, Project, environment, get
+from tests.project import FLAVOURS, ROOT, Project, environment, get, postgresql
 from tools.render import render_over
 
 FOLDER: Final = ROOT / ".cache" / "soak"
@@ -96,10 +97,22 @@ def open_and_close(folder: Path, stop: threading.Event) -> None:
 class Life:
     """One project, its database, and what is done to them."""
 
+    name: str
     project: Project
     flavour: str
     variables: dict[str, str]
-    keys: Keys
+    keys: Keys = field(default_factory=Keys)
+    ids: dict[str, str] = field(default_factory=dict)  # of the valid secrets
+
+    def __post_init__(self) -> None:
+        self.keys.valid.update(dict.fromkeys(self.project.keys, 0.0))
+
+    def __str__(self) -> str:
+        keys = self.keys
+        return (
+            f"{self.name}: {keys.requests} requests, {keys.commands} commands"
+            f" ({keys.killed} killed), {len(keys.revoked)} secrets ended, no fault"
+        )
 
     def command(self, *arguments: str) -> Any:
         """What a `keys` command answers, perhaps with a wrong clock; None if it was killed."""
@@ -119,7 +132,8 @@ class Life:
         )
         self.keys.commands += 1
         if random.random() < 0.1:
-            time.sleep(random.random())
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(random.random())
             process.kill()
             self.keys.killed += 1
         output, errors = process.communicate(timeout=60)
@@ -132,18 +146,28 @@ class Life:
     def create(self) -> None:
         name = ["client"] if self.flavour == "database" else []
         if made := self.command("create", *name):
-            # Other servers hear of it a moment later.
-            self.keys.valid[made["key"]] = time.monotonic() + 0.5
-            self.ids[made["key"]] = made["id"]
+            self.learn(made)
+
+    def learn(self, made: dict[str, str]) -> None:
+        # Other servers hear of it a moment later.
+        self.keys.valid[made["key"]] = time.monotonic() + 0.5
+        self.ids[made["key"]] = made["id"]
+
+    def end(self, secret: str, *command: str) -> Any:
+        """By this command. If it was killed nobody knows, and nothing is expected of the secret."""
+        self.keys.valid.pop(secret)
+        id = self.ids.pop(secret)
+        if (answer := self.command(command[0], id, *command[1:])) is not None:
+            self.keys.revoked[secret] = time.monotonic()
+        return answer
 
     def revoke(self) -> None:
-        secret = random.choice(list(self.ids))
-        self.keys.valid.pop(secret, None)
-        if self.command("revoke", self.ids[secret]) is not None:
-            self.keys.revoked[secret] = time.monotonic()
-            del self.ids[secret]
+        self.end(random.choice(list(self.ids)), "revoke")
 
-    ids: dict[str, str] = field(default_factory=dict)
+    def rotate(self) -> None:
+        overlap = ["--overlap", "0s"] if self.flavour == "database" else []
+        if made := self.end(random.choice(list(self.ids)), "rotate", *overlap):
+            self.learn(made)
 
     @contextmanager
     def server(self) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
@@ -186,9 +210,8 @@ class Life:
             try:
                 end = time.monotonic() + seconds
                 while time.monotonic() < end and not self.keys.faults:
-                    random.choice(
-                        [self.create, self.create, self.revoke] if self.ids else [self.create]
-                    )()
+                    more = len(self.ids) < 20 or random.random() < 0.4
+                    random.choice([self.create] if more else [self.revoke, self.rotate])()
             finally:
                 stop.set()
                 for worker in workers:
@@ -197,45 +220,60 @@ class Life:
             raise FaultError("; ".join(dict.fromkeys(self.keys.faults)))
 
 
-def explore(project: Project, minutes_left: float) -> None:
+EXPLORING: Final = """
+import hypothesis
+hypothesis.settings.register_profile(
+    "exploring",
+    deadline=None,
+    database=None,
+    suppress_health_check=[hypothesis.HealthCheck.too_slow],
+)
+"""
+
+
+def explore(project: Project) -> None:
     """The suite's own state machines, at random."""
-    if minutes_left <= 0:
-        return
     seed = random.randrange(1 << 32)
+    plugins = project.path / ".plugins"
+    plugins.mkdir(exist_ok=True)
+    (plugins / "exploring.py").write_text(EXPLORING, "utf-8")
     result = project.run(
-        *("uv", "run", "pytest", "-q", "--no-cov", "-k", "whole_life", "tests/auth"),
-        f"--hypothesis-seed={seed}",
+        *("uv", "run", "pytest", "-q", "-p", "exploring", "--hypothesis-profile=exploring"),
+        *("tests/auth/test_access.py", "-k", "test_access_follows", f"--hypothesis-seed={seed}"),
         check=False,
-        HYPOTHESIS_PROFILE="soak",
+        PYTHONPATH=f"{plugins}",
     )
     if result.returncode:
         raise FaultError(f"with --hypothesis-seed={seed}:\n{result.stdout}")
 
 
 def main() -> None:
-    minutes = float(os.environ.get("MINUTES", "5"))
-    end = time.monotonic() + 60 * minutes
-    lives = []
+    end = time.monotonic() + 60 * float(os.environ.get("MINUTES", "5"))
+    projects = {}
     for flavour in FLAVOURS:
         shutil.rmtree(FOLDER / flavour, ignore_errors=True)
         render_over(FOLDER / flavour, flavour)
-        project = Project(FOLDER / flavour)
-        if flavour == "database":
-            project.run("uv", "run", project.command, "db", "upgrade")
-        lives.append(Life(project, flavour, {"KEY_MAX_STALENESS": "0.5"}, Keys()))
-    try:
-        while time.monotonic() < end:
-            for life in lives:
-                life.live(min(LIVES, end - time.monotonic()))
-                print(
-                    life.flavour,
-                    vars(life.keys)
-                    | {"valid": len(life.keys.valid), "revoked": len(life.keys.revoked)},
-                    flush=True,
-                )
-                explore(life.project, end - time.monotonic())
-    except FaultError as fault:
-        sys.exit(f"FAULT: {fault}")
+        projects[flavour] = Project(FOLDER / flavour)
+    database, env = projects["database"], projects["env"]
+    with TemporaryDirectory() as folder, postgresql(database, Path(folder)) as url:
+        lives = [
+            Life("SQLite", database, "database", {}),
+            Life("PostgreSQL", database, "database", {"DATABASE_URL": url}),
+            Life(".env", env, "env", {}),
+        ]
+        for life in lives[:2]:
+            database.run(
+                "uv", "run", database.command, "db", "upgrade", check=True, **life.variables
+            )
+        try:
+            while time.monotonic() < end:
+                for life in lives:
+                    life.live(LIVES)
+                    print(life, flush=True)
+                for project in projects.values():
+                    explore(project)
+        except FaultError as fault:
+            sys.exit(f"FAULT: {fault}")
 
 
 if __name__ == "__main__":

@@ -7,12 +7,14 @@ __all__ = ["Caller", "GuardedAPI", "GuardedRouter", "PublicRouter", "get_caller"
 
 if TYPE_CHECKING:
     from app.auth.access import Caller, get_caller, require
-    from app.auth.guard import GuardedAPI, GuardedRouter, PublicRouter
+    from app.auth.guard import GuardedAPI
+    from app.auth.routing import GuardedRouter, PublicRouter
 else:
 
     def __getattr__(name: str) -> Any:
         """Load FastAPI when one of them is asked for: the command line works without."""
         if name not in __all__:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        module = "guard" if name.startswith(("Guarded", "Public")) else "access"
+        modules = {"GuardedAPI": "guard", "GuardedRouter": "routing", "PublicRouter": "routing"}
+        module = modules.get(name, "access")
         return getattr(import_module(f"{__name__}.{module}"), name)

@@ -7,3 +7,7 @@ class SettingsError(Exception):
 
 class StoreUnavailableError(Exception):
     """The keys are out of reach, or have been for so long that what is known no longer counts."""
+
+
+class UnguardedRouteError(RuntimeError):
+    """A route is neither guarded nor declared public."""

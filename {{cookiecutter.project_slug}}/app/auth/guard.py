@@ -1,8 +1,8 @@
-"""Where they get in: an application that asks every caller for a key, and its two routers.
+"""The application, which asks every caller for a key before anything else is done.
 
-What is not declared public needs a key, whenever and however it was added. Put an endpoint on a
-`GuardedRouter`, or on a `PublicRouter` if anyone may call it. A route of the application itself is
-guarded as well, but stops the start-up: it does not say which of the two was meant.
+What is not declared public needs one, whenever and however it was added. A route of the application
+itself, on neither of the two routers, is guarded as well, but stops the start-up: it does not say
+which of the two was meant.
 """
 
 import logging
@@ -12,17 +12,16 @@ from collections.abc import (
     Awaitable,
     Callable,
     Collection,
-    Coroutine,
     Iterable,
     Iterator,
     Sequence,
 )
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
-from fastapi import APIRouter, FastAPI, Request, Response, params
+from fastapi import APIRouter, FastAPI
 from fastapi.encoders import jsonable_encoder
-from fastapi.routing import APIRoute, APIWebSocketRoute, RouteContext, iter_route_contexts
+from fastapi.routing import APIRoute, RouteContext, iter_route_contexts
 from starlette.middleware import Middleware
 from starlette.middleware.exceptions import ExceptionMiddleware
 from starlette.routing import BaseRoute, Match
@@ -35,162 +34,25 @@ from app.auth.access import (
     RESPONSES,
     Refusal,
     get_caller,
-    refusal_without,
     require,
-    scopes_of,
 )
+from app.auth.errors import UnguardedRouteError
 from app.auth.keys import Key, masked
+from app.auth.routing import (
+    Dependencies,
+    GuardedRouter,
+    Leaf,
+    PublicRouter,
+    leaves_of,
+    scopes_in,
+    with_scopes_of,
+)
 
 logger = logging.getLogger(__name__)
 
 _KEYS: Final = "app.keys"  # where the ASGI scope holds the store that was asked for the caller
 _NO_STORE: Final = (b"cache-control", b"no-store")
 _FOR_WHOM: Final = re.compile(rb"private|public|s-maxage|no-store", re.IGNORECASE)
-_NO_SCOPES: Final[frozenset[str]] = frozenset()
-
-
-class UnguardedRouteError(RuntimeError):
-    """A route is neither guarded nor declared public."""
-
-
-# The routers.
-
-Dependencies = Sequence[params.Depends] | None
-Handler = Callable[[Request], Coroutine[Any, Any, Response]]
-
-
-class GuardedRoute(APIRoute):
-    """Refuses a caller who lacks a scope before the body is read; `get_caller` asks again."""
-
-    def get_route_handler(self) -> Handler:
-        handle = super().get_route_handler()
-        if not (needed := sorted(set(scopes_of(self.dependant)))):
-            return handle
-
-        async def handle_if_covered(request: Request) -> Any:  # a Refusal is as good as a Response
-            return refusal_without(needed, request.scope) or await handle(request)
-
-        return handle_if_covered
-
-
-class GuardedRouter(APIRouter):
-    """Everything on it (HTTP, WebSocket, mounted apps, nested routers) needs a valid key.
-
-    The scopes that its `dependencies` ask for hold for all of that, and so do those that are given
-    where it is included.
-    """
-
-    def __init__(self, **options: Any) -> None:
-        options.setdefault("route_class", GuardedRoute)
-        options.setdefault("redirect_slashes", False)
-        super().__init__(**options)
-        self.scopes: Final = sorted(_scopes_in(self.dependencies))
-
-    def handle(  # type: ignore[override]  # no coroutine of its own: that takes less time
-        self, scope: Scope, receive: Receive, send: Send
-    ) -> Awaitable[None]:
-        """How FastAPI enters a router that was included."""
-        if refusal := self._refusal(scope):
-            return refusal(scope, receive, send)
-        return APIRouter.handle(self, scope, receive, send)  # faster than super()
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """How an application that was mounted is entered."""
-        if refusal := self._refusal(scope):
-            await refusal(scope, receive, send)
-        else:
-            await super().__call__(scope, receive, send)
-
-    def _refusal(self, scope: Scope) -> Refusal | None:
-        caller = scope.get(CALLER, _NOBODY_ASKED)
-        if isinstance(caller, Refusal):  # this router lies in a public one
-            return caller
-        return refusal_without(self.scopes, scope) if self.scopes else None
-
-    def include_router(
-        self, router: APIRouter, *, dependencies: Dependencies = None, **options: Any
-    ) -> None:
-        router, options = _with_scopes_of(dependencies, router, options)
-        super().include_router(router, **options)
-
-    def frontend(self, *_: Any, **__: Any) -> None:
-        raise UnguardedRouteError("A frontend is public; mount StaticFiles for files behind a key")
-
-
-_NOBODY_ASKED: Final = Refusal("no GuardedAPI around it")
-
-
-class PublicRouter(APIRouter):
-    """Everything on it is open to strangers, but for a GuardedRouter in it."""
-
-    def __init__(self, **options: Any) -> None:
-        options.setdefault("redirect_slashes", False)
-        super().__init__(**options)
-        # Its frontends once more. FastAPI looks for files in all of its routers, where no route
-        # matches; strangers are shown none but these.
-        self.frontends: Final = APIRouter(prefix=self.prefix, dependencies=self.dependencies)
-
-    def frontend(self, path: str, **options: Any) -> None:
-        super().frontend(path, **options)
-        self.frontends.frontend(path, **options)
-
-    def include_router(self, router: APIRouter, **options: Any) -> None:
-        super().include_router(router, **options)
-        if isinstance(router, PublicRouter):
-            self.frontends.include_router(router.frontends, **options)
-
-
-def _scopes_in(dependencies: Dependencies) -> frozenset[str]:
-    def nothing() -> None:
-        """An operation that has no dependencies but these."""
-
-    return frozenset(scopes_of(APIRoute("/", nothing, dependencies=dependencies).dependant))
-
-
-def _with_scopes_of(
-    dependencies: Dependencies, router: APIRouter, options: dict[str, Any]
-) -> tuple[APIRouter, dict[str, Any]]:
-    """What to include instead, so that the scopes also hold for what FastAPI has no dependencies
-    of: mounted applications, and routes of Starlette's."""
-    if not _scopes_in(dependencies):
-        return router, {**options, "dependencies": dependencies}
-    around = GuardedRouter(dependencies=dependencies)
-    around.include_router(router, **options)
-    return around, {}
-
-
-class _Leaf(NamedTuple):
-    """A route at the end of a tree of routers."""
-
-    route: BaseRoute
-    guarded: bool
-    loose: frozenset[str]  # scopes that the routers ask for, but that do not hold for it
-
-
-def _leaves(
-    routes: Iterable[Any],
-    *,
-    guarded: bool,
-    asked: frozenset[str] = _NO_SCOPES,
-    held: frozenset[str] = _NO_SCOPES,
-) -> Iterator[_Leaf]:
-    for included in routes:
-        router = getattr(included, "original_router", None)
-        if router is None:
-            asks_itself = isinstance(included, APIRoute | APIWebSocketRoute)
-            yield _Leaf(included, guarded, _NO_SCOPES if asks_itself else asked - held)
-            continue
-        dependencies = [*included.include_context.dependencies, *router.dependencies]
-        is_guarded = isinstance(router, GuardedRouter)
-        yield from _leaves(
-            router.routes,
-            guarded=guarded or is_guarded,
-            asked=asked | _scopes_in(dependencies),
-            held=held.union(router.scopes) if is_guarded else held,
-        )
-
-
-# The application.
 
 
 class GuardedAPI(FastAPI):
@@ -237,7 +99,7 @@ class GuardedAPI(FastAPI):
     def include_router(
         self, router: APIRouter, *, dependencies: Dependencies = None, **options: Any
     ) -> None:
-        router, options = _with_scopes_of(dependencies, router, options)
+        router, options = with_scopes_of(dependencies, router, options)
         before = len(self.routes)
         super().include_router(router, **options)
         if isinstance(router, PublicRouter):
@@ -316,10 +178,10 @@ class GuardedAPI(FastAPI):
                 if _is_in(context.original_route, operations) and context.include_in_schema:
                     yield context
 
-    def _leaves(self, routes: Iterable[BaseRoute]) -> Iterator[_Leaf]:
-        asked = _scopes_in(self.router.dependencies)
+    def _leaves(self, routes: Iterable[BaseRoute]) -> Iterator[Leaf]:
+        asked = scopes_in(self.router.dependencies)
         for route in routes:
-            yield from _leaves([route], guarded=not self.is_public(route), asked=asked)
+            yield from leaves_of([route], guarded=not self.is_public(route), asked=asked)
 
     def _following_keys(
         self, lifespan: Callable[[Any], AbstractAsyncContextManager[Any]]
@@ -464,7 +326,7 @@ async def check_guard() -> None:
     access.logger.disabled = True
     try:
         strangers = await where_enters(Refusal("no key"))
-        callers = await where_enters(Key("", "", _NO_SCOPES))
+        callers = await where_enters(Key("", "", frozenset()))
     finally:
         access.logger.disabled = False
     plain = APIRouter()
@@ -472,6 +334,6 @@ async def check_guard() -> None:
     if (
         strangers != {"/public"}
         or callers != {"/bare", "/public", "/in-public", "/guarded"}
-        or not any(leaf.loose for leaf in _leaves(plain.routes, guarded=False))
+        or not any(leaf.loose for leaf in leaves_of(plain.routes, guarded=False))
     ):
         raise UnguardedRouteError("This release of FastAPI goes past the guard: install another.")

@@ -15,7 +15,7 @@ from starlette.types import ASGIApp, Message, Scope
 
 from app.auth import GuardedAPI, GuardedRouter
 from app.auth.access import UNKNOWN
-from app.auth.guard import UnguardedRouteError
+from app.auth.errors import UnguardedRouteError
 from app.auth.keys import Key, digest, new_secret
 from app.constants import API_KEY_HEADER
 from app.main import create_app

@@ -18,7 +18,7 @@ from websockets.exceptions import InvalidStatus
 from websockets.sync.client import connect
 
 from app.auth import Caller, GuardedAPI, GuardedRouter, PublicRouter
-from app.auth.guard import UnguardedRouteError
+from app.auth.errors import UnguardedRouteError
 from app.constants import API_KEY_HEADER, MISSING_KEY_STATUS
 from tests.auth.servers import Keys, LiveServer, answer_of, ask, start_up, status_of
 
@@ -733,9 +733,9 @@ async def straight_to_the_routes(self: Any, scope: Scope, receive: Receive, send
     ("name", "other"),
     [
         ("fastapi.routing._IncludedRouter.handle", straight_to_the_routes),
-        ("app.auth.guard.scopes_of", lambda _: ()),
+        ("app.auth.routing.scopes_of", lambda _: ()),
         ("app.auth.guard._Guard", lambda app, api: app),
-        ("app.auth.guard._leaves", lambda routes, **_: ()),
+        ("app.auth.guard.leaves_of", lambda routes, **_: ()),
     ],
 )
 async def test_a_fastapi_that_goes_past_the_guard_stops_the_start_up(

@@ -8,9 +8,9 @@ from fastapi.routing import iter_route_contexts
 from starlette.routing import BaseRoute
 
 from app.auth.access import scopes_of
-from app.auth.guard import GuardedRouter
 from app.auth.keys import Key
 from app.auth.models import ENV_ID
+from app.auth.routing import GuardedRouter
 from app.auth.schemas import Finding, KeyView
 from app.auth.service import MANAGE
 

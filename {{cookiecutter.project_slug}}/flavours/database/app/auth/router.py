@@ -13,7 +13,7 @@ from fastapi.responses import JSONResponse
 
 from app.auth.access import Caller, require
 from app.auth.errors import StoreUnavailableError
-from app.auth.guard import GuardedRoute, GuardedRouter, Handler
+from app.auth.routing import GuardedRoute, GuardedRouter, Handler
 from app.auth.schemas import (
     EventView,
     IssuedKey,
