@@ -2,7 +2,6 @@
 
 import json
 import re
-import shlex
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -14,6 +13,7 @@ from urllib.request import Request, urlopen
 import pytest
 
 from tests.project import Project, postgresql, render
+from tests.reader import Reader
 
 pytestmark = pytest.mark.slow
 
@@ -42,35 +42,13 @@ with get_engine().begin() as connection:
 """
 
 
-class Reader:
-    """Does what a chapter of the README says, in a project with this database."""
-
-    def __init__(self, project: Project, kind: str, variables: dict[str, str]) -> None:
-        self.project, self.kind, self.variables = project, kind, variables
-        chapter = project.read("README.md").partition("\n## Your own tables\n")[2]
-        text = chapter.partition("\n## ")[0]
-        self.blocks: list[tuple[str, str]] = re.findall(r"```(\w+)\n(.*?)```", text, re.DOTALL)
-
-    def run(self, *command: str) -> str:
-        return self.project.run(*command, check=True, **self.variables).stdout
+class TableReader(Reader):
+    def __init__(self, project: Project, kind: str, **variables: str) -> None:
+        super().__init__(project, "Your own tables", **variables)
+        self.kind = kind
 
     def execute(self, *statements: str) -> str:
         return self.run("uv", "run", "python", "-c", EXECUTE, *statements).strip()
-
-    def follow(self, language: str, text: str) -> None:
-        if language == "console":
-            for line in text.splitlines():
-                self.run(*shlex.split(line))
-            return
-        name, _, content = text.partition("\n")
-        path = self.project.path / name.removeprefix("# ")
-        if language == "diff":
-            lines = content.splitlines(keepends=True)
-            old, new = ("".join(line[1:] for line in lines if line[0] in f" {s}") for s in "-+")
-            before = path.read_text("utf-8")
-            assert before.count(old) == 1, f"{path} has no {old}"
-            content = before.replace(old, new)
-        path.write_text(content, "utf-8")
 
     def revisions(self) -> list[str]:
         versions = self.project.path / "app" / "migrations" / "versions"
@@ -95,19 +73,19 @@ def call(method: str, url: str, key: str, body: object = None) -> Any:
 @pytest.fixture(
     params=[pytest.param(each, marks=pytest.mark.xdist_group(each)) for each in TRIGGERS]
 )
-def reader(request: pytest.FixtureRequest, template: Path) -> Iterator[Reader]:
+def reader(request: pytest.FixtureRequest, template: Path) -> Iterator[TableReader]:
     # Not in pytest's folder: each pytest that starts closes that to the user PostgreSQL runs as.
     with TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         project = render(template, Path(folder))
         project.run("uv", "sync", "--quiet")
         if request.param == "sqlite":
-            yield Reader(project, "sqlite", {})
+            yield TableReader(project, "sqlite")
             return
         with postgresql(project, Path(folder) / "pg") as url:
-            yield Reader(project, "postgresql", {"DATABASE_URL": url, "TEST_DATABASE_URL": url})
+            yield TableReader(project, "postgresql", DATABASE_URL=url, TEST_DATABASE_URL=url)
 
 
-def test_the_chapter_holds(reader: Reader) -> None:
+def test_the_chapter_holds(reader: TableReader) -> None:
     *first, change, (console, migrate) = reader.blocks
     assert len(first) > 5
     for block in first:

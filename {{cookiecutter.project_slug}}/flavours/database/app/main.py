@@ -25,7 +25,7 @@ def create_app(settings: Settings) -> GuardedAPI:
         redoc_url=None,
         swagger_ui_oauth2_redirect_url=None,
     )
-    app.state.key_service = service
+    app.state.settings, app.state.key_service = settings, service
     app.include_router(routes.public)
     app.include_router(routes.guarded)
     app.include_router(api_keys)

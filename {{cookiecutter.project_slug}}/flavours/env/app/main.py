@@ -24,6 +24,7 @@ def create_app(settings: Settings) -> GuardedAPI:
         redoc_url=None,
         swagger_ui_oauth2_redirect_url=None,
     )
+    app.state.settings = settings
     app.include_router(routes.public)
     app.include_router(routes.guarded)
     return app

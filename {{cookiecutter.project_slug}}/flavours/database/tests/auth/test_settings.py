@@ -131,7 +131,7 @@ def test_a_supervisor_of_workers_ends_instead_of_starting_them_again(project: Pr
 
 # What may be shown of a password.
 
-PASSWORD = "squid@fish%40/whale:eel?shark"  # noqa: S105
+PASSWORD = "squid@fish%40/whale:eel?shark"
 PARTS = ("squid", "fish", "whale", "eel", "shark")
 ENCODED = "squid%40fish%2540%2Fwhale%3Aeel%3Fshark"
 
@@ -183,7 +183,7 @@ def test_the_settings_themselves_show_no_password(monkeypatch: pytest.MonkeyPatc
     settings = load_settings()
     shown = f"{settings!r} {settings} {settings.model_dump()} {settings.model_dump_json()}"
     assert "swordfish" not in f"{shown} {settings.database_url} {vars(settings)}"
-    assert settings.database_url.password == "swordfish"  # noqa: S105
+    assert settings.database_url.password == "swordfish"
 
 
 def test_not_even_pydantic_tells_what_a_setting_holds(monkeypatch: pytest.MonkeyPatch) -> None:
