@@ -1,4 +1,4 @@
-"""Make the service, and call it: through ASGI, message by message, or through a real socket."""
+"""Call an application: through ASGI, message by message, or through a real socket."""
 
 import asyncio
 import contextlib
@@ -18,23 +18,13 @@ from app.auth.access import UNKNOWN
 from app.auth.errors import UnguardedRouteError
 from app.auth.keys import Key, digest, new_secret
 from app.constants import API_KEY_HEADER
-from app.main import create_app
-from app.settings import Settings
 
 HEADER = API_KEY_HEADER.lower().encode()
 PROBE = "/probe-of-the-tests"
 
-MADE: list[GuardedAPI] = []  # for whoever has to close them
-
-
-def make_service(settings: Settings) -> GuardedAPI:
-    """The service with a guarded endpoint that is there whatever becomes of yours."""
-    service = with_probe(create_app(settings))
-    MADE.append(service)
-    return service
-
 
 def with_probe(service: GuardedAPI) -> GuardedAPI:
+    """With a guarded endpoint that is there whatever becomes of yours."""
     router = GuardedRouter()
 
     @router.get(PROBE)

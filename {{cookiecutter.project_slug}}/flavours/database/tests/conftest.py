@@ -27,7 +27,8 @@ os.environ["API_KEYS"] = new_secret()
 os.environ["DATABASE_URL"] = f"sqlite:///{mkdtemp()}/keys.db"
 
 from tests.auth.databases import Databases, PostgreSQLDatabases, SQLiteDatabases, postgresql
-from tests.auth.servers import MADE, LiveServer, make_service
+from tests.auth.servers import LiveServer
+from tests.auth.services import MADE, make_service
 
 # The same examples in every run; the template explores at random.
 hypothesis.settings.register_profile(

@@ -16,7 +16,8 @@ from app.settings import load_settings
 # `app.main` reads the settings when it is imported. The tests never use your own keys.
 os.environ["API_KEYS"] = new_secret()
 
-from tests.auth.servers import LiveServer, make_service
+from tests.auth.servers import LiveServer
+from tests.auth.services import make_service
 
 # The same examples in every run; the template explores at random.
 hypothesis.settings.register_profile("same", derandomize=True, deadline=None)

@@ -38,7 +38,8 @@ from app.auth.store import DatabaseKeyStore
 from app.constants import MISSING_KEY_STATUS
 from app.settings import load_settings
 from tests.auth.databases import Backup
-from tests.auth.servers import PROBE, Answer, ask, make_service, status_of
+from tests.auth.servers import PROBE, Answer, ask, status_of
+from tests.auth.services import make_service
 
 SPELLINGS: dict[str, Callable[[str], str]] = {
     "canonical": lambda secret: secret,

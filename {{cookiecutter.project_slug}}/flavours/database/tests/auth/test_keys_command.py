@@ -29,7 +29,8 @@ from app.main import create_app
 from app.settings import load_settings
 from tests.auth.commands import Project, complaint, finish, keys, run
 from tests.auth.databases import PostgreSQLDatabases, SQLiteDatabases
-from tests.auth.servers import make_service, status_of
+from tests.auth.servers import status_of
+from tests.auth.services import make_service
 
 on_both = pytest.mark.usefixtures("database_url")
 not_on_windows = pytest.mark.skipif(os.name == "nt", reason="Windows has another shell and modes")

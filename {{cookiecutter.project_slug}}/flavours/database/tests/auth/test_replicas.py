@@ -30,11 +30,11 @@ from app.auth.store import RECHECK, DatabaseKeyStore
 from app.constants import API_KEY_HEADER, COMMAND, MISSING_KEY_STATUS
 from app.settings import load_settings
 from tests.auth.databases import PostgreSQLDatabases, SQLiteDatabases, postgresql
-from tests.auth.servers import make_service, status_of
+from tests.auth.servers import PROBE, status_of
+from tests.auth.services import make_service
 from tests.auth.test_store import until_status
 
 ROOT = Path(__file__).parents[2]
-GUARDED = "/api-keys?limit=1"  # for a key that may manage keys: whatever becomes of your endpoints
 PATIENCE = 120  # seconds: no test is decided by how busy the machine is
 
 
@@ -67,7 +67,7 @@ class Line:
         self.port = port
         self._http = http.client.HTTPConnection("127.0.0.1", port, timeout=PATIENCE)
 
-    def request(self, key: str, method: str = "GET", path: str = GUARDED) -> int:
+    def request(self, key: str, method: str = "GET", path: str = PROBE) -> int:
         """The status; 0 where nobody answers."""
         try:
             self._http.request(method, path, headers={API_KEY_HEADER: key})
@@ -86,15 +86,16 @@ class Line:
 
 
 class Replica(Line):
-    """`uvicorn app.main:app` on a free port."""
+    """The service on a free port."""
 
     def __init__(self, *options: str, **settings: str) -> None:
         with socket.create_server(("127.0.0.1", 0)) as listener:
             super().__init__(listener.getsockname()[1])
-        server = ("-m", "uvicorn", "app.main:app", "--port", f"{self.port}")
+        app = ("--factory", "tests.auth.services:start")
+        server = ("-m", "uvicorn", *app, "--port", f"{self.port}")
         self.process = start(*server, *options, **settings)
 
-    def request(self, key: str, method: str = "GET", path: str = GUARDED) -> int:
+    def request(self, key: str, method: str = "GET", path: str = PROBE) -> int:
         assert self.process.poll() is None, "the server has ended"
         return super().request(key, method, path)
 

@@ -33,7 +33,8 @@ from app.auth.store import RECHECK, DatabaseKeyStore, _keep_doing
 from app.constants import API_KEY_HEADER, MISSING_KEY_STATUS
 from app.settings import load_settings
 from tests.auth.databases import Backup, SQLiteDatabases, remove
-from tests.auth.servers import PROBE, Answer, ask, make_service, status_of
+from tests.auth.servers import PROBE, Answer, ask, status_of
+from tests.auth.services import make_service
 from tests.auth.test_access import fake_clock, in_two_hours
 
 

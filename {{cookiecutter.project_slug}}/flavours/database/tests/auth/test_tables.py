@@ -18,7 +18,7 @@ from app.auth.tables import MIGRATIONS, configuration, upgrade_tables
 from app.settings import load_settings
 from tests.auth.commands import complaint, run
 from tests.auth.databases import Databases, SQLiteDatabases
-from tests.auth.servers import make_service
+from tests.auth.services import make_service
 
 ENV = """
 import sqlalchemy

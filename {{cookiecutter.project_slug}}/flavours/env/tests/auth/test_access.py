@@ -26,7 +26,8 @@ from app.auth.store import EnvKeyStore
 from app.cli import main
 from app.constants import MISSING_KEY_STATUS
 from app.settings import load_settings
-from tests.auth.servers import PROBE, ask, make_service, status_of
+from tests.auth.servers import PROBE, ask, status_of
+from tests.auth.services import make_service
 
 SPELLINGS: dict[str, Callable[[str], str]] = {
     "canonical": lambda secret: secret,

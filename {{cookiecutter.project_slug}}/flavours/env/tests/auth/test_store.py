@@ -14,7 +14,8 @@ from app.auth.env_file import edit_keys
 from app.auth.keys import new_secret
 from app.constants import MISSING_KEY_STATUS
 from app.settings import Settings, load_settings
-from tests.auth.servers import make_service, status_of
+from tests.auth.servers import status_of
+from tests.auth.services import make_service
 
 A, B, NEW = new_secret(), new_secret(), new_secret()
 
