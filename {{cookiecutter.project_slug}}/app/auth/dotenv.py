@@ -1,5 +1,7 @@
-"""Where the settings come from: the environment, or else `.env` in the project's folder."""
+"""Where the settings come from: the environment, or else a file for each in the folder that
+SECRETS_DIR names, or else `.env` in the project's folder."""
 
+import os
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
@@ -34,15 +36,30 @@ def load(settings: type[S], **advice: str) -> S:
     """
     try:
         with reading():
+            if folder := secrets_dir():
+                return settings(_secrets_dir=folder)
             return settings(_env_file=ENV_FILE)
     except ValidationError as error:
         # Without the inputs: an error must never show what a setting held.
         details = error.errors(include_url=False, include_context=False, include_input=False)
         problem = "; ".join(_described(each, advice) for each in details)
     except pydantic_settings.SettingsError as error:
-        problem = f"{error}; write it as JSON"
+        is_text = not isinstance(error.__cause__, UnicodeDecodeError)
+        problem = f"{error}; {'write it as JSON' if is_text else 'save it as UTF-8'}"
     # Raised out here so that no traceback leads back to the value.
     raise SettingsError(problem)
+
+
+def secrets_dir() -> Path | None:
+    """Where Docker or Kubernetes, or a vault's agent, has put a file for each setting.
+
+    Raises SettingsError if there is no such folder.
+    """
+    if not (name := os.environ.get("SECRETS_DIR")):
+        return None
+    if not (folder := FOLDER / name).is_dir():
+        raise SettingsError(f"SECRETS_DIR: there is no folder {folder}; mount it, or leave it out")
+    return folder
 
 
 @contextmanager
@@ -55,7 +72,8 @@ def reading() -> Generator[None]:
         yield
         return
     except OSError as error:
-        problem = f"{ENV_FILE} cannot be read ({error.strerror}); check its owner and mode"
+        file = error.filename or ENV_FILE
+        problem = f"{file} cannot be read ({error.strerror}); check its owner and mode"
     except UnicodeDecodeError:
         problem = f"{ENV_FILE} is not UTF-8 text; save it as UTF-8"
     raise SettingsError(problem)

@@ -18,7 +18,7 @@ class Settings(BaseSettings):
 @pytest.fixture(autouse=True)
 def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr("app.auth.dotenv.ENV_FILE", tmp_path / "settings.env")
-    for name in ("PAGES", "TITLE"):
+    for name in ("PAGES", "TITLE", "SECRETS_DIR"):
         monkeypatch.delenv(name, raising=False)
     return tmp_path / "settings.env"
 
@@ -80,3 +80,50 @@ def test_a_file_that_may_not_be_read_is_refused(
     file.touch()
     monkeypatch.setattr(Settings, "__init__", refuse)  # root may read everything
     assert problem() == f"{file} cannot be read (Permission denied); check its owner and mode"
+
+
+# A file for each setting.
+
+
+@pytest.fixture
+def mounted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """As Kubernetes mounts a secret: links to a folder that is changed as a whole."""
+    folder = tmp_path / "run" / "secrets"
+    (folder / "..first").mkdir(parents=True)
+    (folder / "..data").symlink_to("..first")
+    for name in ("TITLE", "pages"):
+        (folder / name).symlink_to(Path("..data") / name)
+    monkeypatch.setenv("SECRETS_DIR", f"{folder}")
+    return folder
+
+
+def test_each_setting_may_have_a_file(mounted: Path, file: Path) -> None:
+    (mounted / "..data" / "TITLE").write_text("Ren\u00e9\n", encoding="utf-8")
+    (mounted / "..data" / "pages").write_text("[2, 3]\n")
+    file.write_text("TITLE=another\nPAGES=[4]\n")  # is for one machine
+    assert load(Settings).model_dump() == {"title": "Ren\u00e9", "pages": [2, 3]}
+
+
+def test_the_environment_wins_over_files(mounted: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (mounted / "..data" / "TITLE").write_text("swordfish")
+    (mounted / "..data" / "pages").write_text("[2]")
+    monkeypatch.setenv("TITLE", "of the environment")
+    assert load(Settings).title == "of the environment"
+
+
+def test_what_is_malformed_in_a_file_is_named(mounted: Path) -> None:
+    (mounted / "..data" / "TITLE").write_text("x")
+    (mounted / "..data" / "pages").write_text('["swordfish"]')
+    assert problem().startswith("PAGES: Input should be a valid integer")
+    (mounted / "..data" / "pages").write_text("[2]")
+    (mounted / "..data" / "TITLE").write_bytes(b"swordfish\xe9")
+    assert '"title"' in problem()
+    assert problem().endswith("; save it as UTF-8")
+
+
+def test_a_folder_that_is_not_there_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SECRETS_DIR", "/no/such/folder")
+    assert problem() == (
+        f"SECRETS_DIR: there is no folder {Path('/no/such/folder').absolute()};"
+        " mount it, or leave it out"
+    )

@@ -76,6 +76,13 @@ def test_public_operations_show_neither(api: GuardedAPI) -> None:
         assert not operation["responses"].keys() & REFUSALS
 
 
+def test_an_operation_is_told_from_one_that_looks_like_it(api: GuardedAPI) -> None:
+    on(api, on(filled(PublicRouter()), filled(GuardedRouter()), "/guarded"))
+    document = dict(operations(api))
+    assert "security" not in document["get /items"]
+    assert "security" in document["get /guarded/items"]
+
+
 def test_a_declared_page_is_public_in_the_document_too(keys: Keys) -> None:
     api = filled(GuardedAPI(keys, public_paths=["/items"]))
     document = dict(operations(api))

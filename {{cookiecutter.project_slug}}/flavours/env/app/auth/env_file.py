@@ -1,4 +1,4 @@
-"""`.env`, where the keys are: what its list says, and how to change it without losing anything."""
+"""The file where the keys are: what its list says, and how to change `.env` without any loss."""
 
 import contextlib
 import io
@@ -37,20 +37,31 @@ _LIST: Final = re.compile(
 )
 
 
+def key_file() -> Path:
+    """What the settings read the keys from, if the environment does not name them."""
+    if folder := dotenv.secrets_dir():
+        named = (path for path in folder.iterdir() if path.name.upper() == API_KEYS)
+        return next(named, folder / API_KEYS.lower())
+    return dotenv.ENV_FILE
+
+
 def secrets_in(text: str) -> list[str]:
-    """The secrets that the settings find in this text of `.env`.
+    """The secrets that the settings find in this text of that file.
 
     Raises ValueError, without a secret in it, if they find no list or a broken one.
     """
-    if (value := _value_in(text)) is None:
+    value = text.strip() if dotenv.secrets_dir() else _value_in(text)
+    if value is None:
         raise ValueError("it is not set")
     return parse_secrets(value)
 
 
 def secrets_named_in(text: str) -> Iterator[str]:
     """The secrets that can still be read in a list that is broken."""
-    _, listing, _ = _split(text)
-    value = listing.value or listing.original.string.partition("=")[2]
+    value = text
+    if not dotenv.secrets_dir():
+        _, listing, _ = _split(text)
+        value = listing.value or listing.original.string.partition("=")[2]
     for entry in value.split(","):
         with contextlib.suppress(ValueError):
             yield from parse_secrets(entry.strip("\"' \t\r\n"))
@@ -67,10 +78,10 @@ def edit_keys(
 
     Raises SettingsError if anything fails; the file is unchanged then.
     """
-    if in_environment():
+    if in_environment() or dotenv.secrets_dir():
+        place = "the environment" if in_environment() else f"{dotenv.secrets_dir()}"
         raise SettingsError(
-            f"{API_KEYS} is set in the environment, which wins over {dotenv.ENV_FILE};"
-            " change it there"
+            f"{API_KEYS} is set in {place}, which wins over {dotenv.ENV_FILE}; change it there"
         )
     try:
         with _replacing(dotenv.ENV_FILE.resolve()) as replacement:

@@ -15,7 +15,7 @@ MAKE_A_KEY: Final = f"make a key with: uv run {COMMAND} keys create"
 
 
 def in_environment() -> bool:
-    """Whether the environment names the keys; then it wins over `.env`, in any spelling."""
+    """Whether the environment names the keys; then it wins over any file, in any spelling."""
     return any(name.upper() == API_KEYS for name in os.environ)
 
 
@@ -55,9 +55,10 @@ class AuthSettings(BaseSettings):
 
     def __init__(self, **values: Any) -> None:
         super().__init__(**values)
-        self._from_file = "_env_file" in values and not in_environment()
+        given_by = {"_env_file", "_secrets_dir"} & values.keys()
+        self._from_file = bool(given_by) and not in_environment()
 
     @property
     def from_file(self) -> bool:
-        """Whether the keys are those of `.env`, and so may change while the service runs."""
+        """Whether the keys are those of a file, and so may change while the service runs."""
         return self._from_file

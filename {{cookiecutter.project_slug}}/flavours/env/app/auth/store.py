@@ -1,4 +1,4 @@
-"""The keys of `.env`, as a server knows them."""
+"""The keys of `.env`, or of a secret's file, as a server knows them."""
 
 import asyncio
 import contextlib
@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager
 from hashlib import sha256
 from typing import Final
 
-from app.auth import dotenv, env_file
+from app.auth import env_file
 from app.auth.access import UNKNOWN
 from app.auth.errors import SettingsError, StoreUnavailableError
 from app.auth.keys import Key, digests, id_of
@@ -22,7 +22,7 @@ EVERYTHING: Final = frozenset({"*"})
 
 
 class EnvKeyStore:
-    """The keys in force, given as digests. If they are `followed`, `.env` says which they are.
+    """The keys in force, given as digests. If they are `followed`, a file says which they are.
 
     What was read there is trusted for MAX_AGE; a request that comes later looks again. While the
     list is broken, those keys stay in force that were before and that it still names.
@@ -71,7 +71,7 @@ class EnvKeyStore:
             await asyncio.sleep(env_file.MAX_AGE / 2)
 
     def _look(self) -> None:
-        """Raises StoreUnavailableError if `.env` cannot be read."""
+        """Raises StoreUnavailableError if the file cannot be read."""
         if not self._followed:
             return
         began = time.monotonic()
@@ -87,7 +87,7 @@ class EnvKeyStore:
         try:
             secrets = env_file.secrets_in(content.decode())
         except ValueError as error:
-            logger.error("%s in %s is broken: %s.", API_KEYS, dotenv.ENV_FILE, error)
+            logger.error("%s in %s is broken: %s.", API_KEYS, env_file.key_file(), error)
             named = set(digests(env_file.secrets_named_in(content.decode(errors="replace"))))
             self._keys = {each: key for each, key in self._good_keys.items() if each in named}
         else:
@@ -103,10 +103,9 @@ def open_store(settings: AuthSettings) -> EnvKeyStore:
         raise SettingsError(f"{API_KEYS} is {how}; {MAKE_A_KEY}")
     if not settings.from_file:
         logger.warning(
-            "The keys are not followed, for %s does not come from %s: to revoke one,"
+            "The keys are not followed, for %s does not come from a file: to revoke one,"
             " change it where it is set, and restart.",
             API_KEYS,
-            dotenv.ENV_FILE,
         )
     return EnvKeyStore(settings.api_keys, followed=settings.from_file)
 
@@ -117,9 +116,12 @@ def _by_digest(keys: Iterable[bytes]) -> dict[bytes, Key]:
 
 def _read() -> bytes:
     try:
-        if dotenv.ENV_FILE.is_file():  # opening a pipe could take for ever
-            return dotenv.ENV_FILE.read_bytes()
-        problem = "is missing, or no file"
+        file = env_file.key_file()
+        if file.is_file():  # opening a pipe could take for ever
+            return file.read_bytes()
+        problem = f"{file} is missing, or no file"
     except OSError as error:
-        problem = f"cannot be read ({error.strerror})"
-    raise StoreUnavailableError(f"{dotenv.ENV_FILE} {problem}")
+        problem = f"{error.filename} cannot be read ({error.strerror})"
+    except SettingsError as error:
+        problem = f"{error}"
+    raise StoreUnavailableError(problem)

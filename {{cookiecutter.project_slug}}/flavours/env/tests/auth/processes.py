@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[2]
 PATIENCE = 120  # seconds: no test is decided by how busy the machine is
 SERVICE = """
 from app.settings import load_settings
-from tests.auth.servers import make_service
+from tests.auth.services import make_service
 
 app = make_service(load_settings())
 """

@@ -169,6 +169,16 @@ def test_a_list_that_is_broken_is_not_edited(env_file: Path) -> None:
     assert env_file.read_text() == "API_KEYS=oops"
 
 
+def test_keys_in_a_folder_of_secrets_are_changed_there(
+    env_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = env_file.read_bytes()
+    monkeypatch.setenv("SECRETS_DIR", f"{tmp_path}")
+    with pytest.raises(SettingsError, match=f"set in {tmp_path}, .* change it there"):
+        edit_keys(add)
+    assert env_file.read_bytes() == before
+
+
 @pytest.mark.parametrize("name", ["API_KEYS", "api_keys"])
 def test_keys_of_the_environment_are_changed_there(
     env_file: Path, name: str, monkeypatch: pytest.MonkeyPatch

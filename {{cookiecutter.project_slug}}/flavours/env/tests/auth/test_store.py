@@ -43,6 +43,35 @@ async def test_a_running_service_follows_the_file(service: GuardedAPI, env_file:
     assert await let_in(service) == []
 
 
+@pytest.fixture
+def mounted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder of secrets, with the keys in `API_KEYS`."""
+    folder = tmp_path / "secrets"
+    folder.mkdir()
+    (folder / "API_KEYS").write_text(f"{A},{B}\n")
+    monkeypatch.setenv("SECRETS_DIR", f"{folder}")
+    return folder
+
+
+async def test_a_running_service_follows_a_file_of_secrets(mounted: Path, env_file: Path) -> None:
+    env_file.write_text(f"API_KEYS={NEW}")  # does not count
+    service = make_service(load_settings())
+    assert await let_in(service) == [A, B]
+    (mounted / "API_KEYS").write_text(f"{NEW}\n")
+    assert await let_in(service) == [NEW]
+    (mounted / "API_KEYS").write_text(f"{NEW}\n{A}\n")  # is no list
+    assert await let_in(service) == []
+    (mounted / "API_KEYS").write_text(f"{NEW},oops,{A}\n")
+    assert await let_in(service) == [NEW]
+    (mounted / "API_KEYS").unlink()
+    assert await status_of(service, NEW.encode()) == 503
+    mounted.rmdir()
+    assert await status_of(service, NEW.encode()) == 503
+    mounted.mkdir()
+    (mounted / "api_keys").write_text(f"{B}")
+    assert await let_in(service) == [B]
+
+
 async def test_a_change_during_the_start_is_not_missed(env_file: Path) -> None:
     settings = load_settings()
     env_file.write_text(f"API_KEYS={B}")
