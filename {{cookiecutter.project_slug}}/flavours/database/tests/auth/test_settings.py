@@ -2,13 +2,15 @@
 
 import runpy
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 import sqlalchemy as sa
 from pydantic import ValidationError
 
 from app.auth.dotenv import FOLDER
-from app.auth.errors import SettingsError
+from app.auth.engine import check_schema, connect
+from app.auth.errors import SettingsError, StoreUnavailableError
 from app.auth.keys import digest, new_secret, with_prefix
 from app.constants import COMMAND
 from app.settings import Settings, load_settings
@@ -166,6 +168,17 @@ def test_no_part_of_a_password_is_ever_shown(
         shown += run(*command.split()).output
     assert "DATABASE_URL: " in shown
     assert [part for part in PARTS if part in shown] == []
+
+
+def test_a_driver_that_tells_the_password_is_not_repeated() -> None:
+    engine = connect(sa.make_url("postgresql+psycopg://nobody:swordfish@127.0.0.1:1/none"))
+    refused = sa.exc.OperationalError("", {}, OSError("nobody:swordfish may not"))
+    with (
+        patch.object(engine, "connect", side_effect=refused),
+        pytest.raises(StoreUnavailableError) as error,
+    ):
+        check_schema(engine)
+    assert str(error.value) == f"{OUT_OF_REACH}nobody:*** may not"
 
 
 def test_an_at_sign_in_a_password_is_written_as_advised(monkeypatch: pytest.MonkeyPatch) -> None:
