@@ -5,13 +5,14 @@ export UV_PYTHON_DOWNLOADS ?= never
 BIN := .venv/$(if $(filter Windows_NT,$(OS)),Scripts,bin)
 READY := .venv/.ready
 
-.PHONY: help demo test fast add-ons bench mutants soak render lint hooks clean
+.PHONY: help demo test fast add-ons image bench mutants soak render lint hooks clean
 
 help:
 	@echo 'make demo     render the default project, start it, call it, stop it'
 	@echo 'make test     every test of the template'
 	@echo 'make fast     only the tests that need no installation'
 	@echo 'make add-ons  what people add to a service works with it'
+	@echo 'make image    images are built, and run, by docker or podman'
 	@echo 'make mutants  break the generated guard on purpose; its tests must notice'
 	@echo 'make soak     let generated services live a hard life, for MINUTES (5)'
 	@echo 'make bench    what the guard costs, beside others'
@@ -30,13 +31,16 @@ demo: $(READY)
 	$(BIN)/python -m tools.demo
 
 test: $(READY) lint
-	$(BIN)/pytest -n 2 --dist loadgroup -m 'not add_ons'
+	$(BIN)/pytest -n 2 --dist loadgroup -m 'not add_ons and not image'
 
 fast: $(READY)
 	$(BIN)/pytest -m 'not slow'
 
 add-ons: $(READY)
 	$(BIN)/pytest -n 2 -m add_ons
+
+image: $(READY)
+	$(BIN)/pytest -m image
 
 mutants: $(READY)
 	$(BIN)/python -m tools.mutants

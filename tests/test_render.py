@@ -225,8 +225,12 @@ def test_prompts_are_for_people(template: Path, output: Path, sources: Sources) 
     assert "MISSING_KEY_STATUS: Final[int] = 401" in project.read(CONSTANTS)
 
 
-def test_linters_of_workflows_agree() -> None:
-    workflows = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
-    assert workflows
-    run("check-jsonschema", "--builtin-schema", "vendor.github-workflows", *workflows, cwd=ROOT)
-    run("zizmor", "--offline", "--no-progress", *workflows, cwd=ROOT)
+def test_linters_of_workflows_agree(rendered: Rendered) -> None:
+    project = rendered()
+    for folder in (ROOT, project.path):
+        workflows = sorted((folder / ".github" / "workflows").glob("*.yml"))
+        assert workflows
+        run("check-jsonschema", "--builtin-schema", "vendor.github-workflows", *workflows, cwd=ROOT)
+        run("zizmor", "--offline", "--no-progress", *workflows, cwd=ROOT)
+    dependabot = str(project.path / ".github" / "dependabot.yml")
+    run("check-jsonschema", "--builtin-schema", "vendor.dependabot", dependabot, cwd=ROOT)
