@@ -17,9 +17,10 @@ TAKEN = frozenset(
     markupsafe mdurl mypy mypy-extensions mypyc nodeenv opentelemetry-api packaging pathspec pip
     platformdirs pluggy pre-commit psutil psycopg psycopg-binary pydantic pydantic-core
     pydantic-settings pydoc pygmentize pygments pytest pytest-cov pytest-xdist python
-    python-discovery python-dotenv python3 pyyaml rich rich-toolkit ruff setuptools shellingham
-    sortedcontainers sqlalchemy starlette stubgen stubtest typer typing-extensions
-    typing-inspection tzdata uv uvicorn uvloop uvx virtualenv watchfiles websockets wheel
+    python-discovery python-dotenv python-json-logger python3 pyyaml rich rich-toolkit ruff
+    setuptools shellingham sortedcontainers sqlalchemy starlette stubgen stubtest typer
+    typing-extensions typing-inspection tzdata uv uvicorn uvloop uvx virtualenv watchfiles
+    websockets wheel
     """.split()
 )
 

@@ -83,7 +83,9 @@ class Refusal:
 
 
 def _log_refusal(scope: Scope, reason: str) -> None:
-    logger.info("Refused %s %r: %s.", scope["type"], masked(scope["path"]), reason)
+    path, (client, _) = masked(scope["path"]), scope.get("client") or ("", 0)
+    fields = {"reason": reason, "path": path, "client": client}  # for a log in JSON
+    logger.info("Refused %s %r: %s.", scope["type"], path, reason, extra=fields)
 
 
 def _can_respond(scope: Scope) -> bool:

@@ -1,13 +1,18 @@
 """The service's lines: seen once, from the level that was asked for, and nobody is overruled."""
 
 import io
+import json
 import logging
 from collections.abc import Iterator
+from datetime import datetime
+from typing import Literal
 
 import pytest
+from uvicorn.logging import DefaultFormatter
 
-from app.auth import logs
+from app.auth import GuardedAPI, GuardedRouter, logs
 from app.auth.logs import configure_logging
+from tests.auth.servers import ask
 
 SERVICE, SPEAKER = logging.getLogger("app"), logging.getLogger("app.auth.speaker")
 
@@ -34,7 +39,50 @@ def test_lines_are_seen_from_the_level_on(
         SPEAKER.debug("said")
         SPEAKER.info("said")
         lines = capsys.readouterr().err.splitlines()
-        assert lines == [f"{each}:     app.auth.speaker: said" for each in seen]
+        assert [line.split(maxsplit=2)[2] for line in lines] == [
+            f"{each} app.auth.speaker: said" for each in seen
+        ]
+        assert all(datetime.fromisoformat(line[:23].replace(",", ".")) for line in lines)
+
+
+async def test_in_json_a_refusal_has_its_fields_apart(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], api: GuardedAPI
+) -> None:
+    monkeypatch.setattr(logging.root, "handlers", [])
+    configure_logging("INFO", "json")
+    api.include_router(guarded := GuardedRouter())
+    guarded.add_api_route("/x", lambda: None)
+    await ask(api, path="/x")
+    line = json.loads(capsys.readouterr().err)
+    assert datetime.fromisoformat(line.pop("time")).tzinfo
+    assert line == {
+        "level": "INFO",
+        "logger": "app.auth.access",
+        "message": "Refused http '/x': no key.",
+        "reason": "no key",
+        "path": "/x",
+        "client": "127.0.0.1",
+    }
+
+
+@pytest.mark.parametrize("format", ["text", "json"])
+def test_the_server_s_lines_have_the_same_form(
+    monkeypatch: pytest.MonkeyPatch, format: Literal["text", "json"]
+) -> None:
+    output = io.StringIO()
+    ours, owners = logging.StreamHandler(output), logging.StreamHandler(output)
+    ours.setFormatter(DefaultFormatter("%(levelprefix)s %(message)s"))
+    owners.setFormatter(logging.Formatter("owner's: %(message)s"))
+    access = logging.getLogger("uvicorn.access")
+    monkeypatch.setattr(access, "handlers", [ours, owners])
+    for each in ("text", "json", format):  # also once more
+        configure_logging("INFO", each)
+    access.warning('%s - "%s %s HTTP/%s" %d', "caller", "GET", "/x?secret=1", "1.1", 200)
+    first, second = output.getvalue().splitlines()
+    assert second == 'owner\'s: caller - "GET /x HTTP/1.1" 200'
+    if format == "json":
+        first = json.loads(first)["message"]
+    assert first.endswith('caller - "GET /x HTTP/1.1" 200')
 
 
 @pytest.mark.parametrize("later", [True, False])

@@ -16,7 +16,7 @@ from app.settings import Settings, load_settings
 
 def create_app(settings: Settings) -> GuardedAPI:
     """Raises SettingsError if the settings name no key."""
-    configure_logging(settings.log_level)
+    configure_logging(settings.log_level, settings.log_format)
     app = GuardedAPI(
         open_store(settings),
         title=TITLE,

@@ -84,3 +84,4 @@ class AuthSettings(BaseSettings):
     log_level: Annotated[
         Literal["DEBUG", "INFO", "WARNING", "ERROR"], BeforeValidator(str.upper)
     ] = "INFO"
+    log_format: Literal["text", "json"] = "text"

@@ -50,6 +50,7 @@ class AuthSettings(BaseSettings):
     log_level: Annotated[
         Literal["DEBUG", "INFO", "WARNING", "ERROR"], BeforeValidator(str.upper)
     ] = "INFO"
+    log_format: Literal["text", "json"] = "text"
 
     _from_file: bool = PrivateAttr(default=False)
 
