@@ -14,7 +14,7 @@ from typing import Annotated, Literal
 import typer
 from pydantic import BaseModel
 
-from app.auth import clock
+from app.auth import clock, dotenv
 from app.auth.dotenv import load
 from app.auth.engine import transaction
 from app.auth.errors import SettingsError, StoreUnavailableError
@@ -172,7 +172,7 @@ def doctor(as_json: AsJson = False) -> None:
     """Look for keys that need attention; exit with 1 if there is one."""
     with _service() as service:
         # Here, for it starts up the whole service, which would make a database.
-        from app.auth.doctor import examine, scopes_asked_for
+        from app.auth.doctor import examine, examine_file, scopes_asked_for
         from app.main import app
 
         now = clock.Clock()
@@ -181,6 +181,7 @@ def doctor(as_json: AsJson = False) -> None:
         moment = datetime.fromtimestamp(now.now(), UTC)
         known = (key for key in service.all() if service.is_named(key.id))
         findings = examine(known, scopes_asked_for(app.routes), moment, now.ahead)
+        findings = [*examine_file(dotenv.ENV_FILE), *findings]
         _show(findings, as_json)
     raise typer.Exit(bool(findings))
 

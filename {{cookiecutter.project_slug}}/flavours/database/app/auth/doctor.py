@@ -1,7 +1,11 @@
 """Which keys need attention, and what to do about each."""
 
+import os
+import shutil
+import subprocess
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from datetime import datetime, timedelta
+from pathlib import Path
 
 from fastapi.dependencies.models import Dependant
 from fastapi.routing import iter_route_contexts
@@ -45,6 +49,24 @@ def examine(
         for problem, advice in _problems(key, asked_for, now)
     ]
     return [*_of_all(keys, now, ahead), *findings]
+
+
+def examine_file(file: Path) -> Iterator[Finding]:
+    """`.env`, where there is one: it holds keys, and is for its owner alone."""
+    if not file.is_file():
+        return
+    if os.name != "nt" and file.stat().st_mode & 0o077:
+        yield Finding(
+            id="", name="", problem=f"others may read {file.name}", advice=f"chmod 600 {file}"
+        )
+    if (git := shutil.which("git")) and _is_known_to(git, file):
+        advice = f"git rm --cached {file.name}, and revoke the keys in it"
+        yield Finding(id="", name="", problem=f"git knows {file.name}", advice=advice)
+
+
+def _is_known_to(git: str, file: Path) -> bool:
+    command = [git, "ls-files", "--error-unmatch", file.name]
+    return subprocess.run(command, cwd=file.parent, capture_output=True).returncode == 0  # noqa: S603
 
 
 def _of_all(keys: Sequence[KeyView], now: datetime, ahead: str) -> Iterator[Finding]:

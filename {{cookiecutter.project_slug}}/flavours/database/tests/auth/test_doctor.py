@@ -1,8 +1,12 @@
 """What `keys doctor` finds, and what it says about it."""
 
 import json
+import os
+import shutil
+import subprocess
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Annotated, Any
 
 import pytest
@@ -12,7 +16,7 @@ from starlette.routing import Route, WebSocketRoute
 from starlette.types import Receive, Scope, Send
 
 from app.auth import GuardedAPI, GuardedRouter, get_caller, require
-from app.auth.doctor import EXPIRING, ROTATION, UNUSED, examine, scopes_asked_for
+from app.auth.doctor import EXPIRING, ROTATION, UNUSED, examine, examine_file, scopes_asked_for
 from app.auth.engine import transaction
 from app.auth.keys import Key
 from app.auth.models import ENV_ID, api_key_servers
@@ -207,3 +211,26 @@ def test_the_command_fails_while_there_is_something_to_do(key_service: KeyServic
     result = run("keys", "doctor")
     assert result.exit_code == 1
     assert all(text in result.stdout for text in expected.values())
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has other modes")
+def test_a_file_of_keys_is_for_its_owner_alone(tmp_path: Path) -> None:
+    file = tmp_path / ".env"
+    assert not [*examine_file(file)]
+    file.touch(mode=0o600)
+    assert not [*examine_file(file)]
+    file.chmod(0o640)
+    [finding] = examine_file(file)
+    assert (finding.problem, finding.advice) == ("others may read .env", f"chmod 600 {file}")
+
+
+@pytest.mark.skipif(not shutil.which("git"), reason="there is no git")
+def test_a_file_of_keys_stays_out_of_git(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / ".env"
+    file.touch(mode=0o600)
+    for command in ("init", "add .env"):
+        subprocess.run(["git", *command.split()], cwd=tmp_path, check=True, capture_output=True)  # noqa: S607
+    [finding] = examine_file(file)
+    assert finding.problem == "git knows .env"
+    monkeypatch.setenv("PATH", f"{tmp_path}")
+    assert not [*examine_file(file)]
