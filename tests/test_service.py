@@ -75,7 +75,7 @@ def status(answers: dict[str, str]) -> int:
 def get_raw(url: str, *headers: bytes) -> int:
     """The status for header lines that a well-behaved client would not send."""
     address = urlsplit(url)
-    with socket.create_connection((address.hostname, address.port), timeout=10) as connection:
+    with socket.create_connection((address.hostname, address.port), timeout=60) as connection:
         lines = [f"GET {address.path} HTTP/1.1".encode(), b"Host: service", *headers, b"", b""]
         connection.sendall(b"\r\n".join(lines))
         return int(connection.makefile("rb").readline().split()[1])
@@ -225,13 +225,13 @@ def test_a_running_service_follows_the_keys_command(
     with project.serving("uv", "run", "uvicorn", "app.main:app", "--port", "{port}") as url:
         guarded = f"{url}/secure-endpoint"
         made = project.manage_keys(*create)
-        wait_for(200, guarded, {header: made["key"]})
+        wait_until_let_in(guarded, {header: made["key"]})
         assert made["id"] in {key["id"] for key in project.manage_keys("list")}
         rotated = project.manage_keys("rotate", made["id"], *rotate)
-        wait_for(status, guarded, {header: made["key"]})
-        wait_for(200, guarded, {header: rotated["key"]})
+        assert get(guarded, {header: made["key"]})[0] == status
+        wait_until_let_in(guarded, {header: rotated["key"]})
         project.manage_keys("revoke", rotated["id"])
-        wait_for(status, guarded, {header: rotated["key"]})
+        assert get(guarded, {header: rotated["key"]})[0] == status
     assert project.read(".env") == kept
 
 
@@ -248,10 +248,10 @@ def test_keys_are_managed_over_http_too(
         assert {key["id"][:4] for key in json.loads(body)["items"]} >= {"env-"}
 
 
-def wait_for(expected: int, url: str, headers: Mapping[str, str]) -> None:
-    """Within the second that is promised."""
-    deadline = time.monotonic() + 1
-    while get(url, headers)[0] != expected:
+def wait_until_let_in(url: str, headers: Mapping[str, str]) -> None:
+    """At once, but a busy machine takes its time."""
+    deadline = time.monotonic() + 30
+    while get(url, headers)[0] != 200:
         assert time.monotonic() < deadline
         time.sleep(0.02)
 
