@@ -148,8 +148,9 @@ def test_pyproject(project: Project, flavour: str) -> None:
     assert pyproject["tool"]["fastapi"]["entrypoint"] == "app.main:app"
     assert pyproject["tool"]["cruft"]["skip"] == [".env"]
     names = {re.split(r"[\[>]", line)[0] for line in pyproject["project"]["dependencies"]}
-    more = {"alembic", "psycopg", "sqlalchemy"} if flavour == "database" else set()
-    assert names == {"fastapi", "fastapi-cli", "pydantic-settings", "typer", "uvicorn"} | more
+    web, more = {"fastapi", "fastapi-cli", "uvicorn"}, {"alembic", "psycopg", "sqlalchemy"}
+    both = {*web, "pydantic-settings", "python-json-logger", "typer"}
+    assert names == (both | more if flavour == "database" else both)
     lines = [*pyproject["project"]["dependencies"], *pyproject["dependency-groups"]["dev"]]
     for line in lines:
         bounds = re.search(r">=(\d+)(?:\.\d+)*,<(\d+)$", line)
