@@ -15,7 +15,7 @@ import sqlalchemy as sa
 
 from app.auth import clock
 from app.auth.engine import LONG_PATIENCE, check_schema, connect, transaction
-from app.auth.errors import StoreUnavailableError
+from app.auth.errors import SettingsError, StoreUnavailableError
 from app.auth.keys import Key, digest, id_of, is_scope, masked, new_secret, with_prefix
 from app.auth.models import (
     ENV_ID,
@@ -404,11 +404,14 @@ def open_service(settings: AuthSettings, *, migrate: bool = False) -> KeyService
     """Raises SettingsError if the database has not the schema that this service needs, and
     StoreUnavailableError. `migrate` brings SQLite up to date."""
     service = KeyService(settings)
-    if migrate and service.engine.dialect.name == "sqlite":
+    try:
+        check_schema(service.engine)
+    except SettingsError:
+        if not (migrate and service.engine.dialect.name == "sqlite"):
+            raise
         from app.auth.schema import upgrade  # here, for it takes longer than all the rest
 
         upgrade(settings.database_url)
-    check_schema(service.engine)
     return service
 
 

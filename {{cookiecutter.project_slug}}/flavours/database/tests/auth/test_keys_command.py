@@ -751,3 +751,10 @@ sys.stderr.write(" ".join(sys.modules))
     }
     assert slow.isdisjoint(modules.split())
     assert {"typer", "sqlalchemy"} <= set(modules.split())
+
+
+def test_a_service_whose_tables_are_up_to_date_loads_no_migrations(filled: Project) -> None:
+    rc, modules, _ = filled.run("-c", "import sys, app.main; print(*sys.modules)")
+    assert rc == 0
+    assert "app.auth.store" in modules.split()
+    assert "alembic" not in modules.split()

@@ -573,7 +573,7 @@ async def test_out_of_reach_nobody_gets_in_beyond_the_bound_and_then_everybody_a
     assert "Nobody gets in until it is back" in caplog.text
 
 
-@pytest.mark.parametrize("error", [ValueError, KeyError, StoreUnavailableError])
+@pytest.mark.parametrize("error", [ValueError, StoreUnavailableError])
 async def test_the_background_survives_every_error_and_nobody_gets_in_meanwhile(
     service: GuardedAPI,
     hasty: DatabaseKeyStore,
