@@ -299,8 +299,13 @@ ENV = [
     Mutant(
         "a guarded router that is mounted is public",
         "app/auth/routing.py",
-        "        if refusal := self._refusal(scope):\n            await refusal",
-        "        if refusal := None:\n            await refusal",
+        "            await super().handle(scope, receive, send)\n\n"
+        "    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:\n"
+        '        """How an application that was mounted is entered."""\n'
+        "        if refusal := self._refusal(scope):",
+        "            await super().handle(scope, receive, send)\n\n"
+        "    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:\n"
+        "        if refusal := None:",
         "guard",
     ),
     Mutant(
@@ -418,16 +423,23 @@ ENV = [
     Mutant(
         "the log shows a key in a path",
         "app/auth/access.py",
-        '"Refused %s %r: %s.", scope["type"], masked(scope["path"])',
-        '"Refused %s %r: %s.", scope["type"], scope["path"]',
+        'path, (client, _) = masked(scope["path"])',
+        'path, (client, _) = scope["path"]',
         "traces",
     ),
     Mutant(
         "the server's log shows a key in a path",
         "app/auth/logs.py",
-        "tuple(masked(arg) if isinstance(arg, str)",
-        "tuple(arg if isinstance(arg, str)",
+        'masked(text.partition("?")[0] if text.startswith("/") else text)',
+        'text.partition("?")[0] if text.startswith("/") else text',
         "traces",
+    ),
+    Mutant(
+        "the server's log shows the query",
+        "app/auth/logs.py",
+        'text.partition("?")[0] if text.startswith("/") else text',
+        "text",
+        "logs",
     ),
     Mutant(
         "a settings error shows the value",
