@@ -8,6 +8,7 @@ import time
 from collections.abc import AsyncGenerator, Iterable
 from contextlib import asynccontextmanager
 from hashlib import sha256
+from pathlib import Path
 from typing import Final
 
 from app.auth import env_file
@@ -75,20 +76,21 @@ class EnvKeyStore:
         if not self._followed:
             return
         began = time.monotonic()
-        content = _read()
+        file, content = _read()
         # Neither time nor size, which may stay the same; nor the content, which holds secrets.
         if (seen := sha256(content).digest()) != self._seen:
-            self._take(content)
+            self._take(file, content)
             self._seen = seen
         self._trusted_until = began + env_file.MAX_AGE
 
-    def _take(self, content: bytes) -> None:
+    def _take(self, file: Path, content: bytes) -> None:
         before = self._keys
         try:
-            secrets = env_file.secrets_in(content.decode())
+            secrets = env_file.secrets_in(content.decode(), file)
         except ValueError as error:
-            logger.error("%s in %s is broken: %s.", API_KEYS, env_file.key_file(), error)
-            named = set(digests(env_file.secrets_named_in(content.decode(errors="replace"))))
+            logger.error("%s in %s is broken: %s.", API_KEYS, file, error)
+            text = content.decode(errors="replace")
+            named = set(digests(env_file.secrets_named_in(text, file)))
             self._keys = {each: key for each, key in self._good_keys.items() if each in named}
         else:
             self._keys = self._good_keys = _by_digest(digests(secrets))
@@ -114,11 +116,11 @@ def _by_digest(keys: Iterable[bytes]) -> dict[bytes, Key]:
     return {digest: Key(id_of(digest), id_of(digest), EVERYTHING) for digest in keys}
 
 
-def _read() -> bytes:
+def _read() -> tuple[Path, bytes]:
     try:
         file = env_file.key_file()
         if file.is_file():  # opening a pipe could take for ever
-            return file.read_bytes()
+            return file, file.read_bytes()
         problem = f"{file} is missing, or no file"
     except OSError as error:
         problem = f"{error.filename} cannot be read ({error.strerror})"

@@ -64,7 +64,7 @@ def test_an_edit_changes_the_keys_and_nothing_else(env_file: Path, before: str, 
     keys = edit_keys(add)
     assert env_file.read_bytes().decode() == after
     assert keys[-1] == NEW
-    assert load(AuthSettings).api_keys == tuple(digests(secrets_in(after)))
+    assert load(AuthSettings).api_keys == tuple(digests(secrets_in(after, env_file)))
 
 
 @pytest.mark.parametrize(
@@ -230,4 +230,4 @@ def test_edits_at_the_same_time_lose_nothing(
     for thread in threads:
         thread.join()
 
-    assert sorted(secrets_in(env_file.read_text())) == sorted([*secrets, *added])
+    assert sorted(secrets_in(env_file.read_text(), env_file)) == sorted([*secrets, *added])

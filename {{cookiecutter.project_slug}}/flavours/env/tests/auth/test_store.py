@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import os
+import shutil
 from pathlib import Path
 from unittest.mock import patch
 
@@ -10,7 +11,7 @@ import pytest
 
 from app.auth import GuardedAPI
 from app.auth import env_file as module
-from app.auth.env_file import edit_keys
+from app.auth.env_file import edit_keys, secrets_in
 from app.auth.keys import new_secret
 from app.constants import MISSING_KEY_STATUS
 from app.settings import Settings, load_settings
@@ -70,6 +71,23 @@ async def test_a_running_service_follows_a_file_of_secrets(mounted: Path, env_fi
     mounted.mkdir()
     (mounted / "api_keys").write_text(f"{B}")
     assert await let_in(service) == [B]
+
+
+@pytest.mark.parametrize("written", [NEW, f"{A},oops"])
+async def test_a_folder_that_goes_while_its_file_is_read_is_missed_only_then(
+    mounted: Path, written: str
+) -> None:
+    service = make_service(load_settings())
+    assert await let_in(service) == [A, B]
+    (mounted / "API_KEYS").write_text(written)
+
+    def go(text: str, file: Path) -> list[str]:
+        shutil.rmtree(mounted)
+        return secrets_in(text, file)
+
+    with patch("app.auth.env_file.secrets_in", go):
+        assert await status_of(service, written.partition(",")[0].encode()) == 200
+    assert await status_of(service, A.encode()) == 503
 
 
 async def test_a_change_during_the_start_is_not_missed(env_file: Path) -> None:
