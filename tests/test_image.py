@@ -17,7 +17,7 @@ import pytest
 
 from tests.project import FLAVOURS, Project, get, render, run
 
-pytestmark = pytest.mark.image
+pytestmark = [pytest.mark.slow, pytest.mark.image]
 
 ENGINE = shlex.split(os.environ.get("ENGINE") or shutil.which("docker") or "podman")
 # More for `run`, on a machine that lets containers do less than usual.
