@@ -83,7 +83,7 @@ async def check(variant: Variant) -> None:
 def finish_threads() -> None:
     """Wait for work that outlives its request: it has to be done, and not in the next batch."""
     for thread in threading.enumerate():
-        # Idle ones stay: those of the event loop, of the store, and of anyio, which are of a subclass.
+        # Idle ones stay: the event loop's, the store's, and anyio's, which are of a subclass.
         if type(thread) is threading.Thread and not thread.name.startswith(
             ("asyncio_", "api-keys")
         ):

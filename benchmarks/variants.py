@@ -21,7 +21,10 @@ PATH: Final = "/secure-endpoint"
 # The ones the template gives its application, so that every variant matches as many routes.
 OPTIONS: Final[dict[str, Any]] = {"redoc_url": None, "swagger_ui_oauth2_redirect_url": None}
 KEYS: Final = (new_secret(), new_secret())
-SETTINGS: Final = {"API_KEYS", "DATABASE_URL", "KEY_MAX_STALENESS", "KEY_PREFIX", "LOG_LEVEL"}
+SETTINGS: Final = {
+    *("API_KEYS", "DATABASE_URL", "KEY_MAX_STALENESS", "KEY_PREFIX"),
+    *("LOG_FORMAT", "LOG_LEVEL", "SECRETS_DIR"),
+}
 
 
 @dataclass

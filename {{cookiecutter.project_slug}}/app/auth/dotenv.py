@@ -44,8 +44,8 @@ def load(settings: type[S], **advice: str) -> S:
         details = error.errors(include_url=False, include_context=False, include_input=False)
         problem = "; ".join(_described(each, advice) for each in details)
     except pydantic_settings.SettingsError as error:
-        is_text = not isinstance(error.__cause__, UnicodeDecodeError)
-        problem = f"{error}; {'write it as JSON' if is_text else 'save it as UTF-8'}"
+        is_garbled = isinstance(error.__cause__, UnicodeDecodeError)
+        problem = f"{error}; {'save it as UTF-8' if is_garbled else 'write it as JSON'}"
     # Raised out here so that no traceback leads back to the value.
     raise SettingsError(problem)
 
