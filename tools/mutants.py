@@ -26,6 +26,15 @@ class Mutant:
     tests: str  # the names of the files in tests/auth that are enough
 
 
+# Each flavour has a `main.py` of its own.
+RESTARTED = Mutant(
+    "a supervisor starts it again",
+    "app/main.py",
+    "sys.exit(3)",
+    "sys.exit(1)",
+    "settings",
+)
+
 # What is in both flavours is broken in the small one, whose tests are fast.
 ENV = [
     # Access if and only if.
@@ -119,9 +128,9 @@ ENV = [
     Mutant(
         "while the file is out of reach the last keys count",
         "app/auth/store.py",
-        "        content = _read()\n",
+        "        file, content = _read()\n",
         "        try:\n"
-        "            content = _read()\n"
+        "            file, content = _read()\n"
         "        except StoreUnavailableError:\n"
         "            return\n",
         "store",
@@ -196,8 +205,8 @@ ENV = [
     Mutant(
         "commands change a list that does not count",
         "app/auth/env_file.py",
-        "    if in_environment()",
-        "    if not API_KEYS",
+        '    if place := "the environment" if in_environment() else',
+        '    if place := "" if in_environment() else',
         "keys_command",
     ),
     Mutant(
@@ -478,13 +487,7 @@ ENV = [
         "len(set(secret)) > 1",
         "settings",
     ),
-    Mutant(
-        "a supervisor starts it again",
-        "app/main.py",
-        "sys.exit(3)",
-        "sys.exit(1)",
-        "settings",
-    ),
+    RESTARTED,
     # What `keys scan` finds.
     Mutant(
         "any UUID4 is taken for a key",
@@ -923,13 +926,7 @@ DATABASE = [
         "said",
         "settings",
     ),
-    Mutant(
-        "a supervisor starts it again",
-        "app/main.py",
-        "sys.exit(3)",
-        "sys.exit(1)",
-        "settings",
-    ),
+    RESTARTED,
     Mutant(
         "an older schema is used",
         "app/auth/engine.py",
