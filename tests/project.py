@@ -29,7 +29,18 @@ def environment(**variables: str) -> dict[str, str]:
     inherited = {
         name: value
         for name, value in os.environ.items()
-        if not name.startswith(("COV_", "PYTEST_", "VIRTUAL_ENV", "API_KEYS", "LOG_LEVEL"))
+        if not name.startswith(
+            (
+                "COV_",
+                "PYTEST_",
+                "VIRTUAL_ENV",
+                "API_KEYS",
+                "LOG_",
+                "SECRETS_",
+                "SHOW_DOCS",
+                "VAULT_",
+            )
+        )
         and name not in ("DATABASE_URL", "KEY_PREFIX", "KEY_MAX_STALENESS", "TEST_DATABASE_URL")
     }
     tools = Path(sys.prefix) / ("Scripts" if os.name == "nt" else "bin")

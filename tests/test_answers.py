@@ -48,7 +48,8 @@ def check(project: Project, name: str, description: str, author: str) -> None:
     metadata = tomllib.loads(project.read("pyproject.toml"))["project"]
     assert constants["TITLE"] == as_text(name)
     assert constants["DESCRIPTION"] == metadata["description"] == as_text(description)
-    assert metadata["authors"] == [{"name": as_text(author)}]
+    assert constants["AUTHOR"] == as_text(author)
+    assert metadata["authors"] == [{"name": constants["AUTHOR"]}]
     assert re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", metadata["name"])
     assert project.path.name == metadata["name"] == constants["COMMAND"]
     assert yaml.safe_load(project.read(".pre-commit-config.yaml"))

@@ -4,6 +4,7 @@ from typing import Final
 
 TITLE: Final = "{{ cookiecutter.__title_escaped }}"
 DESCRIPTION: Final = "{{ cookiecutter.__summary_escaped }}"
+AUTHOR: Final = "{{ cookiecutter.__author_escaped }}"
 COMMAND: Final = "{{ cookiecutter.project_slug }}"
 
 API_KEY_HEADER: Final = "{{ cookiecutter.api_key_header }}"

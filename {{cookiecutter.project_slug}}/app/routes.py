@@ -10,6 +10,7 @@ guarded = GuardedRouter()
 
 @public.get("/")
 async def hello() -> dict[str, str]:
+    """A greeting for everybody."""
     return {"Hello": "World"}
 
 
@@ -31,4 +32,5 @@ async def ready(request: Request) -> dict[str, str]:
 
 @guarded.get("/secure-endpoint")
 async def secure_endpoint() -> dict[str, str]:
+    """A greeting for whoever has a key."""
     return {"message": "You have access!"}

@@ -12,6 +12,8 @@ from app.auth.settings import AuthSettings
 class Settings(AuthSettings):
     """Add yours here: `page_size: int = 50` is what PAGE_SIZE says."""
 
+    show_docs: bool = True
+
 
 def load_settings() -> Settings:
     """Raises SettingsError, in one line, if a setting is missing or malformed."""

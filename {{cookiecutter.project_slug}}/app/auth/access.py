@@ -11,9 +11,12 @@ from fastapi import HTTPException, Security, WebSocketException, params
 from fastapi.dependencies.models import Dependant
 from fastapi.openapi.models import APIKey, APIKeyIn
 from fastapi.responses import JSONResponse
+from fastapi.routing import iter_route_contexts
 from fastapi.security import SecurityScopes
 from fastapi.security.base import SecurityBase
+from opentelemetry import trace
 from starlette.requests import HTTPConnection
+from starlette.routing import Match
 from starlette.types import Receive, Scope, Send
 from starlette.websockets import WebSocketClose
 
@@ -26,9 +29,13 @@ logger = logging.getLogger(__name__)
 CALLER: Final = "app.caller"
 """Where the ASGI scope of a request says who calls: a `Key`, or the `Refusal` of a stranger."""
 OFFERED: Final = "app.offered"  # what came in place of a key, until that is known
+API: Final = "app.api"  # the application that was asked for the caller
+SEEN: Final = (
+    "app.seen"  # what the log is going to tell of the request, shared by copies of the scope
+)
 
 _HEADER: Final = API_KEY_HEADER.lower().encode()
-_PROBLEM_JSON: Final = "application/problem+json"
+PROBLEM_JSON: Final = "application/problem+json"
 _CHALLENGES: Final = {401: {"WWW-Authenticate": "APIKey"}}
 _POLICY_VIOLATION: Final = 1008
 
@@ -40,8 +47,8 @@ class KeyStore(Protocol):
         """The key with this SHA-256 digest, if it is in force and that is known right now."""
         ...
 
-    async def find(self, digest: bytes) -> Key | str:
-        """The key with this SHA-256 digest if it is in force, or else the reason for the log.
+    async def find(self, digest: bytes) -> "Key | Refusal":
+        """The key with this SHA-256 digest if it is in force; UNKNOWN if there never was one.
 
         Raises StoreUnavailableError if nobody can tell.
         """
@@ -58,7 +65,7 @@ class KeyStore(Protocol):
 
 def _problem(status: int, detail: str, headers: dict[str, str] | None = None) -> JSONResponse:
     headers = {"Cache-Control": "no-store", **(headers or {})}
-    return JSONResponse({"detail": detail}, status, headers, media_type=_PROBLEM_JSON)
+    return JSONResponse({"detail": detail}, status, headers, media_type=PROBLEM_JSON)
 
 
 # One answer for every reason, so that a stranger learns nothing from it.
@@ -74,18 +81,55 @@ class Refusal:
     """Why a caller does not get in, for the log; and the answer, which does not tell a stranger."""
 
     reason: str
+    key_id: str = ""  # of an unknown key, that of its digest
     answer: JSONResponse = _stranger
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer; on a WebSocket whose server cannot send a response, close the door."""
-        _log_refusal(scope, self.reason)
+        self.log(scope)
         await (self.answer if _can_respond(scope) else _hang_up)(scope, receive, send)
 
+    def log(self, scope: Scope) -> None:
+        span = trace.get_current_span()
+        if not (logger.isEnabledFor(logging.INFO) or span.is_recording()):
+            return
+        path, (client, _) = masked(scope["path"]), scope.get("client") or ("", 0)
+        # No router has seen the request, so nobody else can tell which endpoint it was meant for.
+        route = route_of(scope)
+        if route:
+            span.set_attribute("http.route", route)
+            span.update_name(f"{scope['method'] if scope['type'] == 'http' else 'WS'} {route}")
+        span.set_attributes({"api_key.id": self.key_id, "api_key.refusal": self.reason})
+        whose = f" ({self.key_id})" if self.key_id else ""
+        logger.info(
+            *("Refused %s %r: %s%s.", scope["type"], path, self.reason, whose),
+            extra={
+                "reason": self.reason,
+                "key_id": self.key_id,
+                "path": path,
+                "route": route,
+                "client": client,
+            },
+        )
 
-def _log_refusal(scope: Scope, reason: str) -> None:
-    path, (client, _) = masked(scope["path"]), scope.get("client") or ("", 0)
-    fields = {"reason": reason, "path": path, "client": client}  # for a log in JSON
-    logger.info("Refused %s %r: %s.", scope["type"], path, reason, extra=fields)
+
+UNKNOWN: Final = Refusal("unknown key")
+
+
+def route_of(scope: Scope) -> str:
+    """The path of the endpoint that a request is meant for, as it was declared: `/items/{id}`.
+
+    Of a mounted application, that of the mount. Empty if there is none.
+    """
+    api = scope.get(API, scope["app"])
+    # As it was before a mount took a part of the path.
+    request = {**scope, "root_path": scope.get("app_root_path", scope.get("root_path", ""))}
+    try:
+        matches = [(each.matches(request)[0], each) for each in iter_route_contexts(api.routes)]
+    except ValueError:  # say, a number with too many digits
+        return ""
+    match, route = max(matches, key=lambda each: each[0].value)
+    return route.path_format or "" if match is not Match.NONE else ""
 
 
 def _can_respond(scope: Scope) -> bool:
@@ -137,34 +181,29 @@ async def authenticate(scope: Scope, keys: KeyStore) -> Key | Refusal:
     try:
         found = await keys.find(hashed)
     except StoreUnavailableError as error:
-        return Refusal(f"{error}", _out_of_reach)
-    if isinstance(found, Key):
-        return found
-    if found == UNKNOWN:
-        return Refusal(f"{found} {id_of(hashed)}" if may_be_one else "not a key")
-    return Refusal(found)
-
-
-UNKNOWN: Final = "unknown key"  # the reason of a store that knows nothing of a digest
+        return Refusal(f"{error}", answer=_out_of_reach)
+    if found is UNKNOWN:
+        return Refusal(UNKNOWN.reason, id_of(hashed)) if may_be_one else Refusal("not a key")
+    return found
 
 
 def refusal_without(scopes: Iterable[str], scope: Scope) -> Refusal | None:
     """What a caller with a valid key gets who lacks one of these scopes."""
     caller: Key = scope[CALLER]
     if lacking := caller.lacks(scopes):
-        return Refusal(_reason(caller, lacking), _problem(403, f"Missing scope: {lacking}"))
+        return _lacking(caller, lacking)
     return None
+
+
+def _lacking(caller: Key, scope: str) -> Refusal:
+    return Refusal(f"missing scope {scope}", caller.id, _problem(403, f"Missing scope: {scope}"))
 
 
 class MissingScopeError(HTTPException):
     """The same, from a dependency. FastAPI answers it, in mounted applications too."""
 
     def __init__(self, scope: str) -> None:
-        super().__init__(403, f"Missing scope: {scope}", {"Content-Type": _PROBLEM_JSON})
-
-
-def _reason(caller: Key, lacking: str) -> str:
-    return f"key {caller.id} lacks {lacking}"
+        super().__init__(403, f"Missing scope: {scope}", {"Content-Type": PROBLEM_JSON})
 
 
 class _CallerOfRequest(SecurityBase):
@@ -178,7 +217,7 @@ class _CallerOfRequest(SecurityBase):
             path = masked(connection.scope["path"])
             raise RuntimeError(f"{path} asks for its caller: put it on a GuardedRouter")
         if lacking := caller.lacks(needed.scopes):
-            _log_refusal(connection.scope, _reason(caller, lacking))
+            _lacking(caller, lacking).log(connection.scope)
             if _can_respond(connection.scope):
                 raise MissingScopeError(lacking)
             raise WebSocketException(_POLICY_VIOLATION)
@@ -204,20 +243,25 @@ def scopes_of(dependant: Dependant) -> Iterator[str]:
         yield from scopes_of(dependency)
 
 
-def _described(description: str) -> dict[str, Any]:
-    schema = {
-        "type": "object",
-        "properties": {"detail": {"type": "string"}},
-        "required": ["detail"],
-    }
-    return {"description": description, "content": {_PROBLEM_JSON: {"schema": schema}}}
+PROBLEM_SCHEMA: Final = {
+    "title": "KeyProblem",
+    "type": "object",
+    "properties": {"detail": {"type": "string"}},
+    "required": ["detail"],
+}
+
+
+def described(description: str) -> dict[str, Any]:
+    """An answer with PROBLEM_SCHEMA, for the OpenAPI document."""
+    schema = {"$ref": "#/components/schemas/KeyProblem"}
+    return {"description": description, "content": {PROBLEM_JSON: {"schema": schema}}}
 
 
 RESPONSES: Final[dict[str, dict[str, Any]]] = {
-    "403": _described("Missing scope"),
-    f"{MISSING_KEY_STATUS}": _described(
+    "403": described("Missing scope"),
+    f"{MISSING_KEY_STATUS}": described(
         "Invalid or missing API key" + " or scope" * (MISSING_KEY_STATUS == 403)
     ),
-    "503": _described("The keys are out of reach"),
+    "503": described("The keys are out of reach"),
 }
 """What every guarded operation may answer instead of its own, for the OpenAPI document."""

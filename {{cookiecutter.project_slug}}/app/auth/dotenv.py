@@ -1,17 +1,19 @@
-"""Where the settings come from: the environment, or else a file for each in the folder that
-SECRETS_DIR names, or else `.env` in the project's folder."""
+"""Where the settings come from: the environment, or else the vault that SECRETS_VAULT names, or a
+file for each in the folder that SECRETS_DIR names, or else `.env` in the project's folder."""
 
 import os
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar
 
 import pydantic_settings
 from pydantic import ValidationError
+from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
-from pydantic_settings import BaseSettings
+from pydantic_settings import BaseSettings, EnvSettingsSource
 
+from app.auth import vault
 from app.auth.errors import SettingsError
 
 
@@ -36,6 +38,8 @@ def load(settings: type[S], **advice: str) -> S:
     """
     try:
         with reading():
+            if url := secrets_vault():
+                return settings(_env_file=None, **_Given(settings, vault.read(url))())
             if folder := secrets_dir():
                 return settings(_secrets_dir=folder)
             return settings(_env_file=ENV_FILE)
@@ -48,6 +52,29 @@ def load(settings: type[S], **advice: str) -> S:
         problem = f"{error}; {'save it as UTF-8' if is_garbled else 'write it as JSON'}"
     # Raised out here so that no traceback leads back to the value.
     raise SettingsError(problem)
+
+
+class _Given(EnvSettingsSource):
+    """What a vault's secret says, as if it stood in the environment, which wins."""
+
+    def __init__(self, settings: type[BaseSettings], secret: Mapping[str, str]) -> None:
+        super().__init__(settings)
+        self._secret = secret
+
+    def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[Any, str, bool]:
+        value, key, is_complex = super().get_field_value(field, field_name)
+        return self._secret.get(key.upper()) if value is None else value, key, is_complex
+
+
+def secrets_vault() -> str | None:
+    """The URL of the secret that holds the settings.
+
+    Raises SettingsError if a folder is to hold them as well.
+    """
+    url = os.environ.get("SECRETS_VAULT")
+    if url and os.environ.get("SECRETS_DIR"):
+        raise SettingsError("SECRETS_VAULT and SECRETS_DIR are both set; leave one of them out")
+    return url
 
 
 def secrets_dir() -> Path | None:

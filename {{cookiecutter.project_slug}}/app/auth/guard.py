@@ -5,8 +5,8 @@ itself, on neither of the two routers, is guarded as well, but stops the start-u
 which of the two was meant.
 """
 
-import logging
 import re
+from collections import Counter
 from collections.abc import (
     AsyncGenerator,
     Awaitable,
@@ -22,6 +22,7 @@ from typing import Any, Final
 from fastapi import APIRouter, FastAPI
 from fastapi.encoders import jsonable_encoder
 from fastapi.routing import APIRoute, RouteContext, iter_route_contexts
+from fastapi.utils import generate_unique_id
 from starlette.middleware import Middleware
 from starlette.middleware.exceptions import ExceptionMiddleware
 from starlette.routing import BaseRoute, Match
@@ -29,15 +30,18 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.auth import access
 from app.auth.access import (
+    API,
     CALLER,
     OFFERED,
+    PROBLEM_SCHEMA,
     RESPONSES,
+    SEEN,
     Refusal,
     get_caller,
     require,
 )
 from app.auth.errors import UnguardedRouteError
-from app.auth.keys import Key, masked
+from app.auth.keys import Key
 from app.auth.routing import (
     Dependencies,
     GuardedRouter,
@@ -48,18 +52,21 @@ from app.auth.routing import (
     with_scopes_of,
 )
 
-logger = logging.getLogger(__name__)
-
-_KEYS: Final = "app.keys"  # where the ASGI scope holds the store that was asked for the caller
 _NO_STORE: Final = (b"cache-control", b"no-store")
 _FOR_WHOM: Final = re.compile(rb"private|public|s-maxage|no-store", re.IGNORECASE)
+
+# For the OpenAPI document, of operations that say nothing else.
+_GUARDED: Final = {"name": "Guarded", "description": "For callers with a valid key."}
+_PUBLIC: Final = {"name": "Public", "description": "For everybody."}
+_MALFORMED: Final = {"400": {"description": "The request is malformed"}}  # a server finds that
 
 
 class GuardedAPI(FastAPI):
     """A FastAPI application that asks `keys` whether a caller's key is in force.
 
     `public_paths` are the pages that others have added to the application itself and that are
-    open to strangers. Its own documentation is.
+    open to strangers. Its own documentation is. `around` is put around all middleware, so that it
+    sees every request and every answer.
     """
 
     def __init__(
@@ -67,12 +74,14 @@ class GuardedAPI(FastAPI):
         keys: access.KeyStore,
         *,
         public_paths: Collection[str] = (),
+        around: Callable[[ASGIApp], ASGIApp] | None = None,
         middleware: Sequence[Middleware] = (),
         routes: Iterable[BaseRoute] = (),
         **options: Any,
     ) -> None:
         self.keys: Final = keys
         self._public_paths: Final = frozenset(public_paths)
+        self._around: Final = around
         given = list(routes)
         super().__init__(
             routes=given,
@@ -95,6 +104,10 @@ class GuardedAPI(FastAPI):
         if scope["type"] != "lifespan":
             access.take_secret(scope)
         await FastAPI.__call__(self, scope, receive, send)  # faster than super()
+
+    def build_middleware_stack(self) -> ASGIApp:
+        stack = super().build_middleware_stack()
+        return self._around(stack) if self._around else stack
 
     def include_router(
         self, router: APIRouter, *, dependencies: Dependencies = None, **options: Any
@@ -155,28 +168,42 @@ class GuardedAPI(FastAPI):
         return partial
 
     def openapi(self) -> dict[str, Any]:
-        """FastAPI's document, with the key and the refusals on every guarded operation."""
-        if self.openapi_schema is None:
-            document = super().openapi()
-            schemes = document.setdefault("components", {}).setdefault("securitySchemes", {})
-            schemes[get_caller.scheme_name] = jsonable_encoder(get_caller.model, exclude_none=True)
-            for context in self._guarded_contexts():
-                for method in context.methods or ():
-                    operation = document["paths"][context.path_format][method.lower()]
-                    operation.setdefault("security", [{get_caller.scheme_name: []}])
-                    operation["responses"] = {**RESPONSES, **operation.get("responses", {})}
-        return super().openapi()
+        """FastAPI's document, with what it does not know of an operation: whether it needs a key,
+        and how it refuses. Its id is the name of its function, if no other has that name."""
+        known = self.openapi_schema
+        document = super().openapi()
+        if document is known:
+            return document
+        components = document.setdefault("components", {})
+        components.setdefault("schemas", {})[PROBLEM_SCHEMA["title"]] = PROBLEM_SCHEMA
+        scheme = jsonable_encoder(get_caller.model, exclude_none=True)
+        components.setdefault("securitySchemes", {})[get_caller.scheme_name] = scheme
+        operations = [
+            (document["paths"][context.path_format][method.lower()], context, guarded)
+            for context, guarded in self._operations()
+            for method in context.methods or ()
+        ]
+        names = Counter(context.name for _, context, _ in operations)
+        for operation, context, guarded in operations:
+            operation.setdefault("security", [{get_caller.scheme_name: []}] if guarded else [])
+            operation.setdefault("tags", [(_GUARDED if guarded else _PUBLIC)["name"]])
+            refusals = RESPONSES if guarded else _MALFORMED
+            operation["responses"] = {**refusals, **operation["responses"]}
+            if names[context.name] == 1 and operation["operationId"] == generate_unique_id(context):
+                operation["operationId"] = context.name
+        declared = document.get("tags", [])
+        used = {tag for operation, _, _ in operations for tag in operation["tags"]}
+        used -= {tag["name"] for tag in declared}
+        document["tags"] = [tag for tag in (_GUARDED, _PUBLIC) if tag["name"] in used] + declared
+        return document
 
-    def _guarded_contexts(self) -> Iterator[RouteContext]:
+    def _operations(self) -> Iterator[tuple[Any, bool]]:
+        """What the document has, and whether it is guarded."""
         for route in self.routes:
-            operations = [
-                leaf.route
-                for leaf in self._leaves([route])
-                if leaf.guarded and isinstance(leaf.route, APIRoute)
-            ]
+            guarded = [leaf.route for leaf in self._leaves([route]) if leaf.guarded]
             for context in iter_route_contexts([route]):
-                if _is_in(context.original_route, operations) and context.include_in_schema:
-                    yield context
+                if isinstance(context.original_route, APIRoute) and context.include_in_schema:
+                    yield context, _is_in(context.original_route, guarded)
 
     def _leaves(self, routes: Iterable[BaseRoute]) -> Iterator[Leaf]:
         asked = scopes_in(self.router.dependencies)
@@ -212,8 +239,6 @@ class _Guard:
         # For strangers, where there is no route: public files, or your own page for what is not
         # found.
         self._elsewhere = ExceptionMiddleware(api.frontends, api.exception_handlers)
-        # Asked once, so that no request has to.
-        self._logs_callers = logger.isEnabledFor(logging.DEBUG)
 
     def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
         # What nobody has to wait for takes no coroutine of its own either.
@@ -223,10 +248,9 @@ class _Guard:
         return self._decide(scope, receive, send)
 
     def _let_in(self, caller: Key, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
-        scope[CALLER], scope[_KEYS] = caller, self._keys
-        if self._logs_callers:
-            path = masked(scope["path"])
-            logger.debug("Let in %s %r: key %s.", scope["type"], path, caller.id)
+        scope[CALLER], scope[API] = caller, self._api
+        if seen := scope.get(SEEN):
+            seen.key = caller
         return self._app(scope, receive, _not_stored(send))
 
     async def _decide(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -239,8 +263,8 @@ class _Guard:
             if isinstance(caller, Key):
                 await self._let_in(caller, scope, receive, send)
                 return
-            scope[CALLER], scope[_KEYS] = caller, self._keys
-        elif scope[_KEYS] is not self._keys:
+            scope[CALLER], scope[API] = caller, self._api
+        elif scope[API].keys is not self._keys:
             raise RuntimeError("A GuardedAPI lies in one that asks other keys, and took the key")
         if isinstance(caller, Key):
             await self._app(scope, receive, send)
@@ -319,7 +343,7 @@ async def check_guard() -> None:
         for path in ("/bare", "/public", "/in-public", "/guarded", "/scoped"):
             for type, end in (("http", ""), ("http", "/mounted/"), ("websocket", "")):
                 scope: Scope = {"type": type, "method": "GET", "path": path + end, "app": app}
-                scope.update({"query_string": b"", "headers": [], CALLER: caller, _KEYS: app.keys})
+                scope.update({"query_string": b"", "headers": [], CALLER: caller, API: app})
                 await stack(scope, nothing, nothing)
         return set(entered)
 

@@ -20,7 +20,8 @@ _IN_TEXT = re.compile(
 )
 
 PREFIX_PATTERN: Final = r"^([a-z][a-z0-9]{0,15})?$"
-_SCOPE = re.compile(r"\*|[a-z0-9._-]+(:[a-z0-9._-]+)*(:\*)?")
+SCOPE_PATTERN: Final = r"^(\*|[a-z0-9._-]+(:[a-z0-9._-]+)*(:\*)?)$"
+_SCOPE = re.compile(SCOPE_PATTERN)
 
 
 @dataclass(frozen=True, slots=True)

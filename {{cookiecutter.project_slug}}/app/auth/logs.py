@@ -1,17 +1,26 @@
-"""Logging: a format where nobody has chosen one, and no key in the lines of the server."""
+"""Logging: a format where nobody has chosen one, and no key in the lines of the server.
+
+In a `logging` configuration of your own, the filter `add_request_id` gives `%(request_id)s`.
+"""
 
 import logging
 from typing import Final, Literal
 
+from pythonjsonlogger.core import RESERVED_ATTRS
 from pythonjsonlogger.json import JsonFormatter
 from uvicorn.logging import ColourizedFormatter
 
 from app.auth.keys import masked
+from app.auth.requests import request_id
 
 _FORMATTERS: Final = {
-    "text": logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"),
+    "text": logging.Formatter(
+        "%(asctime)s %(levelname)s %(request_id)s %(name)s: %(message)s",
+        defaults={"request_id": "-"},
+    ),
     "json": JsonFormatter(
         ["levelname", "name", "message"],
+        reserved_attrs=[*RESERVED_ATTRS, "color_message"],  # uvicorn's, for a terminal
         rename_fields={"levelname": "level", "name": "logger"},
         timestamp="time",
     ),
@@ -31,16 +40,27 @@ def configure_logging(level: str, format: Literal["text", "json"] = "text") -> N
         _level = service.level
     formatter = _FORMATTERS[format]
     if last := logging.lastResort:  # takes the lines for which there is no other handler
+        last.addFilter(add_request_id)  # the same one a second time is ignored
         last.setLevel(logging.NOTSET)
         last.setFormatter(formatter)
     for name in ("uvicorn", "uvicorn.access", "uvicorn.error"):
         logger = logging.getLogger(name)
-        logger.addFilter(_without_keys)  # the same one a second time is ignored
-        for handler in logger.handlers:
+        logger.addFilter(_without_keys)
+        for handler in logger.handlers.copy():
             # Uvicorn's own, or what was set here before; another one is somebody's choice.
             was = handler.formatter
-            if isinstance(was, ColourizedFormatter) or was in _FORMATTERS.values():
-                handler.setFormatter(formatter)
+            if not (isinstance(was, ColourizedFormatter) or was in _FORMATTERS.values()):
+                continue
+            if name == "uvicorn.access":  # a line for each request, as the service has one
+                logger.removeHandler(handler)
+            handler.addFilter(add_request_id)
+            handler.setFormatter(formatter)
+
+
+def add_request_id(record: logging.LogRecord) -> bool:
+    if id := request_id.get():
+        record.request_id = id
+    return True
 
 
 def _without_keys(record: logging.LogRecord) -> bool:

@@ -7,10 +7,12 @@ stands next to the name of the header or of API_KEYS. Any other UUID4 is somebod
 import json
 import os
 import re
+import sys
 from binascii import a2b_base64, a2b_hex
 from bisect import bisect_left, bisect_right
 from codecs import BOM_UTF16_BE, BOM_UTF16_LE
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import BinaryIO, Final, NamedTuple
@@ -103,7 +105,7 @@ def scan(file: str, known: Known) -> Iterator[Finding]:
     for _, id, why in in_name:
         yield Finding(shown, None, id, f"{why}, in the file's name")
     try:
-        with Path(file).open("rb") as opened:
+        with nullcontext(sys.stdin.buffer) if file == "-" else Path(file).open("rb") as opened:
             for line, id, why in _keys_by_line(opened, known):
                 yield Finding(shown, line, id, why)
     except OSError as error:

@@ -14,7 +14,7 @@ import uvicorn
 from starlette.types import ASGIApp, Message, Scope
 
 from app.auth import GuardedAPI, GuardedRouter
-from app.auth.access import UNKNOWN
+from app.auth.access import UNKNOWN, Refusal
 from app.auth.errors import UnguardedRouteError
 from app.auth.keys import Key, digest, new_secret
 from app.constants import API_KEY_HEADER
@@ -53,7 +53,7 @@ class Keys:
         self.asked += 1
         return self._keys[digest] if digest in self._in_use else None
 
-    async def find(self, digest: bytes) -> Key | str:
+    async def find(self, digest: bytes) -> Key | Refusal:
         if digest not in self._keys:
             return UNKNOWN
         self._in_use.add(digest)

@@ -18,7 +18,7 @@ class Settings(BaseSettings):
 @pytest.fixture(autouse=True)
 def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr("app.auth.dotenv.ENV_FILE", tmp_path / "settings.env")
-    for name in ("PAGES", "TITLE", "SECRETS_DIR"):
+    for name in ("PAGES", "TITLE", "SECRETS_DIR", "SECRETS_VAULT"):
         monkeypatch.delenv(name, raising=False)
     return tmp_path / "settings.env"
 

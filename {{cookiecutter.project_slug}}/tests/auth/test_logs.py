@@ -8,7 +8,7 @@ from datetime import datetime
 from typing import Literal
 
 import pytest
-from uvicorn.logging import DefaultFormatter
+from uvicorn.logging import AccessFormatter, DefaultFormatter
 
 from app.auth import GuardedAPI, GuardedRouter, logs
 from app.auth.logs import configure_logging
@@ -40,7 +40,7 @@ def test_lines_are_seen_from_the_level_on(
         SPEAKER.info("said")
         lines = capsys.readouterr().err.splitlines()
         assert [line.split(maxsplit=2)[2] for line in lines] == [
-            f"{each} app.auth.speaker: said" for each in seen
+            f"{each} - app.auth.speaker: said" for each in seen
         ]
         assert all(datetime.fromisoformat(line[:23].replace(",", ".")) for line in lines)
 
@@ -50,17 +50,19 @@ async def test_in_json_a_refusal_has_its_fields_apart(
 ) -> None:
     monkeypatch.setattr(logging.root, "handlers", [])
     configure_logging("INFO", "json")
-    api.include_router(guarded := GuardedRouter())
-    guarded.add_api_route("/x", lambda: None)
-    await ask(api, path="/x")
+    api.include_router(guarded := GuardedRouter(prefix="/x"))
+    guarded.add_api_route("/{name}", lambda: None)
+    await ask(api, path="/x/y")
     line = json.loads(capsys.readouterr().err)
     assert datetime.fromisoformat(line.pop("time")).tzinfo
     assert line == {
         "level": "INFO",
         "logger": "app.auth.access",
-        "message": "Refused http '/x': no key.",
+        "message": "Refused http '/x/y': no key.",
         "reason": "no key",
-        "path": "/x",
+        "key_id": "",
+        "path": "/x/y",
+        "route": "/x/{name}",
         "client": "127.0.0.1",
     }
 
@@ -73,16 +75,28 @@ def test_the_server_s_lines_have_the_same_form(
     ours, owners = logging.StreamHandler(output), logging.StreamHandler(output)
     ours.setFormatter(DefaultFormatter("%(levelprefix)s %(message)s"))
     owners.setFormatter(logging.Formatter("owner's: %(message)s"))
-    access = logging.getLogger("uvicorn.access")
-    monkeypatch.setattr(access, "handlers", [ours, owners])
+    server = logging.getLogger("uvicorn")
+    monkeypatch.setattr(server, "handlers", [ours, owners])
     for each in ("text", "json", format):  # also once more
         configure_logging("INFO", each)
-    access.warning('%s - "%s %s HTTP/%s" %d', "caller", "GET", "/x?secret=1", "1.1", 200)
+    server.warning("%s ends at %s", "one", "/x?secret=1", extra={"color_message": "in red"})
     first, second = output.getvalue().splitlines()
-    assert second == 'owner\'s: caller - "GET /x HTTP/1.1" 200'
+    assert second == "owner's: one ends at /x"
     if format == "json":
-        first = json.loads(first)["message"]
-    assert first.endswith('caller - "GET /x HTTP/1.1" 200')
+        line = json.loads(first)
+        assert line.keys() == {"level", "logger", "message", "time"}
+        first = line["message"]
+    assert first.endswith("one ends at /x")
+
+
+def test_a_request_has_one_line_and_a_handler_of_the_owner_has_the_server_s_too(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    ours, owners = logging.StreamHandler(), logging.StreamHandler()
+    ours.setFormatter(AccessFormatter())
+    monkeypatch.setattr(logging.getLogger("uvicorn.access"), "handlers", [ours, owners])
+    configure_logging("INFO")
+    assert logging.getLogger("uvicorn.access").handlers == [owners]
 
 
 @pytest.mark.parametrize("later", [True, False])

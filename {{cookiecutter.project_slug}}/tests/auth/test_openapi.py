@@ -26,6 +26,9 @@ async def endpoint() -> None: ...
 async def with_a_name(name: str) -> None: ...
 
 
+async def alone() -> None: ...
+
+
 def filled(router: Any) -> Any:
     router.add_api_route("/items", endpoint)
     router.add_api_route("/items", endpoint, methods=["POST"])
@@ -72,22 +75,23 @@ def test_public_operations_show_neither(api: GuardedAPI) -> None:
 
     assert len(public) == 2 * 3
     for operation in public.values():
-        assert "security" not in operation
+        assert operation["security"] == []
         assert not operation["responses"].keys() & REFUSALS
+        assert "400" in operation["responses"]
 
 
 def test_an_operation_is_told_from_one_that_looks_like_it(api: GuardedAPI) -> None:
     on(api, on(filled(PublicRouter()), filled(GuardedRouter()), "/guarded"))
     document = dict(operations(api))
-    assert "security" not in document["get /items"]
-    assert "security" in document["get /guarded/items"]
+    assert document["get /items"]["security"] == []
+    assert document["get /guarded/items"]["security"] != []
 
 
 def test_a_declared_page_is_public_in_the_document_too(keys: Keys) -> None:
     api = filled(GuardedAPI(keys, public_paths=["/items"]))
     document = dict(operations(api))
-    assert "security" not in document["get /items"]
-    assert "security" in document["get /named/{name}"]
+    assert document["get /items"]["security"] == []
+    assert document["get /named/{name}"]["security"] != []
 
 
 def test_what_an_operation_says_of_itself_stays(api: GuardedAPI) -> None:
@@ -121,5 +125,48 @@ async def test_a_refusal_is_what_the_document_says(api: GuardedAPI, keys: Keys) 
     assert b"away" not in answer.body
 
 
-def test_the_document_is_made_once(api: GuardedAPI) -> None:
+def test_an_operation_is_called_as_its_function_if_no_other_is(api: GuardedAPI) -> None:
+    router = filled(GuardedRouter())
+    router.add_api_route("/alone", alone, operation_id="explicit")
+    on(api, on(PublicRouter(), router), "/v1")
+
+    ids = {name: each["operationId"] for name, each in operations(api)}
+
+    assert len({*ids.values()}) == len(ids) == 4
+    assert ids["get /v1/named/{name}"] == "with_a_name"
+    assert ids["get /v1/alone"] == "explicit"
+    # As FastAPI has them.
+    assert ids["get /v1/items"] == "endpoint_v1_items_get"
+    assert ids["post /v1/items"] == "endpoint_v1_items_post"
+
+
+def test_every_operation_has_a_tag_and_every_tag_a_description(keys: Keys) -> None:
+    tags = [{"name": "Mine", "description": "To test"}, {"name": "Public", "description": "Open"}]
+    api = GuardedAPI(keys, openapi_tags=tags)
+    on(api, on(filled(GuardedRouter()), filled(PublicRouter(tags=["Mine"])), "/tagged"))
+    on(api, filled(PublicRouter()), "/public")
+
+    for name, operation in operations(api):
+        kind = "Public" if "/public" in name else "Mine" if "/tagged" in name else "Guarded"
+        assert operation["tags"] == [kind]
+    described = api.openapi()["tags"]
+    assert [tag["name"] for tag in described] == ["Guarded", "Mine", "Public"]
+    assert described[1:] == tags
+    assert described[0]["description"]
+
+
+def test_a_refusal_has_a_schema_with_a_name(api: GuardedAPI) -> None:
+    on(api, filled(GuardedRouter()))
+    document = api.openapi()
+    refusal = dict(operations(api))["get /items"]["responses"]["503"]
+    name = refusal["content"]["application/problem+json"]["schema"]["$ref"].rpartition("/")[2]
+    assert document["components"]["schemas"][name]["required"] == ["detail"]
+
+
+def test_the_document_is_made_once_and_anew_for_new_routes(api: GuardedAPI) -> None:
+    api.add_api_route("/first", alone)
     assert api.openapi() is api.openapi()
+    on(api, filled(GuardedRouter()))
+    for operation in dict(operations(api)).values():
+        assert operation["security"]
+        assert operation["responses"].keys() >= REFUSALS

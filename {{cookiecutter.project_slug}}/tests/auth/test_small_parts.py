@@ -20,12 +20,11 @@ def test_a_scope_is_spelled_in_words_and_colons(text: str, expected: bool) -> No
 
 
 async def test_the_reason_of_a_store_is_the_one_for_the_log() -> None:
-    keys = Mock(find=AsyncMock(return_value="revoked key 1"))
+    keys = Mock(find=AsyncMock(return_value=Refusal("revoked key", "1")))
     scope: dict[str, Any] = {"type": "http", "headers": [(HEADER, new_secret().encode())]}
     take_secret(scope)
     refusal = await authenticate(scope, keys)
-    assert isinstance(refusal, Refusal)
-    assert refusal.reason == "revoked key 1"
+    assert refusal == Refusal("revoked key", "1")
 
 
 def test_a_line_of_the_server_without_arguments_stays_as_it_is() -> None:

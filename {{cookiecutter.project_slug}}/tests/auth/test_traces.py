@@ -1,6 +1,7 @@
 """What a request leaves behind: no key anywhere, and nothing in caches between."""
 
 import logging
+import re
 import traceback
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -22,7 +23,8 @@ from websockets.sync.client import connect
 from app.auth import GuardedAPI, GuardedRouter, PublicRouter, require
 from app.auth.keys import new_secret, with_prefix
 from app.auth.logs import configure_logging
-from app.constants import API_KEY_HEADER
+from app.auth.requests import RequestLog
+from app.constants import API_KEY_HEADER, MISSING_KEY_STATUS
 from tests.auth.servers import Keys, LiveServer, answer_of, ask, start_up
 
 # Once it was checked, the secret is gone from the request; in fact, before anything else runs.
@@ -142,7 +144,6 @@ async def test_no_key_in_the_frames_of_an_error(
 
 
 def test_no_key_in_the_lines_of_the_server(
-    api: GuardedAPI,
     keys: Keys,
     caplog: pytest.LogCaptureFixture,
     capfd: pytest.CaptureFixture[str],
@@ -151,7 +152,7 @@ def test_no_key_in_the_lines_of_the_server(
     caplog.set_level(logging.WARNING, "websockets")  # those of the client
     caplog.set_level(logging.DEBUG, "app")
     configure_logging("DEBUG")
-    router = GuardedRouter()
+    api, router = GuardedAPI(keys, around=RequestLog), GuardedRouter()
 
     @router.get("/x/{name:path}")
     async def endpoint(name: str) -> None: ...
@@ -167,7 +168,11 @@ def test_no_key_in_the_lines_of_the_server(
     with LiveServer(api) as live:
         for spelling in (secret, secret.upper(), prefixed, "a" * 60_000):
             for path in (f"/x/{spelling}/y?key={spelling}", f"/{spelling}"):
-                for header in (f"{API_KEY_HEADER}: {secret}\r\n", ""):
+                for header in (
+                    f"{API_KEY_HEADER}: {secret}\r\nX-Request-ID: {spelling}\r\n",
+                    f"X-Request-ID: {spelling}\r\n",
+                    "",
+                ):
                     request = f"GET {path} HTTP/1.1\r\nHost: service\r\n{header}\r\n"
                     assert live.send_raw(request.encode())
         url = f"ws://127.0.0.1:{live.address[1]}/x/{secret}?key={prefixed}"
@@ -184,10 +189,11 @@ def test_no_key_in_the_lines_of_the_server(
     assert max(map(len, lines)) < 1000
     # The lines were there to be searched.
     for said in (
-        "Let in http '/x/[key]/y': key key-0.",
-        "Let in websocket '/x/[key]': key key-0.",
+        "127.0.0.1 GET /x/{name} 200 in ",
+        "127.0.0.1 WS /x/{name} 101 in ",
+        "ms, key key-0",
         "Refused http '/x/[key]/y': no key.",
-        '"GET /x/[key]/y HTTP/1.1" 200',
+        "127.0.0.1 GET '/[key]' 404 in ",
         '"WebSocket /x/[key]" [accepted]',
         f"< {API_KEY_HEADER}: [key]",
     ):
@@ -195,17 +201,18 @@ def test_no_key_in_the_lines_of_the_server(
 
 
 async def test_a_path_cannot_make_lines_of_its_own(
-    api: GuardedAPI, keys: Keys, caplog: pytest.LogCaptureFixture
+    keys: Keys, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.DEBUG, "app")
-    router = GuardedRouter()
-    router.add_api_route("/{name}", lambda: None)
+    api, router = GuardedAPI(keys, around=RequestLog), GuardedRouter()
+    router.add_api_route("/x/{name}", lambda: None)
     api.include_router(router)
-    for secrets in ([], [keys.issue()]):
-        await ask(api, *secrets, path="/x\nINFO: Let in\x1b[2J\u2028")
-    assert [message.split(":")[0] for message in caplog.messages] == [
-        r"Refused http '/x\nINFO",
-        r"Let in http '/x\nINFO",
+    for prefix in ("/x/x", "/y"):
+        await ask(api, path=f"{prefix}\nINFO: Let in\x1b[2J\u2028")
+    assert [re.split(r": | in \d", message)[0] for message in caplog.messages] == [
+        r"Refused http '/x/x\nINFO",
+        "127.0.0.1 GET /x/{name} " + f"{MISSING_KEY_STATUS}",
+        r"127.0.0.1 GET '/y\nINFO",
     ]
     assert not any(set(message) & {"\n", "\x1b", "\u2028"} for message in caplog.messages)
 

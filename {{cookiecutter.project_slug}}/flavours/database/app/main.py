@@ -6,10 +6,12 @@ from app import routes
 from app.auth import GuardedAPI
 from app.auth.errors import SettingsError, StoreUnavailableError
 from app.auth.logs import configure_logging
+from app.auth.requests import RequestLog
 from app.auth.router import router as api_keys
 from app.auth.service import open_service
 from app.auth.store import DatabaseKeyStore
-from app.constants import DESCRIPTION, TITLE
+from app.docs import router as docs
+from app.openapi import ABOUT
 from app.settings import Settings, load_settings
 
 
@@ -20,15 +22,19 @@ def create_app(settings: Settings) -> GuardedAPI:
     service.adopt_env_keys()
     app = GuardedAPI(
         keys=DatabaseKeyStore(settings),
-        title=TITLE,
-        description=DESCRIPTION,
+        around=RequestLog,
+        **ABOUT,
+        openapi_tags=[{"name": "API keys", "description": "To manage them: `keys:manage`."}],
+        openapi_url="/openapi.json" if settings.show_docs else None,
+        docs_url=None,
         redoc_url=None,
-        swagger_ui_oauth2_redirect_url=None,
     )
     app.state.settings, app.state.key_service = settings, service
     app.include_router(routes.public)
     app.include_router(routes.guarded)
     app.include_router(api_keys)
+    if settings.show_docs:
+        app.include_router(docs)
     return app
 
 

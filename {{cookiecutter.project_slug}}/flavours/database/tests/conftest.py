@@ -62,7 +62,15 @@ def working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, secrets: 
     """A folder of its own, with settings in the environment alone."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("app.auth.dotenv.ENV_FILE", tmp_path / ".env")
-    for name in ("KEY_PREFIX", "KEY_MAX_STALENESS", "LOG_FORMAT", "LOG_LEVEL", "SECRETS_DIR"):
+    for name in (
+        "KEY_PREFIX",
+        "KEY_MAX_STALENESS",
+        "LOG_FORMAT",
+        "LOG_LEVEL",
+        "SECRETS_DIR",
+        "SECRETS_VAULT",
+        "SHOW_DOCS",
+    ):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("DATABASE_URL", f"sqlite:///{tmp_path}/keys.db")
     monkeypatch.setenv("API_KEYS", ",".join(secrets))

@@ -9,8 +9,10 @@ from app import routes
 from app.auth import GuardedAPI
 from app.auth.errors import SettingsError
 from app.auth.logs import configure_logging
+from app.auth.requests import RequestLog
 from app.auth.store import open_store
-from app.constants import DESCRIPTION, TITLE
+from app.docs import router as docs
+from app.openapi import ABOUT
 from app.settings import Settings, load_settings
 
 
@@ -19,14 +21,17 @@ def create_app(settings: Settings) -> GuardedAPI:
     configure_logging(settings.log_level, settings.log_format)
     app = GuardedAPI(
         open_store(settings),
-        title=TITLE,
-        description=DESCRIPTION,
+        around=RequestLog,
+        **ABOUT,
+        openapi_url="/openapi.json" if settings.show_docs else None,
+        docs_url=None,
         redoc_url=None,
-        swagger_ui_oauth2_redirect_url=None,
     )
     app.state.settings = settings
     app.include_router(routes.public)
     app.include_router(routes.guarded)
+    if settings.show_docs:
+        app.include_router(docs)
     return app
 
 

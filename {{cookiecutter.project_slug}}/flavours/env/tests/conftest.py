@@ -46,7 +46,10 @@ def env_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, secrets: list[str]
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("app.auth.dotenv.ENV_FILE", tmp_path / ".env")
     monkeypatch.setattr("app.auth.env_file.MAX_AGE", 0.0)
-    for name in ("API_KEYS", "KEY_PREFIX", "LOG_FORMAT", "LOG_LEVEL", "SECRETS_DIR"):
+    for name in (
+        *("API_KEYS", "KEY_PREFIX", "LOG_FORMAT", "LOG_LEVEL", "SECRETS_DIR", "SECRETS_VAULT"),
+        *("SHOW_DOCS", "VAULT_MAX_STALENESS"),
+    ):
         monkeypatch.delenv(name, raising=False)
     (tmp_path / ".env").write_text(f"API_KEYS={','.join(secrets)}\n")
     return tmp_path / ".env"

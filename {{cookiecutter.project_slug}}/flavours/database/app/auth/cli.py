@@ -188,7 +188,10 @@ def doctor(as_json: AsJson = False) -> None:
 
 @keys.command()
 def scan(
-    files: Annotated[list[str], typer.Argument(metavar="FILE...", help="Text, logs, dumps.")],
+    files: Annotated[
+        list[str],
+        typer.Argument(metavar="FILE...", help="Text, logs, dumps; - is what you type or paste."),
+    ],
     as_json: AsJson = False,
 ) -> None:
     """Look for keys in files, however they are spelled; exit with 1 if there is one."""

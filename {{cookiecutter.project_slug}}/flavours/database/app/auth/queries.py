@@ -112,11 +112,11 @@ class Queries:
             return None
         key = Key(row.id, row.name, frozenset(row.scopes.split()))
         if row.revoked_at:
-            return Secret(key, 0.0, f"revoked key {row.id}")
+            return Secret(key, 0.0, "revoked key")
         if row.ended_at:
-            return Secret(key, 0.0, f"replaced secret of key {row.id}")
+            return Secret(key, 0.0, "replaced secret")
         ends = [at.timestamp() for at in (row.expires_at, row.own_expires_at) if at]
-        return Secret(key, min(ends, default=inf), f"expired key {row.id}")
+        return Secret(key, min(ends, default=inf), "expired key")
 
     def write(
         self, used: dict[bytes, float], now: datetime, max_staleness: float, starting: bool

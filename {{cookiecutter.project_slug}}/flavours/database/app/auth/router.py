@@ -4,14 +4,16 @@ from asyncio import sleep
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
+from http import HTTPStatus
 from typing import Annotated, Any, Final, TypeVar
 
-from fastapi import Body, Depends, HTTPException, Query, Request, Response
+from fastapi import Body, Depends, Query, Request, Response
 from fastapi.concurrency import run_in_threadpool
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException  # FastAPI raises this one as well
 
-from app.auth.access import Caller, require
+from app.auth.access import PROBLEM_JSON, Caller, described, require
 from app.auth.errors import StoreUnavailableError
 from app.auth.routing import GuardedRoute, GuardedRouter, Handler
 from app.auth.schemas import (
@@ -20,7 +22,6 @@ from app.auth.schemas import (
     KeyView,
     NewKey,
     Page,
-    Problem,
     Revocation,
     Rotation,
 )
@@ -50,16 +51,18 @@ class _ManagementRoute(GuardedRoute):
             try:
                 answer: Response = await handle(request)
                 return answer
+            except HTTPException as error:
+                problem = error
             except KeyServiceError as error:
-                raise HTTPException(_STATUSES.get(type(error), 400), f"{error}") from None
+                problem = HTTPException(_STATUSES.get(type(error), 400), f"{error}")
             except StoreUnavailableError:
-                raise HTTPException(
-                    503, "The keys are out of reach", {"Retry-After": "1"}
-                ) from None
+                problem = HTTPException(503, "The keys are out of reach", {"Retry-After": "1"})
             except RequestValidationError as error:
                 # FastAPI's answer but for the input, which need not be text that can be sent.
                 said = [{each: e[each] for each in ("type", "loc", "msg")} for e in error.errors()]
                 return JSONResponse({"detail": said}, 422)
+            headers = {**(problem.headers or {}), "Content-Type": PROBLEM_JSON}
+            raise HTTPException(problem.status_code, problem.detail, headers)
 
         return explain
 
@@ -73,7 +76,7 @@ router = GuardedRouter(
 
 
 def _problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    return {status: {"model": Problem} for status in statuses}
+    return {status: described(HTTPStatus(status).phrase) for status in statuses}
 
 
 async def get_service(request: Request) -> Any:
@@ -118,6 +121,7 @@ def list_keys(
 
 @router.get("/{id}", responses=_problems(404))
 def show_key(id: str, service: Service) -> KeyView:
+    """A key, without its secret."""
     return service.get(id)
 
 

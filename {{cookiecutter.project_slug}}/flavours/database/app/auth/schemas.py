@@ -3,7 +3,18 @@
 from datetime import datetime, timedelta
 from typing import Annotated, Final, Literal
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
+from pydantic import (
+    AwareDatetime,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StrictBool,
+    WithJsonSchema,
+)
+from pydantic_core import PydanticCustomError
+
+from app.auth.keys import SCOPE_PATTERN
 
 OVERLAP: Final = timedelta(hours=24)
 LONGEST: Final = timedelta(days=36_500)
@@ -49,30 +60,48 @@ class Finding(BaseModel):
     advice: str
 
 
-class Problem(BaseModel):
-    detail: str
+def _written(value: object) -> str:
+    if not isinstance(value, str):  # Pydantic takes numbers as well, in units of its own choice
+        raise PydanticCustomError("string_type", "Input should be a valid string")
+    return value
+
+
+Written = BeforeValidator(_written)
+# Checked by the service, whose message says more.
+Scope = Annotated[
+    str, WithJsonSchema({"type": "string", "maxLength": 100, "pattern": SCOPE_PATTERN})
+]
 
 
 class NewKey(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
-    name: str
-    scopes: list[str] = []
-    expires_at: AwareDatetime | None = None
+    name: str = Field(description="1 to 100 characters, all of them visible or spaces")
+    scopes: list[Scope] = []
+    expires_at: Annotated[AwareDatetime, Written] | None = None
 
 
 class Rotation(BaseModel):
-    model_config = ConfigDict(extra="forbid")
+    # If none is issued, one is dropped.
+    model_config = ConfigDict(
+        extra="forbid",
+        json_schema_extra={
+            "if": {"properties": {"issue": {"const": False}}, "required": ["issue"]},
+            "then": {"properties": {"drop": {"type": "string"}}, "required": ["drop"]},
+        },
+    )
 
-    overlap: Annotated[timedelta, Field(ge=timedelta(), le=LONGEST)] = OVERLAP
+    overlap: Annotated[timedelta, Field(ge=timedelta(), le=LONGEST), Written] = OVERLAP
     drop: Literal["old", "new"] | None = None
-    issue: bool = Field(default=True, description="Whether to issue a new secret, or only `drop`")
+    issue: StrictBool = Field(
+        default=True, description="Whether to issue a new secret, or only `drop`"
+    )
 
 
 class Revocation(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
-    force: bool = False
+    force: StrictBool = False
 
 
 class Page(BaseModel):

@@ -80,7 +80,7 @@ class AuthSettings(BaseSettings):
     key_prefix: Annotated[str, Field(pattern=PREFIX_PATTERN)] = ""
     # Seconds for which a server trusts what it knows of the keys: a revocation waits as long.
     key_max_staleness: Annotated[float, Field(ge=0.1, le=60)] = 1.0
-    # INFO tells why a request was refused, DEBUG also which key was let in.
+    # INFO has a line for each request, and one for each refusal.
     log_level: Annotated[
         Literal["DEBUG", "INFO", "WARNING", "ERROR"], BeforeValidator(str.upper)
     ] = "INFO"

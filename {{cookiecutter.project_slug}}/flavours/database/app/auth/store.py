@@ -17,7 +17,7 @@ from time import monotonic
 from typing import Any, TypeVar
 
 from app.auth import clock
-from app.auth.access import UNKNOWN
+from app.auth.access import UNKNOWN, Refusal
 from app.auth.engine import PATIENCE, connect
 from app.auth.errors import StoreUnavailableError
 from app.auth.keys import Key
@@ -81,7 +81,7 @@ class DatabaseKeyStore:
         self._used[digest] = now
         return secret.key
 
-    async def find(self, digest: bytes) -> Key | str:
+    async def find(self, digest: bytes) -> Key | Refusal:
         came_at = monotonic()
         if came_at > self._trusted_until:
             await self._know_since(came_at)
@@ -92,7 +92,7 @@ class DatabaseKeyStore:
         if secret.ends_at <= now:
             # So that no clock takes it back later. Once: nobody who is refused makes it write.
             self._saw_an_end |= secret.ends_at > self._written_at
-            return secret.ended
+            return Refusal(secret.ended, secret.key.id)
         self._used[digest] = now
         return secret.key
 

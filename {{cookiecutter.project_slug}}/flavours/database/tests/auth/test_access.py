@@ -619,14 +619,15 @@ async def test_refusals_look_alike_whatever_the_reason(
     ids = {key.status: key.id for key in key_service.all()}
     callers: dict[str, list[bytes]] = {
         "no key": [],
-        f"unknown key {id_of(digest(unknown))}": [unknown],
-        f"revoked key {ids['revoked']}": [gone],
-        f"expired key {ids['expired']}": [late],
+        f"unknown key ({id_of(digest(unknown))})": [unknown],
+        f"revoked key ({ids['revoked']})": [gone],
+        f"expired key ({ids['expired']})": [late],
         "not a key": [b"\xe9\x00"],
         "more than one key": [valid, valid],
     }
 
-    answers = {await ask(service, *sent) for sent in callers.values()}
+    same = [(b"x-request-id", b"same")]
+    answers = {await ask(service, *sent, headers=same) for sent in callers.values()}
 
     assert len(answers) == 1
     # Only the log knows better.

@@ -17,6 +17,7 @@ import pytest
 import sqlalchemy as sa
 
 from app.auth import GuardedAPI
+from app.auth.access import UNKNOWN
 from app.auth.engine import connect
 from app.auth.errors import StoreUnavailableError
 from app.auth.keys import digest, new_secret
@@ -151,7 +152,7 @@ async def test_unknown_keys_cost_no_query_and_no_memory(
     known = len(store._known)
     with statements() as seen:
         for _ in range(1000):
-            assert await store.find(digest(new_secret().encode())) == "unknown key"
+            assert await store.find(digest(new_secret().encode())) is UNKNOWN
         assert await status_of(service, new_secret().encode()) == MISSING_KEY_STATUS
     assert (seen, len(store._known), store._secrets, store._used) == ([], known, {}, {})
 
@@ -628,7 +629,7 @@ async def test_a_key_that_was_made_is_told_even_if_the_keys_are_out_of_reach_jus
         made = await client.post("/api-keys", headers=headers, json={"name": "key"})
     assert made.status_code == 201
     await store.catch_up()
-    assert await store.find(digest(made.json()["key"].encode())) != "unknown key"
+    assert await store.find(digest(made.json()["key"].encode())) is not UNKNOWN
 
 
 async def test_a_question_that_hangs_is_given_up_and_asked_anew(

@@ -45,20 +45,20 @@ def key_file() -> Path:
     return dotenv.ENV_FILE
 
 
-def secrets_in(text: str, file: Path) -> list[str]:
-    """The secrets that the settings find in this text of that file.
+def secrets_in(text: str, place: Path | str) -> list[str]:
+    """The secrets that the settings find in this text of that file, or of some other place.
 
     Raises ValueError, without a secret in it, if they find no list or a broken one.
     """
-    if (value := _value_in(text) if file == dotenv.ENV_FILE else text.strip()) is None:
+    if (value := _value_in(text) if place == dotenv.ENV_FILE else text.strip()) is None:
         raise ValueError("it is not set")
     return parse_secrets(value)
 
 
-def secrets_named_in(text: str, file: Path) -> Iterator[str]:
+def secrets_named_in(text: str, place: Path | str) -> Iterator[str]:
     """The secrets that can still be read in a list that is broken."""
     value = text
-    if file == dotenv.ENV_FILE:
+    if place == dotenv.ENV_FILE:
         _, listing, _ = _split(text)
         value = listing.value or listing.original.string.partition("=")[2]
     for entry in value.split(","):
@@ -77,7 +77,8 @@ def edit_keys(
 
     Raises SettingsError if anything fails; the file is unchanged then.
     """
-    if place := "the environment" if in_environment() else dotenv.secrets_dir():
+    in_vault = "the vault" if dotenv.secrets_vault() else None
+    if place := "the environment" if in_environment() else in_vault or dotenv.secrets_dir():
         raise SettingsError(
             f"{API_KEYS} is set in {place}, which wins over {dotenv.ENV_FILE}; change it there"
         )

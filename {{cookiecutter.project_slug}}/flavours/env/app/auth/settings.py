@@ -46,20 +46,22 @@ class AuthSettings(BaseSettings):
     ] = ()
     # New keys are spelled with it, as in acme_4fVt... Both spellings of a key are accepted.
     key_prefix: Annotated[str, Field(pattern=PREFIX_PATTERN)] = ""
-    # INFO tells why a request was refused, DEBUG also which key was let in.
+    # INFO has a line for each request, and one for each refusal.
     log_level: Annotated[
         Literal["DEBUG", "INFO", "WARNING", "ERROR"], BeforeValidator(str.upper)
     ] = "INFO"
     log_format: Literal["text", "json"] = "text"
+    # Seconds for which the keys count that a vault named last, while it is out of reach.
+    vault_max_staleness: Annotated[float, Field(ge=20, le=86_400)] = 60.0
 
-    _from_file: bool = PrivateAttr(default=False)
+    _may_change: bool = PrivateAttr(default=False)
 
     def __init__(self, **values: Any) -> None:
         super().__init__(**values)
         given_by = {"_env_file", "_secrets_dir"} & values.keys()
-        self._from_file = bool(given_by) and not in_environment()
+        self._may_change = bool(given_by) and not in_environment()
 
     @property
-    def from_file(self) -> bool:
-        """Whether the keys are those of a file, and so may change while the service runs."""
-        return self._from_file
+    def may_change(self) -> bool:
+        """Whether the keys are those of a file or a vault, and not given once and for all."""
+        return self._may_change

@@ -1,4 +1,4 @@
-"""The keys of `.env`, or of a secret's file, as a server knows them."""
+"""The keys of `.env`, of a secret's file or of a vault, as a server knows them."""
 
 import asyncio
 import contextlib
@@ -9,17 +9,20 @@ from collections.abc import AsyncGenerator, Iterable
 from contextlib import asynccontextmanager
 from hashlib import sha256
 from pathlib import Path
+from threading import Thread
 from typing import Final
 
-from app.auth import env_file
-from app.auth.access import UNKNOWN
+from app.auth import dotenv, env_file
+from app.auth.access import UNKNOWN, Refusal
 from app.auth.errors import SettingsError, StoreUnavailableError
 from app.auth.keys import Key, digests, id_of
 from app.auth.settings import API_KEYS, MAKE_A_KEY, AuthSettings
+from app.auth.vault import PATIENCE, Vault
 
 logger = logging.getLogger(__name__)
 
 EVERYTHING: Final = frozenset({"*"})
+ASK_EVERY = 5.0  # seconds from one question to a vault to the next
 
 
 class EnvKeyStore:
@@ -38,7 +41,7 @@ class EnvKeyStore:
     def recall(self, digest: bytes) -> Key | None:
         return self._keys.get(digest) if time.monotonic() < self._trusted_until else None
 
-    async def find(self, digest: bytes) -> Key | str:
+    async def find(self, digest: bytes) -> Key | Refusal:
         self._look()  # also for an unknown key: it may have been made a moment ago
         return self._keys.get(digest, UNKNOWN)
 
@@ -76,26 +79,67 @@ class EnvKeyStore:
         if not self._followed:
             return
         began = time.monotonic()
-        file, content = _read()
-        # Neither time nor size, which may stay the same; nor the content, which holds secrets.
-        if (seen := sha256(content).digest()) != self._seen:
-            self._take(file, content)
-            self._seen = seen
+        self._take(*_read())
         self._trusted_until = began + env_file.MAX_AGE
 
-    def _take(self, file: Path, content: bytes) -> None:
+    def _take(self, place: Path | str, content: bytes) -> None:
+        # Neither time nor size, which may stay the same; nor the content, which holds secrets.
+        if (seen := sha256(content).digest()) == self._seen:
+            return
         before = self._keys
         try:
-            secrets = env_file.secrets_in(content.decode(), file)
+            secrets = env_file.secrets_in(content.decode(), place)
         except ValueError as error:
-            logger.error("%s in %s is broken: %s.", API_KEYS, file, error)
+            logger.error("%s in %s is broken: %s.", API_KEYS, place, error)
             text = content.decode(errors="replace")
-            named = set(digests(env_file.secrets_named_in(text, file)))
+            named = set(digests(env_file.secrets_named_in(text, place)))
             self._keys = {each: key for each, key in self._good_keys.items() if each in named}
         else:
             self._keys = self._good_keys = _by_digest(digests(secrets))
         if self._keys != before:
             logger.info("%s changed: %d in force.", API_KEYS, len(self._keys))
+        self._seen = seen
+
+
+class VaultKeyStore(EnvKeyStore):
+    """The same with a vault in the file's place, which answers when it can, or not at all.
+
+    So it is asked in a thread, for which nobody waits. What it said last is trusted for
+    `max_staleness`, from the moment on when it was asked.
+    """
+
+    def __init__(self, keys: Iterable[bytes], vault: Vault, max_staleness: float) -> None:
+        super().__init__(keys, followed=True)
+        self._vault, self._max_staleness = vault, max_staleness
+        self._asked_at = time.monotonic() - PATIENCE  # for those keys, at the earliest
+        self._ask_at = -math.inf
+        self._asking: Thread | None = None
+        self._problem = ""
+
+    def _look(self) -> None:
+        """Raises StoreUnavailableError if the vault has been silent for too long."""
+        now = time.monotonic()
+        if now >= self._ask_at and not (self._asking and self._asking.is_alive()):
+            self._ask_at = now + ASK_EVERY
+            # A daemon holds up no exit, and one that a fork has lost is replaced.
+            self._asking = Thread(target=self._ask, name="api-keys-vault", daemon=True)
+            self._asking.start()
+        if now >= (trusted_until := self._asked_at + self._max_staleness):
+            raise StoreUnavailableError(self._problem or "SECRETS_VAULT: no answer")
+        self._trusted_until = min(now + env_file.MAX_AGE, trusted_until)
+
+    def _ask(self) -> None:
+        asked_at = time.monotonic()
+        try:
+            listed = self._vault.read().get(API_KEYS, "")
+        except SettingsError as error:
+            if self._problem != f"{error}":
+                self._problem = f"{error}"
+                known = self._max_staleness
+                logger.warning("%s. What was known before counts for %g s.", error, known)
+        else:
+            self._take("the vault", listed.encode(errors="replace"))
+            self._asked_at, self._problem = asked_at, ""
 
 
 def open_store(settings: AuthSettings) -> EnvKeyStore:
@@ -103,13 +147,15 @@ def open_store(settings: AuthSettings) -> EnvKeyStore:
     if not settings.api_keys:
         how = "empty" if API_KEYS.lower() in settings.model_fields_set else "not set"
         raise SettingsError(f"{API_KEYS} is {how}; {MAKE_A_KEY}")
-    if not settings.from_file:
+    if not settings.may_change:
         logger.warning(
             "The keys are not followed, for %s does not come from a file: to revoke one,"
             " change it where it is set, and restart.",
             API_KEYS,
         )
-    return EnvKeyStore(settings.api_keys, followed=settings.from_file)
+    elif url := dotenv.secrets_vault():
+        return VaultKeyStore(settings.api_keys, Vault(url), settings.vault_max_staleness)
+    return EnvKeyStore(settings.api_keys, followed=settings.may_change)
 
 
 def _by_digest(keys: Iterable[bytes]) -> dict[bytes, Key]:

@@ -182,13 +182,14 @@ async def test_refusals_look_alike_whatever_the_reason(
     unknown = new_secret().encode()
     callers: dict[str, list[bytes]] = {
         "no key": [],
-        f"unknown key {id_of(digest(unknown))}": [unknown],
-        f"unknown key {id_of(digest(revoked))}": [revoked],
+        f"unknown key ({id_of(digest(unknown))})": [unknown],
+        f"unknown key ({id_of(digest(revoked))})": [revoked],
         "not a key": [b"\xe9\x00"],
         "more than one key": [valid, valid],
     }
 
-    answers = {await ask(service, *sent) for sent in callers.values()}
+    same = [(b"x-request-id", b"same")]
+    answers = {await ask(service, *sent, headers=same) for sent in callers.values()}
 
     assert len(answers) == 1
     # Only the log knows better.

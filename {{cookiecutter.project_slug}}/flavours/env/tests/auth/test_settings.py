@@ -109,7 +109,7 @@ def test_the_environment_wins_over_the_file(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setenv("api_keys", f"{new_secret()}, {new_secret()}, {new_secret()}")
     settings = load(AuthSettings)
     assert len(settings.api_keys) == 3
-    assert not settings.from_file
+    assert not settings.may_change
 
 
 def test_keys_in_either_spelling(env_file: Path, secrets: list[str]) -> None:

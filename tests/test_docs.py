@@ -1,0 +1,128 @@
+"""`/docs` of a generated service, in a real browser: `make browser`."""
+
+import re
+import shutil
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pytest
+from playwright.sync_api import Page, Route, sync_playwright
+
+from tests.project import FLAVOURS, ROOT, TOP, Project, render, run
+
+pytestmark = [pytest.mark.slow, pytest.mark.browser]
+
+STATIC = "app/docs/static"
+HOST = "service.example"  # for the browser that is this machine; some things differ on localhost
+
+
+@pytest.fixture(scope="module", params=FLAVOURS)
+def project(
+    request: pytest.FixtureRequest, template: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Project:
+    project = render(template, tmp_path_factory.mktemp("docs"), {"key_store": request.param})
+    project.run("uv", "sync", "--quiet", "--no-dev")
+    return project
+
+
+@pytest.fixture
+def page() -> Iterator[Page]:
+    chromium = shutil.which("chromium") or shutil.which("google-chrome")
+    assert chromium, "A Chromium is needed, for example Debian's: apt-get install chromium"
+    arguments = ["--no-sandbox", f"--host-resolver-rules=MAP {HOST} 127.0.0.1"]
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=arguments)
+        yield browser.new_page(viewport={"width": 960, "height": 800})
+        browser.close()
+
+
+def watched(page: Page, prefix: str) -> list[str]:
+    """Fills while the page is used: with what violates its policy, with errors, and with requests
+    to any other place, none of which leaves the browser. The prefix is taken away as by a proxy."""
+    complaints: list[str] = []
+
+    def only_the_service(route: Route) -> None:
+        asked = urlsplit(route.request.url)
+        if asked.hostname == HOST and asked.path.startswith(f"{prefix}/"):
+            path = asked.path.removeprefix(prefix)
+            route.continue_(url=asked._replace(path=path).geturl())
+        else:
+            complaints.append(route.request.url)
+            route.abort()
+
+    page.route("**/*", only_the_service)
+    page.on("console", lambda said: complaints.append(said.text))
+    page.on("pageerror", lambda error: complaints.append(f"{error}"))
+    return complaints
+
+
+def authorize(page: Page, key: str) -> None:
+    page.get_by_role("button", name="Authorize").click()
+    page.locator(".auth-container input").fill(key)
+    page.locator(".auth-container").get_by_role("button", name="Apply credentials").click()
+    page.locator(".auth-container").get_by_role("button", name="Close").click()
+
+
+def call_secure_endpoint(page: Page) -> str:
+    """The status that Swagger UI shows."""
+    operation = page.locator(".opblock", has_text="/secure-endpoint")
+    operation.locator(".opblock-summary-control").click()
+    operation.get_by_role("button", name="Try it out").click()
+    operation.get_by_role("button", name="Execute").click()
+    return operation.locator(".live-responses-table .response td").first.inner_text()
+
+
+@pytest.mark.parametrize("prefix", ["", "/shop"])
+def test_a_caller_authorizes_and_calls_in_a_browser_without_a_network(
+    project: Project, page: Page, prefix: str
+) -> None:
+    server = ("uv", "run", "--no-sync", "uvicorn", "app.main:app", "--port", "{port}")
+    with project.serving(*server, "--root-path", prefix) as url:
+        docs = f"http://{HOST}:{urlsplit(url).port}{prefix}/docs"
+        complaints = watched(page, prefix)
+        page.goto(docs)
+        authorize(page, project.keys[0])
+        assert call_secure_endpoint(page) == "200"
+        assert page.title() == "My API Service"
+        assert complaints == []
+        if not prefix:
+            show(page)
+
+        # The key is nowhere but in this page.
+        kept = "[localStorage.length, sessionStorage.length, document.cookie]"
+        assert page.evaluate(kept) == [0, 0, ""]
+        page.goto("about:blank")
+        page.goto(docs)
+        assert call_secure_endpoint(page) == "403"
+
+
+def show(page: Page) -> None:
+    """Keep a picture, as `docs/swagger-ui.png` is one, without the key."""
+    page.locator(".curl-command").evaluate("element => element.remove()")
+    answer = page.locator(".live-responses-table").bounding_box()
+    assert answer
+    page.set_viewport_size({"width": 960, "height": int(answer["y"] + answer["height"])})
+    folder = ROOT / ".cache"
+    folder.mkdir(exist_ok=True)
+    page.screenshot(path=folder / "swagger-ui.png")
+
+
+def test_the_wheel_has_the_files(project: Project, tmp_path: Path) -> None:
+    project.run("uv", "build", "--quiet", "--wheel", "--out-dir", f"{tmp_path}")
+    (wheel,) = tmp_path.glob("*.whl")
+    names = set(zipfile.ZipFile(wheel).namelist())
+    assert names >= {f"{STATIC}/{path.name}" for path in (project.path / STATIC).iterdir()}
+
+
+def test_the_files_are_those_of_the_package(tmp_path: Path) -> None:
+    ours = ROOT / TOP / STATIC
+    bundle = (ours / "swagger-ui-bundle.js").read_text("utf-8")
+    (version,) = re.findall(r'PACKAGE_VERSION:"([\d.]+)"', bundle)
+    run("npm", "install", "--ignore-scripts", f"swagger-ui-dist@{version}", cwd=tmp_path)
+    package = tmp_path / "node_modules" / "swagger-ui-dist"
+    theirs = [path for path in ours.iterdir() if path.name != "start.js"]
+    assert len(theirs) == 5
+    for path in theirs:
+        assert path.read_bytes() == (package / path.name).read_bytes(), path.name

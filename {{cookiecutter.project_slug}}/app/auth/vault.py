@@ -1,0 +1,141 @@
+"""Settings from a vault: from one secret there, whose fields are named and written like settings.
+
+Its address and the login are the vendor's own affair: environment, files, or the machine itself.
+"""
+
+import json
+import logging
+import os
+import re
+from collections.abc import Callable, Mapping
+from functools import partial
+from importlib import import_module
+from pathlib import Path
+from queue import Empty, SimpleQueue
+from threading import Thread
+from typing import Any, Final
+
+from app.auth.errors import SettingsError
+
+PATIENCE = 10.0  # seconds until a start, or a command, that gets no answer ends
+TIMEOUT: Final = 3.0  # seconds for a connection, and again for each part of an answer
+SERVICE_ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount/token")
+
+Fetch = Callable[[], str | Mapping[str, Any]]
+"""Asks for the secret, which comes as its fields, or as the JSON of an object."""
+
+_URL: Final = re.compile(r"(aws|azure|gcp|vault)://([^/?]+)/([^?]+?)/?(?:\?role=([^&]+))?")
+
+
+class Vault:
+    """One secret, which may be read again and again: the vendor's client is kept for that."""
+
+    def __init__(self, url: str) -> None:
+        """Raises SettingsError if the URL names no secret."""
+        if not (match := _URL.fullmatch(url)):
+            known = "aws://REGION/SECRET, azure://HOST/SECRET, gcp://PROJECT/SECRET"
+            raise SettingsError(f"SECRETS_VAULT: write {known} or vault://MOUNT/PATH")
+        self._vendor, self._place, self._name, self._role = match.groups()
+        self._fetch: Fetch | None = None
+
+    def read(self) -> dict[str, str]:
+        """The fields, by their names in capitals. Raises SettingsError, without a secret in it."""
+        try:
+            self._fetch = self._fetch or _CLIENTS[self._vendor](self._place, self._name, self._role)
+            secret = self._fetch()
+        except ImportError as error:
+            problem = f"{error.name} is not installed; run: uv sync --extra {self._vendor}"
+        except Exception as error:
+            problem = f"{_kind(error)}; check the secret's name, the login and the network"
+        else:
+            if (fields := _fields(secret)) is not None:
+                return fields
+            problem = "the secret is no JSON object with a field for each setting"
+        self._fetch = None  # the next time begins anew, with another login
+        raise SettingsError(f"SECRETS_VAULT: {problem}")
+
+
+def read(url: str) -> dict[str, str]:
+    """The same, once, and after PATIENCE at the latest, whatever it is that does not answer."""
+    vault, answers = Vault(url), SimpleQueue[dict[str, str] | SettingsError]()
+
+    def ask() -> None:
+        try:
+            answers.put(vault.read())
+        except SettingsError as error:
+            answers.put(error)
+
+    Thread(target=ask, name="vault", daemon=True).start()  # a daemon holds up no exit
+    try:
+        answer = answers.get(timeout=PATIENCE)
+    except Empty:
+        answer = SettingsError(f"SECRETS_VAULT: no answer within {PATIENCE:g} s")
+    if isinstance(answer, SettingsError):
+        raise answer
+    return answer
+
+
+def _kind(error: Exception) -> str:
+    """What it is called, and no more: in its text there may be a token."""
+    response = getattr(error, "response", None)
+    # AWS has one type for nearly all errors, and a code.
+    return response["Error"]["Code"] if isinstance(response, dict) else type(error).__name__
+
+
+def _fields(secret: str | Mapping[str, Any]) -> dict[str, str] | None:
+    try:
+        fields = json.loads(secret) if isinstance(secret, str) else secret
+        return {
+            name.upper(): value if isinstance(value, str) else json.dumps(value)
+            for name, value in fields.items()
+        }
+    except (AttributeError, ValueError):
+        return None
+
+
+def _aws(region: str, name: str, _: str | None) -> Fetch:
+    boto3, config = import_module("boto3"), import_module("botocore.config")
+    _keep_answers_out_of_the_log("botocore.parsers")
+    tries = {"total_max_attempts": 2}
+    patience = config.Config(connect_timeout=TIMEOUT, read_timeout=TIMEOUT, retries=tries)
+    client = boto3.client("secretsmanager", region_name=region, config=patience)
+    return lambda: client.get_secret_value(SecretId=name)["SecretString"]
+
+
+def _azure(host: str, name: str, _: str | None) -> Fetch:
+    identity, secrets = import_module("azure.identity"), import_module("azure.keyvault.secrets")
+    patience = {"connection_timeout": TIMEOUT, "read_timeout": TIMEOUT, "retry_total": 1}
+    login = identity.DefaultAzureCredential(**patience)
+    client = secrets.SecretClient(f"https://{host}", login, **patience)
+    return lambda: client.get_secret(name).value
+
+
+def _gcp(project: str, name: str, _: str | None) -> Fetch:
+    secretmanager = import_module("google.cloud.secretmanager")
+    _keep_answers_out_of_the_log("google.cloud.secretmanager_v1")
+    client = secretmanager.SecretManagerServiceClient(transport="rest")  # gRPC survives no fork
+    ask = partial(client.access_secret_version, retry=None, timeout=TIMEOUT)
+    version = client.secret_version_path(project, name, "latest")
+    return lambda: ask(name=version).payload.data.decode()
+
+
+def _hashicorp(mount: str, path: str, role: str | None) -> Fetch:
+    """OpenBao speaks the same language. With a role, Kubernetes vouches for the service."""
+    hvac = import_module("hvac")
+    client = hvac.Client(timeout=TIMEOUT, namespace=os.environ.get("VAULT_NAMESPACE"))
+    if role:
+        client.auth.kubernetes.login(role, SERVICE_ACCOUNT.read_text())
+    ask = partial(client.secrets.kv.v2.read_secret_version, raise_on_deleted_version=True)
+    return lambda: ask(path=path, mount_point=mount)["data"]["data"]
+
+
+def _keep_answers_out_of_the_log(logger: str) -> None:
+    logging.getLogger(logger).setLevel(logging.INFO)  # at DEBUG it writes them
+
+
+_CLIENTS: Final[dict[str, Callable[[str, str, str | None], Fetch]]] = {
+    "aws": _aws,
+    "azure": _azure,
+    "gcp": _gcp,
+    "vault": _hashicorp,
+}

@@ -1,0 +1,27 @@
+"""What the OpenAPI document says of the service as a whole."""
+
+from importlib.metadata import PackageNotFoundError, metadata
+from typing import Any, Final
+
+from app.constants import AUTHOR, COMMAND, DESCRIPTION, TITLE
+
+
+def _of_the_package() -> dict[str, Any]:
+    """The version and the license in `pyproject.toml`."""
+    try:
+        package = metadata(COMMAND)
+    except PackageNotFoundError:  # it runs from its folder, and is not installed
+        return {}
+    said: dict[str, Any] = {"version": package["Version"]}
+    for license in package.get_all("License-Expression", []):
+        said["license_info"] = {"name": license, "identifier": license}
+    return said
+
+
+ABOUT: Final[dict[str, Any]] = {
+    "title": TITLE,
+    "description": DESCRIPTION,
+    "contact": {"name": AUTHOR},
+    "servers": [{"url": "/"}],
+    **_of_the_package(),
+}
