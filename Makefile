@@ -5,16 +5,19 @@ export UV_PYTHON_DOWNLOADS ?= never
 BIN := .venv/$(if $(filter Windows_NT,$(OS)),Scripts,bin)
 READY := .venv/.ready
 
-.PHONY: help demo test fast add-ons image bench mutants soak render lint hooks clean
+.PHONY: help demo test fast add-ons image browser bench mutants soak release-check render lint hooks clean
 
 help:
 	@echo 'make demo     render the default project, start it, call it, stop it'
 	@echo 'make test     every test of the template'
 	@echo 'make fast     only the tests that need no installation'
 	@echo 'make add-ons  what people add to a service works with it'
-	@echo 'make image    images are built, and run, by docker or podman'
+	@echo 'make image    images are built and run, by docker or podman; needs nginx as well'
+	@echo 'make browser  the page /docs in Chromium, as Debian has it'
 	@echo 'make mutants  break the generated guard on purpose; its tests must notice'
 	@echo 'make soak     let generated services live a hard life, for MINUTES (5)'
+	@echo 'make release-check'
+	@echo '           every Python here, lowest and newest versions; a service of the last tag, updated'
 	@echo 'make bench    what the guard costs, beside others'
 	@echo 'make render   render both flavours into .cache/rendered, to try an edit'
 	@echo 'make lint     style and types of the template'
@@ -31,7 +34,7 @@ demo: $(READY)
 	$(BIN)/python -m tools.demo
 
 test: $(READY) lint
-	$(BIN)/pytest -n 2 --dist loadgroup -m 'not add_ons and not image'
+	$(BIN)/pytest -n 2 --dist loadgroup -m 'not add_ons and not image and not browser'
 
 fast: $(READY)
 	$(BIN)/pytest -m 'not slow'
@@ -42,11 +45,17 @@ add-ons: $(READY)
 image: $(READY)
 	$(BIN)/pytest -m image
 
+browser: $(READY)
+	$(BIN)/pytest -m browser
+
 mutants: $(READY)
 	$(BIN)/python -m tools.mutants
 
 soak: $(READY)
 	MINUTES=$(or $(MINUTES),5) $(BIN)/python -m tools.soak
+
+release-check: $(READY)
+	$(BIN)/python -m tools.release_check $(ROWS)
 
 bench: $(READY)
 	$(BIN)/python -m tools.bench both
