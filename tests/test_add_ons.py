@@ -3,13 +3,16 @@
 A real server runs a generated service with one of the functions of `tests/add_ons.py` in it.
 """
 
+import gzip
 import json
 import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 
 import pytest
 
@@ -18,9 +21,15 @@ from tests.project import FLAVOURS, ROOT, Project, get, render_afresh, run
 pytestmark = [pytest.mark.slow, pytest.mark.add_ons]
 
 PACKAGES = [
-    *("asgi-correlation-id", "classy-fastapi", "fastapi-cache2", "fastapi-limiter", "fastapi-mcp"),
+    *("classy-fastapi", "fastapi-cache2", "fastapi-limiter", "fastapi-mcp"),
     *("fastapi-pagination", "fastapi-restful", "fastapi-utils", "fastmcp", "hypercorn", "limits"),
-    *("loguru", "opentelemetry-instrumentation-fastapi", "opentelemetry-sdk", "pyrefly"),
+    *(
+        "loguru",
+        "opentelemetry-instrumentation-fastapi",
+        "opentelemetry-sdk",
+        "fastapi[opentelemetry]",
+        "pyrefly",
+    ),
     *("prometheus-fastapi-instrumentator", "pyright[nodejs]", "python-socketio[client]"),
     *("sentry-sdk", "slowapi", "sqladmin", "sqlalchemy[asyncio]", "sse-starlette"),
     *("starlette-admin", "starlette-exporter", "strawberry-graphql", "structlog", "ty"),
@@ -103,7 +112,6 @@ def service(projects: dict[str, Project], bin: Path, tmp_path: Path) -> Service:
         ("fastapi_utils", "/items"),
         ("fastapi_restful", "/items"),
         ("classy_fastapi", "/items"),
-        ("asgi_correlation_id", "/id"),
         ("fastapi_pagination", "/pages?page=2&size=1"),
         ("sse_starlette", "/events"),
     ],
@@ -225,15 +233,20 @@ def test_fastapi_mcp_does_not_work_with_the_mcp_of_today(service: Service) -> No
 
 
 def test_sentry_is_sent_no_key(service: Service) -> None:
+    block_of_errors = block(section(service.read("README.md"), "Watch it"), "python")
+    (service.path / "app" / "errors.py").write_text(block_of_errors, "utf-8")
     service.add("sentry")
-    key = {"api-key": service.keys[0]}
+    key = {"api-key": service.keys[0], "X-Request-ID": "of-the-caller"}
     with service.running() as url:
         service.guards(f"{url}/secure-endpoint")
-        assert get(f"{url}/fails", key)[0] == 500
+        assert get(f"{url}/fails?q={service.keys[0]}&other=not-told", key)[0] == 500
         assert get(f"{url}/no-such-page", key)[0] == 404
     sent = service.read("sent")
     assert service.keys[0] not in sent
     assert '"value":"as meant"' in sent
+    assert '"request_id":"of-the-caller"' in sent
+    event = next(line for line in sent.splitlines() if '"value":"as meant"' in line)
+    assert "not-told" not in event
     assert sent.count('{"type":"transaction","transaction"') == 4  # the start is none
 
 
@@ -246,6 +259,71 @@ def test_spans_have_no_key_and_the_start_leaves_none(service: Service, function:
     assert service.keys[0] not in sent
     assert sent.count("SpanKind.SERVER") == 2
     assert "GET /secure-endpoint" in sent
+
+
+@contextmanager
+def collector() -> Iterator[tuple[str, dict[str, list[bytes]]]]:
+    """A receiver of OTLP over HTTP; its address, and the bodies that arrived, by their path."""
+    arrived: dict[str, list[bytes]] = {}
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            body = self.rfile.read(int(self.headers["Content-Length"]))
+            if self.headers["Content-Encoding"] == "gzip":
+                body = gzip.decompress(body)
+            arrived.setdefault(self.path, []).append(body)
+            self.send_response(200)
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None: ...
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}", arrived
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+# What arrived, as opentelemetry-proto reads it.
+SPANS_OF_OTLP = """
+import sys
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+for name in sys.argv[1:]:
+    request = ExportTraceServiceRequest.FromString(open(name, "rb").read())
+    for resource in request.resource_spans:
+        for scope in resource.scope_spans:
+            for span in scope.spans:
+                told = {each.key: each.value.string_value for each in span.attributes}
+                if span.kind == 2:
+                    print(span.name, told.get("http.route"), told.get("api_key.id"),
+                          told.get("api_key.refusal"), told.get("url.query"))
+"""
+
+
+def test_opentelemetry_by_its_variables_tells_routes_and_no_key(service: Service) -> None:
+    key = service.keys[0]
+    told = section(service.read("README.md"), "Watch it")
+    assert "export FASTAPI_OTEL_AUTO_CONFIGURE=true OTEL_EXPORTER_OTLP_ENDPOINT=" in told
+    with collector() as (address, arrived):
+        variables = {"FASTAPI_OTEL_AUTO_CONFIGURE": "true", "OTEL_EXPORTER_OTLP_ENDPOINT": address}
+        with service.running(**variables) as url:
+            service.guards(f"{url}/secure-endpoint?key={key}")
+            assert get(f"{url}/{key}")[0] == 404
+    assert arrived["/v1/metrics"]  # they are sent at the end
+    bodies = [body for each in arrived.values() for body in each]
+    assert not any(key.encode() in body for body in bodies)
+    names = []
+    for number, body in enumerate(arrived["/v1/traces"]):
+        (service.path / f"spans-{number}").write_bytes(body)
+        names.append(f"spans-{number}")
+    spans = service.do(SPANS_OF_OTLP, *names)[0].splitlines()
+    route = "GET /secure-endpoint /secure-endpoint"
+    assert f"{route}  no key key=[key]" in spans
+    (id,) = re.findall(r"key ([0-9a-f]{12})", service.read("said"))
+    assert f"{route} {id} None key=[key]" in spans
 
 
 # Limits.

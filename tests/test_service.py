@@ -4,11 +4,12 @@ import json
 import os
 import re
 import socket
+import subprocess
 import time
 import tomllib
 from base64 import b64encode
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from urllib.parse import urlsplit
@@ -16,7 +17,7 @@ from uuid import uuid4
 
 import pytest
 
-from tests.project import ROOT, UUID4, Project, get, render
+from tests.project import ROOT, UUID4, Project, environment, get, render
 
 pytestmark = pytest.mark.slow
 
@@ -27,6 +28,8 @@ ODD = {
     "author_name": 'Ann "A." O\'Brien',
     "api_key_header": "X-API-Key",
 }
+
+UVICORN = ("uv", "run", "uvicorn", "app.main:app", "--port", "{port}")
 
 # Every combination of the answers that are choices.
 COMBINATIONS: dict[str, dict[str, str]] = {
@@ -222,7 +225,7 @@ def test_a_running_service_follows_the_keys_command(
         ["create", "client", "--scope", "reports:read"] if key_store == "database" else ["create"]
     )
     rotate = ["--overlap", "0s"] if key_store == "database" else []
-    with project.serving("uv", "run", "uvicorn", "app.main:app", "--port", "{port}") as url:
+    with project.serving(*UVICORN) as url:
         guarded = f"{url}/secure-endpoint"
         made = project.manage_keys(*create)
         wait_until_let_in(guarded, {header: made["key"]})
@@ -238,7 +241,7 @@ def test_a_running_service_follows_the_keys_command(
 def test_keys_are_managed_over_http_too(
     project: Project, key_store: str, header: str, status: int
 ) -> None:
-    with project.serving("uv", "run", "uvicorn", "app.main:app", "--port", "{port}") as url:
+    with project.serving(*UVICORN) as url:
         if key_store == "env":
             assert get(f"{url}/api-keys")[0] == 404
             return
@@ -302,3 +305,38 @@ def test_names_that_the_environment_needs_are_taken(project: Project) -> None:
         if re.fullmatch(r"[a-z0-9-]+", path.name)  # what a slug can be
     }
     assert (installed | scripts) - {project.command} <= taken
+
+
+def test_from_a_key_in_a_screenshot_to_its_replacement_by_the_readme(
+    project: Project, header: str, status: int, key_store: str
+) -> None:
+    chapter = project.read("README.md").partition("**A key was seen in a screenshot")[2]
+    find, replace = chapter.partition("```console\n")[2].partition("```")[0].splitlines()
+    of_database = key_store == "database"
+    with ExitStack() as servers:
+        urls = [servers.enter_context(project.serving(*UVICORN)) for _ in range(2)]
+        made = project.manage_keys("create", *["billing"] * of_database)
+        assert [get(f"{url}/secure-endpoint", {header: made["key"]})[0] for url in urls] == [
+            200
+        ] * 2
+
+        seen = f"Look what I found: {made['key']}, is it yours?"
+        found = subprocess.run(
+            find.split(),
+            input=seen,
+            cwd=project.path,
+            env=environment(),
+            capture_output=True,
+            text=True,
+        )
+        (id,) = re.findall(r"key (\S+) \(known\)", found.stdout)
+        assert id == made["id"]
+        replaced = json.loads(project.run(*replace.replace("ID", id).split(), "--json").stdout)
+
+        for url in urls:
+            assert get(f"{url}/secure-endpoint", {header: made["key"]})[0] == status
+            assert get(f"{url}/secure-endpoint", {header: replaced["key"]})[0] == 200
+    if of_database:
+        audit = project.manage_keys("audit", id)
+        assert [event["action"] for event in audit] == ["created", "rotated"]
+        assert replaced["id"] == id

@@ -48,8 +48,8 @@ ENV = [
     Mutant(
         "an unknown key gets in",
         "app/auth/access.py",
-        "    if found == UNKNOWN:\n",
-        '    if found == UNKNOWN:\n        return Key("", "", frozenset())\n    if found == UNKNOWN:\n',
+        "    if found is UNKNOWN:\n",
+        '    if found is UNKNOWN:\n        return Key("", "", frozenset())\n    if found is UNKNOWN:\n',
         "access",
     ),
     Mutant(
@@ -76,8 +76,8 @@ ENV = [
     Mutant(
         "a change is never seen",
         "app/auth/store.py",
-        "!= self._seen:",
-        "!= self._seen and not self._seen:",
+        "== self._seen:",
+        "== self._seen or self._seen:",
         "access",
     ),
     # When a command has ended a key, no server accepts it any more; a new one is accepted at once.
@@ -126,11 +126,39 @@ ENV = [
     ),
     # Nobody gets in on old knowledge.
     Mutant(
+        "what a vault said last counts from its answer on, not from the question",
+        "app/auth/store.py",
+        'asked_at, ""',
+        'time.monotonic(), ""',
+        "vault_keys",
+    ),
+    Mutant(
+        "a vault that is silent holds up the end",
+        "app/auth/store.py",
+        'name="api-keys-vault", daemon=True',
+        'name="api-keys-vault"',
+        "vault_keys",
+    ),
+    Mutant(
+        "a vault that is silent holds up the start",
+        "app/auth/vault.py",
+        "answers.get(timeout=PATIENCE)",
+        "answers.get(timeout=60)",
+        "vault",
+    ),
+    Mutant(
+        "a vault's error is told in its own words",
+        "app/auth/vault.py",
+        "type(error).__name__",
+        "repr(error)",
+        "vault",
+    ),
+    Mutant(
         "while the file is out of reach the last keys count",
         "app/auth/store.py",
-        "        file, content = _read()\n",
+        "        self._take(*_read())\n",
         "        try:\n"
-        "            file, content = _read()\n"
+        "            self._take(*_read())\n"
         "        except StoreUnavailableError:\n"
         "            return\n",
         "store",
@@ -138,7 +166,7 @@ ENV = [
     Mutant(
         "out of reach looks like a wrong key",
         "app/auth/access.py",
-        'return Refusal(f"{error}", _out_of_reach)',
+        'return Refusal(f"{error}", answer=_out_of_reach)',
         'return Refusal(f"{error}")',
         "store",
     ),
@@ -212,7 +240,7 @@ ENV = [
     Mutant(
         "the start does not say that the keys are not followed",
         "app/auth/store.py",
-        "    if not settings.from_file:",
+        "    if not settings.may_change:",
         "    if not settings.api_keys:",
         "processes",
     ),
@@ -402,8 +430,8 @@ ENV = [
     Mutant(
         "an unknown key costs another look",
         "app/auth/access.py",
-        "    if found == UNKNOWN:\n",
-        '    if found == UNKNOWN and await keys.find(b""):\n',
+        "    if found is UNKNOWN:\n",
+        '    if found is UNKNOWN and await keys.find(b""):\n',
         "access",
     ),
     Mutant(
@@ -417,15 +445,29 @@ ENV = [
     Mutant(
         "the refusals are not documented",
         "app/auth/guard.py",
-        "{**RESPONSES, **operation",
+        "{**refusals, **operation",
         "{**operation",
         "openapi",
     ),
     Mutant(
         "the key is not documented",
         "app/auth/guard.py",
-        'operation.setdefault("security", [{get_caller.scheme_name: []}])',
+        'operation.setdefault("security", [{get_caller.scheme_name: []}] if guarded else [])',
         "pass",
+        "openapi",
+    ),
+    Mutant(
+        "the document does not know routes that come later",
+        "app/auth/guard.py",
+        "        if document is known:",
+        "        if known:",
+        "openapi",
+    ),
+    Mutant(
+        "two operations have one id",
+        "app/auth/guard.py",
+        "names[context.name] == 1 and ",
+        "",
         "openapi",
     ),
     # No key in a log, an error or a document, nor in a request once it was checked.
@@ -435,6 +477,62 @@ ENV = [
         'path, (client, _) = masked(scope["path"])',
         'path, (client, _) = scope["path"]',
         "traces",
+    ),
+    Mutant(
+        "a request's line shows a key in a path",
+        "app/auth/requests.py",
+        'repr(masked(scope["path"]))',
+        'repr(scope["path"])',
+        "traces",
+    ),
+    Mutant(
+        "a span shows a key in a query",
+        "app/auth/requests.py",
+        "masked(query)",
+        "query",
+        "requests",
+    ),
+    Mutant(
+        "a key that came as the request's id is repeated",
+        "app/auth/requests.py",
+        " and (masked(id) == id or not _is_key(value, scope))",
+        "",
+        "requests",
+    ),
+    Mutant(
+        "whatever comes as the request's id is believed",
+        "app/auth/requests.py",
+        "_BELIEVED.fullmatch(id) and ",
+        "",
+        "requests",
+    ),
+    Mutant(
+        "a copy of the scope hides the key from the log",
+        "app/auth/guard.py",
+        "            seen.key = caller\n",
+        "            seen.status = 0\n",
+        "requests",
+    ),
+    Mutant(
+        "a mount hides the route from the log",
+        "app/auth/access.py",
+        'scope.get("app_root_path", scope.get("root_path", ""))',
+        'scope.get("root_path", "")',
+        "requests",
+    ),
+    Mutant(
+        "an answer to an error has no headers",
+        "app/auth/guard.py",
+        "return self._around(stack) if self._around else stack",
+        "return stack",
+        "requests",
+    ),
+    Mutant(
+        "an answer's own headers come twice",
+        "app/auth/requests.py",
+        "missing.pop(name, None)",
+        "pass",
+        "requests",
     ),
     Mutant(
         "the server's log shows a key in a path",
