@@ -90,6 +90,8 @@ class Refusal:
         await (self.answer if _can_respond(scope) else _hang_up)(scope, receive, send)
 
     def log(self, scope: Scope) -> None:
+        if seen := scope.get(SEEN):
+            seen.refusal = self.reason
         span = trace.get_current_span()
         if not (logger.isEnabledFor(logging.INFO) or span.is_recording()):
             return

@@ -250,7 +250,7 @@ class _Guard:
     def _let_in(self, caller: Key, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
         scope[CALLER], scope[API] = caller, self._api
         if seen := scope.get(SEEN):
-            seen.key = caller
+            seen.key, (seen.digest, _) = caller, scope[OFFERED]
         return self._app(scope, receive, _not_stored(send))
 
     async def _decide(self, scope: Scope, receive: Receive, send: Send) -> None:

@@ -4,7 +4,7 @@ import logging
 import re
 import time
 from collections import Counter
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 from contextvars import ContextVar
 from dataclasses import dataclass
 from secrets import token_hex
@@ -36,22 +36,30 @@ _HEADERS: Final = {
 class Seen:
     """What is known of a request when it ends."""
 
+    client: str  # its address
     key: Key | None = None
+    digest: bytes = b""  # of the key's secret
+    refusal: str = ""  # the reason, if it was refused
     status: int = 0  # of a WebSocket that was opened: 101
+
+
+Count = Callable[[Seen], None]
+"""Is told once of each request, when its answer begins."""
 
 
 class RequestLog:
     """ASGI middleware. Put it around everything else: an answer to an error is an answer too."""
 
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
+    def __init__(self, app: ASGIApp, count: Count = lambda _: None) -> None:
+        self._app, self._count = app, count
         self._paths: dict[int, str] | None = None  # as declared, by what the router calls the route
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan" or SEEN in scope:  # one of these lies around this one
             await self._app(scope, receive, send)
             return
-        seen = scope[SEEN] = Seen()
+        client, _ = scope.get("client") or ("", 0)
+        seen = scope[SEEN] = Seen(client)
         began_at, api = time.perf_counter(), scope["app"]
         id = _id_of(scope)
         id_before = request_id.set(id)
@@ -61,6 +69,7 @@ class RequestLog:
 
         def begin(status: int) -> None:
             seen.status = status
+            self._count(seen)
             if seen.key:
                 span.set_attribute("api_key.id", seen.key.id)
 
@@ -81,6 +90,8 @@ class RequestLog:
         try:
             await self._app(scope, receive, send_with_headers)
         finally:
+            if not seen.status:  # it got no answer at all
+                self._count(seen)
             if logger.isEnabledFor(logging.INFO):
                 milliseconds = 1000 * (time.perf_counter() - began_at)
                 _log(scope, seen, self._route_of(scope, api), milliseconds)
@@ -124,17 +135,16 @@ def _mask(span: trace.Span, scope: Scope) -> None:
 def _log(scope: Scope, seen: Seen, route: str, milliseconds: float) -> None:
     method = "WS" if scope["type"] == "websocket" else scope["method"]
     key_id = seen.key.id if seen.key else ""
-    client, _ = scope.get("client") or ("", 0)
     logger.info(
         "%s %s %s %d in %.1f ms%s",
-        client,
+        seen.client,
         method,
         route or repr(masked(scope["path"])),
         seen.status,
         milliseconds,
         f", key {key_id}" if key_id else "",
         extra={
-            "client": client,
+            "client": seen.client,
             "method": method,
             "route": route,
             "status": seen.status,

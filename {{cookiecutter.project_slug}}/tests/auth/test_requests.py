@@ -2,19 +2,20 @@
 
 import logging
 import re
+from functools import partial
 from typing import Any
 
 import pytest
 from fastapi import Depends, FastAPI, WebSocket
 from opentelemetry import trace
 from starlette.datastructures import Headers
-from starlette.responses import PlainTextResponse
+from starlette.responses import PlainTextResponse, StreamingResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app.auth import Caller, GuardedAPI, GuardedRouter, PublicRouter, require
-from app.auth.keys import with_prefix
+from app.auth.keys import digest, with_prefix
 from app.auth.logs import add_request_id
-from app.auth.requests import RequestLog, request_id
+from app.auth.requests import RequestLog, Seen, request_id
 from app.constants import MISSING_KEY_STATUS
 from tests.auth.servers import HEADER, Keys, answer_of, ask
 
@@ -173,6 +174,37 @@ async def test_whoever_wants_no_lines_has_none(
     await ask(api, keys.issue(), path="/guarded/items/7")
     await ask(api, path="/guarded/items/7")
     assert [each.name for each in caplog.records] == ["app.of-the-owner"]
+
+
+async def test_each_request_is_told_once_to_who_counts(keys: Keys) -> None:
+    told: list[Seen] = []
+    api = GuardedAPI(keys, around=partial(RequestLog, count=told.append))
+    router = GuardedRouter()
+    router.add_api_route("/parts", lambda: StreamingResponse(iter(["one", "two"])))
+
+    @router.websocket("/gone")
+    async def gone(socket: WebSocket) -> None:
+        raise RuntimeError("failed")
+
+    @router.websocket("/live")
+    async def live(socket: WebSocket) -> None:
+        await socket.accept()
+        await socket.send_text("one")
+        await socket.close()
+
+    api.include_router(router)
+    secret = keys.issue()
+    for secrets in ([secret], []):
+        await ask(api, *secrets, path="/parts", body=b"")
+        await ask(api, *secrets, path="/live", type="websocket")
+    with pytest.raises(RuntimeError):
+        await ask(api, secret, path="/gone", type="websocket")  # which gets no answer
+    assert [(each.key is not None, each.refusal) for each in told] == [
+        *[(True, "")] * 2,
+        *[(False, "no key")] * 2,
+        (True, ""),
+    ]
+    assert {each.digest for each in told if each.key} == {digest(secret)}
 
 
 # The id.

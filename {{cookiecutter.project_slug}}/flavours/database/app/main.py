@@ -1,6 +1,7 @@
 """The application: `uv run fastapi dev`, or `uvicorn app.main:app`."""
 
 import sys
+from functools import partial
 
 from app import routes
 from app.auth import GuardedAPI
@@ -20,9 +21,10 @@ def create_app(settings: Settings) -> GuardedAPI:
     configure_logging(settings.log_level, settings.log_format)
     service = open_service(settings, migrate=True)
     service.adopt_env_keys()
+    store = DatabaseKeyStore(settings)
     app = GuardedAPI(
-        keys=DatabaseKeyStore(settings),
-        around=RequestLog,
+        keys=store,
+        around=partial(RequestLog, count=store.count),
         **ABOUT,
         openapi_tags=[{"name": "API keys", "description": "To manage them: `keys:manage`."}],
         openapi_url="/openapi.json" if settings.show_docs else None,

@@ -4,10 +4,12 @@ import json
 import os
 import re
 import sys
+from collections import Counter
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from functools import cache, partial
+from math import ceil
 from time import sleep
 from typing import Annotated, Literal
 
@@ -20,7 +22,7 @@ from app.auth.engine import transaction
 from app.auth.errors import SettingsError, StoreUnavailableError
 from app.auth.keys import id_of
 from app.auth.models import ENV_ID
-from app.auth.schemas import OVERLAP, IssuedKey, KeyView
+from app.auth.schemas import OVERLAP, IssuedKey, KeyUse, KeyView, UsageView
 from app.auth.service import KeyService, KeyServiceError, open_service
 from app.auth.settings import AuthSettings
 
@@ -168,6 +170,53 @@ def audit(
 
 
 @keys.command()
+def usage(
+    id: Annotated[str | None, typer.Argument(help="Of this key alone, by hour or day.")] = None,
+    since: Annotated[
+        timedelta | None,
+        typer.Option(parser=_duration, metavar="7d", help="How long ago to begin."),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show how often keys were used, and who was refused without one."""
+    since = since or timedelta(days=7)
+    with _service() as service:
+        if id is None:
+            everything = service.all_usage(since)
+            if as_json:
+                _print(everything.model_dump_json())
+                return
+            _show(everything.keys, as_json)
+            _print("")
+            _show(everything.strangers, as_json)
+            return
+        used = service.usage(id, since)
+        if as_json:
+            _print(used.model_dump_json())
+            return
+        _show(KeyUse(**used.model_dump(include={*KeyUse.model_fields})), as_json)
+        _print("")
+        _show(used.by_secret, as_json)
+        _print("")
+        _print(_chart(used, since))
+
+
+def _chart(used: UsageView, since: timedelta) -> str:
+    """A bar for each hour of two days, or for each day of more."""
+    by_hour = since <= timedelta(days=2)
+    counts: dict[str, Counter[str]] = {}
+    for period in used.by_hour:
+        when = f"{period.starts_at:%Y-%m-%d %H:00Z}" if by_hour else f"{period.starts_at:%Y-%m-%d}"
+        counts.setdefault(when, Counter()).update(served=period.served, refused=period.refused)
+    most = max((each.total() for each in counts.values()), default=0)
+    rows = [
+        [when, "#" * ceil(40 * each.total() / most), f"{each['served']}", f"{each['refused']}"]
+        for when, each in counts.items()
+    ]
+    return _aligned([["HOUR" if by_hour else "DAY", "", "SERVED", "REFUSED"], *rows])
+
+
+@keys.command()
 def doctor(as_json: AsJson = False) -> None:
     """Look for keys that need attention; exit with 1 if there is one."""
     with _service() as service:
@@ -181,7 +230,7 @@ def doctor(as_json: AsJson = False) -> None:
         moment = datetime.fromtimestamp(now.now(), UTC)
         known = (key for key in service.all() if service.is_named(key.id))
         findings = examine(known, scopes_asked_for(app.routes), moment, now.ahead)
-        findings = [*examine_file(dotenv.ENV_FILE), *findings]
+        findings = [*examine_file(dotenv.ENV_FILE), *findings, *service.unusual()]
         _show(findings, as_json)
     raise typer.Exit(bool(findings))
 
@@ -218,6 +267,13 @@ def upgrade_database() -> None:
         upgrade(settings.database_url)
         upgrade_tables(settings.database_url)
         _print("The schema is up to date.")
+
+
+@db.command("thin")
+def thin_database() -> None:
+    """Sum up the hours of how keys were used, where they are a month old, into days."""
+    with _service() as service:
+        _print(f"{service.thin_usage()} rows less.")
 
 
 @contextmanager

@@ -21,7 +21,7 @@ from app.constants import COMMAND
 PATIENCE: Final = 5.0  # seconds until a database that does not answer counts as out of reach
 LONG_PATIENCE: Final = 600.0  # for what changes all keys, of which there may be millions
 FIRST_SCHEMA: Final = "0001"
-SCHEMA: Final = "0002"  # the newest revision in `migrations`
+SCHEMA: Final = "0003"  # the newest revision in `migrations`
 SCHEMA_TABLE: Final = "api_keys_schema"
 _LOCK: Final = int.from_bytes(b"api_keys")  # the number that PostgreSQL's lock has
 

@@ -77,4 +77,31 @@ api_key_servers = sa.Table(
     sa.Column("id", sa.String(32), primary_key=True),
     sa.Column("max_staleness", sa.Float, nullable=False),  # seconds; 0 once it has stopped
     sa.Column("seen_at", Instant, nullable=False),
+    sa.Column("batch", sa.BigInteger, nullable=False, server_default="0"),  # of counts, the last
+)
+
+# How often secrets were used in an hour, or, when that is long ago, in a day. They refer to no
+# other table: a count that cannot be written, say because a backup lacks the secret, would be in
+# the way of all others.
+api_key_usage = sa.Table(
+    "api_key_usage",
+    metadata,
+    sa.Column("digest", sa.LargeBinary(32), primary_key=True),
+    sa.Column("starts_at", Instant, primary_key=True, index=True),
+    sa.Column("hours", sa.SmallInteger, primary_key=True),  # 1 or 24
+    sa.Column("served", sa.BigInteger, nullable=False),
+    sa.Column("refused", sa.BigInteger, nullable=False),  # for want of a scope
+    sqlite_with_rowid=False,
+)
+
+# Who was refused without a key in force: from where, and why.
+api_key_refusals = sa.Table(
+    "api_key_refusals",
+    metadata,
+    sa.Column("network", sa.String(50), primary_key=True),
+    sa.Column("reason", sa.String(50), primary_key=True),
+    sa.Column("starts_at", Instant, primary_key=True, index=True),
+    sa.Column("hours", sa.SmallInteger, primary_key=True),  # 1 or 24
+    sa.Column("refused", sa.BigInteger, nullable=False),
+    sqlite_with_rowid=False,
 )

@@ -10,8 +10,8 @@ from typing import Any, Final
 
 import sqlalchemy as sa
 
-from app.auth import clock
-from app.auth.engine import transaction
+from app.auth import clock, usage
+from app.auth.engine import LONG_PATIENCE, transaction
 from app.auth.keys import Key
 from app.auth.models import (
     ENV_ID,
@@ -21,6 +21,7 @@ from app.auth.models import (
     api_key_servers,
     api_keys,
 )
+from app.auth.usage import Batch
 
 logger = logging.getLogger(__name__)
 
@@ -145,6 +146,20 @@ class Queries:
             ours = sa.update(servers).where(servers.c.id == self._server).values(**this)
             if connection.execute(ours).rowcount == 0:
                 connection.execute(sa.insert(servers).values(id=self._server, **this))
+
+    def add(self, batch: Batch) -> None:
+        """Add its counts; once, for it may be that all but the answer went well the last time."""
+        ours = api_key_servers.c.id == self._server
+        with transaction(self._engine, write=True) as connection:
+            written = connection.scalar(sa.select(api_key_servers.c.batch).where(ours))
+            if (written or 0) < batch.number:
+                usage.add(connection, batch.table, batch.rows)
+                number = sa.update(api_key_servers).where(ours).values(batch=batch.number)
+                connection.execute(number)
+
+    def thin(self, now: datetime) -> int:
+        with transaction(self._engine, write=True, patience=LONG_PATIENCE) as connection:
+            return usage.thin(connection, now)
 
 
 def _forget_servers(connection: sa.Connection, now: datetime) -> None:

@@ -3,6 +3,7 @@
 from asyncio import sleep
 from collections.abc import Callable
 from contextlib import suppress
+from datetime import timedelta
 from functools import partial
 from http import HTTPStatus
 from typing import Annotated, Any, Final, TypeVar
@@ -17,6 +18,7 @@ from app.auth.access import PROBLEM_JSON, Caller, described, require
 from app.auth.errors import StoreUnavailableError
 from app.auth.routing import GuardedRoute, GuardedRouter, Handler
 from app.auth.schemas import (
+    LONGEST,
     EventView,
     IssuedKey,
     KeyView,
@@ -24,6 +26,7 @@ from app.auth.schemas import (
     Page,
     Revocation,
     Rotation,
+    UsageView,
 )
 from app.auth.service import (
     MANAGE,
@@ -168,6 +171,16 @@ async def revoke_key(
     revoked = await _changed(request, change)
     await _until_all_follow(service)
     return revoked
+
+
+@router.get("/{id}/usage", responses=_problems(404))
+def show_usage(
+    id: str,
+    service: Service,
+    days: Annotated[int, Query(ge=1, le=LONGEST.days)] = 7,
+) -> UsageView:
+    """How often the key was used in so many days, up to now, by hour."""
+    return service.usage(id, timedelta(days=days))
 
 
 @router.get("/{id}/events", responses=_problems(404))

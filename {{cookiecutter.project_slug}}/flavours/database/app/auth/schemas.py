@@ -51,6 +51,52 @@ class EventView(BaseModel):
     key_id: str
 
 
+class KeyUse(BaseModel):
+    """How often a key got in, and how often it was refused for want of a scope."""
+
+    id: str
+    name: str
+    served: int
+    refused: int
+    last_used_at: datetime | None
+
+
+class SecretUse(BaseModel):
+    created_at: datetime
+    in_force: bool
+    served: int
+    refused: int
+
+
+class PeriodOfUse(BaseModel):
+    """An hour, or a day if that is more than a month ago."""
+
+    starts_at: datetime
+    hours: Literal[1, 24]
+    served: int
+    refused: int
+
+
+class UsageView(KeyUse):
+    since: datetime
+    total: int
+    by_secret: list[SecretUse]  # the newest first
+    by_hour: list[PeriodOfUse]  # those in which anything happened, the oldest first
+
+
+class StrangerUse(BaseModel):
+    """How often callers without a key in force were refused, by where they came from, and why."""
+
+    network: str
+    reason: str
+    refused: int
+
+
+class AllUsage(BaseModel):
+    keys: list[KeyUse]
+    strangers: list[StrangerUse]
+
+
 class Finding(BaseModel):
     """What `doctor` has found; about the service as a whole if there is no id."""
 

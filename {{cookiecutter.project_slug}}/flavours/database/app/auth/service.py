@@ -13,7 +13,7 @@ from typing import Any, Final, Literal
 
 import sqlalchemy as sa
 
-from app.auth import clock
+from app.auth import clock, usage
 from app.auth.engine import LONG_PATIENCE, check_schema, connect, transaction
 from app.auth.errors import SettingsError, StoreUnavailableError
 from app.auth.keys import Key, digest, id_of, is_scope, masked, new_secret, with_prefix
@@ -25,8 +25,18 @@ from app.auth.models import (
     api_key_servers,
     api_keys,
 )
-from app.auth.schemas import LONGEST, OVERLAP, EventView, IssuedKey, KeyView
+from app.auth.schemas import (
+    LONGEST,
+    OVERLAP,
+    AllUsage,
+    EventView,
+    Finding,
+    IssuedKey,
+    KeyView,
+    UsageView,
+)
 from app.auth.settings import AuthSettings
+from app.auth.unusual import examine_usage
 
 MANAGE: Final = "keys:manage"  # the scope that somebody must keep
 LONGEST_STALENESS: Final = 60.0  # seconds; what the settings allow at most
@@ -387,6 +397,27 @@ class KeyService:
                 query = query.where(api_key_events.c.key_id == found.id)
             rows = connection.execute(query)
             return [EventView.model_validate(row, from_attributes=True) for row in rows]
+
+    def usage(self, id: str, since: timedelta) -> UsageView:
+        """How a key was used in that time, up to now. Raises NotFoundError."""
+        with transaction(self.engine) as connection:
+            key = _view(connection, id, now := clock.now(connection))
+            return usage.of_key(connection, key, now - since, now)
+
+    def all_usage(self, since: timedelta) -> AllUsage:
+        with transaction(self.engine) as connection:
+            return usage.of_all(connection, clock.now(connection) - since)
+
+    def unusual(self) -> list[Finding]:
+        """What is unusual about how keys are used."""
+        keys = [key for key in self.all() if self.is_named(key.id)]
+        with transaction(self.engine) as connection:
+            return [*examine_usage(connection, keys, clock.now(connection))]
+
+    def thin_usage(self) -> int:
+        """Sum up hours of long ago into days. Gives how many rows there are less for it."""
+        with self._change(LONG_PATIENCE) as change:
+            return usage.thin(change.connection, change.now)
 
     @contextmanager
     def _change(self, patience: float | None = None) -> Generator[_Change]:

@@ -11,7 +11,7 @@ from bisect import bisect_left, insort
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 from math import inf
 from time import monotonic
 from typing import Any, TypeVar
@@ -23,7 +23,9 @@ from app.auth.errors import StoreUnavailableError
 from app.auth.keys import Key
 from app.auth.models import LEAST_STALENESS
 from app.auth.queries import NOWHERE, Position, Queries, Secret
+from app.auth.requests import Seen
 from app.auth.settings import AuthSettings
+from app.auth.usage import Counts, Outcome
 
 logger = logging.getLogger(__name__)
 
@@ -58,6 +60,8 @@ class DatabaseKeyStore:
         self._counted = 0.0
         self._counted_until = self._silent_until = -inf
         self._used: dict[bytes, float] = {}  # when each secret was last let in
+        self._counts = Counts()
+        self._thinned_on: date | None = None
         self._secrets: dict[bytes, Secret] = {}
         self._known = array("Q")  # sorted
         self._position = NOWHERE
@@ -68,6 +72,14 @@ class DatabaseKeyStore:
         self._written_at = 0.0  # what its clock said
         self._saw_an_end = False
         self._problem = ""  # the one with writing, as the log has it
+
+    def count(self, seen: Seen) -> None:
+        """For a RequestLog: what a key is used for, and who is refused without one."""
+        if seen.key:
+            outcome: Outcome = "refused" if seen.refusal else "served"
+            self._counts.use(seen.digest, self._clock.now(), outcome)
+        elif seen.refusal:
+            self._counts.refuse(seen.client, self._clock.now(), seen.refusal)
 
     # What the guard asks.
 
@@ -229,7 +241,7 @@ class DatabaseKeyStore:
 
     async def flush(self, *, starting: bool = False, stopping: bool = False) -> None:
         """Write when keys were last used; what cannot be written now is kept for the next time."""
-        news = self._used or self._saw_an_end or starting or stopping
+        news = self._used or self._counts or self._saw_an_end or starting or stopping
         if not news and monotonic() < self._silent_until:
             return
         used, self._saw_an_end = self._used, False
@@ -240,12 +252,20 @@ class DatabaseKeyStore:
         try:
             write = self._queries.write
             await self._run(self._threads, None, write, used, now, max_staleness, starting)
+            used = {}
+            batches = self._counts.batches()
+            while batches:
+                await self._run(self._threads, None, self._queries.add, batches[0])
+                batches.popleft()
+            if now.date() != self._thinned_on:
+                await self._run(self._threads, None, self._queries.thin, now)
+                self._thinned_on = now.date()
         except BaseException as error:
             self._used, self._saw_an_end = used | self._used, True
             if not isinstance(error, StoreUnavailableError):  # it was given up halfway
                 raise
             if self._problem != f"{error}":
-                logger.warning("When keys were last used is not written yet. %s", error)
+                logger.warning("How keys were used is not written yet. %s", error)
             self._problem = f"{error}"
         else:
             self._problem, self._written_at = "", now.timestamp()

@@ -41,6 +41,7 @@ ROUTES = {  # and what each answers to a caller who may use it
     ("POST", "/{id}/rotate"): 200,
     ("POST", "/{id}/revoke"): 200,
     ("GET", "/{id}/events"): 200,
+    ("GET", "/{id}/usage"): 200,
 }
 JSON = {"content-type": "application/json"}
 

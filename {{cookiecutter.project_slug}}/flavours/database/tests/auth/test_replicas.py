@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager, suppress
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -212,6 +213,43 @@ def test_a_server_that_is_killed_or_stopped_loses_nothing(key_service: KeyServic
         assert server.request(lost.key) == MISSING_KEY_STATUS
     # A graceful stop writes when keys were last used.
     assert key_service.get(kept.id).last_used_at
+
+
+def call(server: Replica, key: str, times: int) -> None:
+    server.close()  # it may have hung up meanwhile
+    for _ in range(times):
+        assert server.request(key) == 200
+
+
+def total(key_service: KeyService, id: str) -> int:
+    return key_service.usage(id, timedelta(days=1)).total
+
+
+def test_usage_is_exact_over_workers_and_replicas_that_are_stopped(key_service: KeyService) -> None:
+    issued, many = manager(key_service), 200
+    with started(Replica("--workers", "2"), Replica()) as servers:
+        calls = [
+            threading.Thread(target=call, args=(server, issued.key, many)) for server in servers
+        ]
+        for each in calls:
+            each.start()
+        for each in calls:
+            each.join()
+    assert total(key_service, issued.id) == 2 * many
+
+
+def test_a_server_that_is_killed_takes_what_it_has_not_written_and_no_more(
+    sqlite_databases: SQLiteDatabases, tmp_path: Path
+) -> None:
+    with sqlite_databases.fresh(tmp_path), started(Replica()) as [server]:
+        key_service = KeyService(load_settings())
+        issued = manager(key_service)
+        call(server, issued.key, 10)
+        wait_for(lambda: total(key_service, issued.id) == 10)  # it writes every few seconds
+        call(server, issued.key, 10)
+        server.process.kill()
+        server.process.wait(PATIENCE)
+        assert 10 <= total(key_service, issued.id) <= 20
 
 
 OPENS = """

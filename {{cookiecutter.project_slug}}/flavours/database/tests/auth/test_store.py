@@ -865,7 +865,8 @@ async def test_many_uses_are_written_in_several_transactions(
     commits: list[sa.Connection] = []
     sa.event.listen(store._engine, "commit", commits.append)
     await store.flush()
-    assert len(commits) == 3 + 1  # and that this server is there
+    # Besides: that this server is there, the counts, and that there is nothing to thin.
+    assert len(commits) == 3 + 3
     assert all(key.last_used_at for key in key_service.all() if len(key.name) == 1)
 
 
@@ -920,7 +921,7 @@ async def test_a_clock_that_was_far_ahead_does_no_lasting_harm(
 async def test_that_a_key_has_expired_is_written_once(
     service: GuardedAPI, store: DatabaseKeyStore, key_service: KeyService
 ) -> None:
-    """So that nobody who is refused makes the service write."""
+    """Besides, who is refused makes the service write nothing but that."""
     with fake_clock() as clock:
         revoked, gone = make(key_service)
         key_service.revoke(revoked.id, actor="test")
@@ -931,9 +932,7 @@ async def test_that_a_key_has_expired_is_written_once(
         clock.now += 60
         for secret in (gone, issued.key.encode()):
             assert await status_of(service, secret) == MISSING_KEY_STATUS
-        with statements() as seen:
-            await store.flush()
-        assert seen == []
+        assert not store._saw_an_end
 
 
 async def test_a_service_without_any_key_starts_and_lets_nobody_in(

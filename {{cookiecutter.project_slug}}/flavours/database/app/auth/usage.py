@@ -1,0 +1,201 @@
+"""How keys are used: counted in memory, written down every few seconds, told by the hour."""
+
+from collections import Counter, deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from importlib import import_module
+from ipaddress import ip_address, ip_network
+from typing import Any, Final, Literal
+
+import sqlalchemy as sa
+
+from app.auth.models import api_key_refusals, api_key_secrets, api_key_usage, api_keys
+from app.auth.schemas import (
+    AllUsage,
+    KeyUse,
+    KeyView,
+    PeriodOfUse,
+    SecretUse,
+    StrangerUse,
+    UsageView,
+)
+
+HOUR: Final = 3600  # seconds
+HOURS_KEPT: Final = timedelta(days=31)  # then they are summed up into days
+AT_ONCE: Final = 500  # counts, so that no change to a key has to wait long
+MOST_NETWORKS: Final = 1000  # for which refusals are told apart until they are written down
+ELSEWHERE: Final = "elsewhere"  # all further ones
+
+Outcome = Literal["served", "refused"]
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Counts that are written in one transaction; the number tells whether they were."""
+
+    number: int
+    table: sa.Table
+    rows: Sequence[Row]
+
+
+class Counts:
+    """What has happened and is not written down yet."""
+
+    def __init__(self) -> None:
+        self._uses = Counter[tuple[bytes, int, Outcome]]()
+        self._refusals = Counter[tuple[str, int, str]]()
+        self._batches = deque[Batch]()
+        self._number = 0
+
+    def use(self, digest: bytes, now: float, outcome: Outcome) -> None:
+        self._uses[digest, int(now) // HOUR, outcome] += 1
+
+    def refuse(self, client: str, now: float, reason: str) -> None:
+        network = _network_of(client) if len(self._refusals) < MOST_NETWORKS else ELSEWHERE
+        self._refusals[network, int(now) // HOUR, reason] += 1
+
+    def __bool__(self) -> bool:
+        return bool(self._uses or self._refusals or self._batches)
+
+    def batches(self) -> deque[Batch]:
+        """What is to be written down, the oldest first. What was, is to be taken out."""
+        uses, self._uses = self._uses, Counter()
+        refusals, self._refusals = self._refusals, Counter()
+        self._add(api_key_usage, _use_rows(uses))
+        named = [
+            {"network": network, "reason": reason, "refused": count, **_hour(hour)}
+            for (network, hour, reason), count in refusals.items()
+        ]
+        self._add(api_key_refusals, named)
+        return self._batches
+
+    def _add(self, table: sa.Table, rows: Sequence[Row]) -> None:
+        for first in range(0, len(rows), AT_ONCE):
+            self._number += 1
+            self._batches.append(Batch(self._number, table, rows[first : first + AT_ONCE]))
+
+
+def _use_rows(uses: Counter[tuple[bytes, int, Outcome]]) -> list[Row]:
+    rows: dict[tuple[bytes, int], Row] = {}
+    for (digest, hour, outcome), count in uses.items():
+        empty = {"digest": digest, "served": 0, "refused": 0, **_hour(hour)}
+        rows.setdefault((digest, hour), empty)[outcome] = count
+    return list(rows.values())
+
+
+def _hour(number: int) -> Row:
+    return {"starts_at": datetime.fromtimestamp(number * HOUR, UTC), "hours": 1}
+
+
+def _network_of(client: str) -> str:
+    """Where somebody calls from, as far as somebody else may be responsible for it."""
+    try:
+        address = ip_address(client)
+    except ValueError:  # a socket of this machine has no address
+        return "local"
+    address = getattr(address, "ipv4_mapped", None) or address
+    return f"{ip_network((address, 24 if address.version == 4 else 48), strict=False)}"
+
+
+def add(connection: sa.Connection, table: sa.Table, rows: Sequence[Row]) -> None:
+    """Add counts to those that are there."""
+    # Each speaks of it in its own dialect, and to load PostgreSQL's takes a while.
+    dialect = import_module(f"sqlalchemy.dialects.{connection.dialect.name}")
+    statement = dialect.insert(table)
+    counts = [column.name for column in table.c if not column.primary_key]
+    statement = statement.on_conflict_do_update(
+        index_elements=list(table.primary_key),
+        set_={name: table.c[name] + statement.excluded[name] for name in counts},
+    )
+    connection.execute(statement, list(rows))
+
+
+def thin(connection: sa.Connection, now: datetime) -> int:
+    """Sum up hours of long ago into days; how many rows there are less for it."""
+    before = (now - HOURS_KEPT).replace(hour=0, minute=0, second=0, microsecond=0)
+    fewer = 0
+    for table in (api_key_usage, api_key_refusals):
+        old = sa.and_(table.c.hours == 1, table.c.starts_at < before)
+        days: dict[tuple[Any, ...], Row] = {}
+        for row in connection.execute(sa.select(table).where(old)).mappings():
+            fewer += 1
+            values = {**row, "hours": 24, "starts_at": row["starts_at"].replace(hour=0)}
+            key = tuple(values[column.name] for column in table.primary_key)
+            if day := days.get(key):
+                for column in table.c:
+                    if not column.primary_key:
+                        day[column.name] += row[column.name]
+            else:
+                days[key] = values
+        if days:
+            fewer -= len(days)
+            add(connection, table, list(days.values()))
+            connection.execute(sa.delete(table).where(old))
+    return fewer
+
+
+def of_key(connection: sa.Connection, key: KeyView, since: datetime, now: datetime) -> UsageView:
+    secret, served, refused = api_key_secrets.c, _sum("served"), _sum("refused")
+    used = sa.select(served, refused).join(api_key_secrets, secret.digest == api_key_usage.c.digest)
+    used = used.where(secret.key_id == key.id, api_key_usage.c.starts_at >= _hour_of(since))
+    in_force = sa.and_(
+        secret.ended_at.is_(None), sa.or_(secret.expires_at.is_(None), secret.expires_at > now)
+    )
+    of_secret = (secret.created_at, in_force.label("in_force"))
+    by_secret = (
+        used.add_columns(*of_secret).group_by(secret.digest).order_by(secret.created_at.desc())
+    )
+    of_period = (api_key_usage.c.starts_at, api_key_usage.c.hours)
+    by_hour = used.add_columns(*of_period).group_by(*of_period).order_by(*of_period)
+    periods = [PeriodOfUse.model_validate(row._mapping) for row in connection.execute(by_hour)]
+    secrets = [SecretUse.model_validate(row._mapping) for row in connection.execute(by_secret)]
+    served_in_all = sum(period.served for period in periods)
+    refused_in_all = sum(period.refused for period in periods)
+    return UsageView(
+        id=key.id,
+        name=key.name,
+        since=since,
+        total=served_in_all + refused_in_all,
+        served=served_in_all,
+        refused=refused_in_all,
+        last_used_at=key.last_used_at,
+        by_secret=secrets,
+        by_hour=periods,
+    )
+
+
+def of_all(connection: sa.Connection, since: datetime) -> AllUsage:
+    """Of the keys that were used, those that were used most come first."""
+    secret, refusal, start = api_key_secrets.c, api_key_refusals.c, _hour_of(since)
+    served, refused = _sum("served"), _sum("refused")
+    last_used_at = sa.func.max(secret.last_used_at).label("last_used_at")
+    keys = sa.select(api_keys.c.id, api_keys.c.name, served, refused, last_used_at)
+    keys = keys.join(api_key_secrets).join(api_key_usage, secret.digest == api_key_usage.c.digest)
+    keys = keys.where(api_key_usage.c.starts_at >= start).group_by(api_keys.c.id)
+    often = sa.func.sum(refusal.refused)
+    strangers = sa.select(refusal.network, refusal.reason, often.label("refused"))
+    strangers = strangers.where(refusal.starts_at >= start).group_by(
+        refusal.network, refusal.reason
+    )
+    return AllUsage(
+        keys=[
+            KeyUse.model_validate(row._mapping)
+            for row in connection.execute(keys.order_by(sa.desc("served"), api_keys.c.id))
+        ],
+        strangers=[
+            StrangerUse.model_validate(row._mapping)
+            for row in connection.execute(
+                strangers.order_by(often.desc(), *strangers.selected_columns[:2])
+            )
+        ],
+    )
+
+
+def _sum(column: str) -> sa.Label[int]:
+    return sa.func.sum(api_key_usage.c[column]).label(column)
+
+
+def _hour_of(moment: datetime) -> datetime:
+    return moment.replace(minute=0, second=0, microsecond=0)
