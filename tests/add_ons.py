@@ -197,10 +197,9 @@ def fastmcp(app):
 def sentry(app):
     from pathlib import Path
 
-    import sentry_sdk
     from sentry_sdk.transport import Transport
 
-    from app.errors import before_send  # of the README
+    from app.errors import report_errors  # of the README
 
     class ToFile(Transport):
         def capture_envelope(self, envelope):
@@ -208,7 +207,7 @@ def sentry(app):
                 file.write(envelope.serialize())
 
     dsn = "https://public@example.com/1"
-    sentry_sdk.init(dsn=dsn, transport=ToFile, traces_sample_rate=1.0, before_send=before_send)
+    report_errors(dsn, transport=ToFile, traces_sample_rate=1.0)
 
     @public.get("/fails")
     async def fails() -> None:

@@ -252,7 +252,7 @@ class DatabaseKeyStore:
         try:
             write = self._queries.write
             await self._run(self._threads, None, write, used, now, max_staleness, starting)
-            used = {}
+            used.clear()
             batches = self._counts.batches()
             while batches:
                 await self._run(self._threads, None, self._queries.add, batches[0])

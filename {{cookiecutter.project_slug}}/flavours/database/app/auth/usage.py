@@ -118,21 +118,15 @@ def thin(connection: sa.Connection, now: datetime) -> int:
     fewer = 0
     for table in (api_key_usage, api_key_refusals):
         old = sa.and_(table.c.hours == 1, table.c.starts_at < before)
-        days: dict[tuple[Any, ...], Row] = {}
-        for row in connection.execute(sa.select(table).where(old)).mappings():
-            fewer += 1
-            values = {**row, "hours": 24, "starts_at": row["starts_at"].replace(hour=0)}
-            key = tuple(values[column.name] for column in table.primary_key)
-            if day := days.get(key):
-                for column in table.c:
-                    if not column.primary_key:
-                        day[column.name] += row[column.name]
-            else:
-                days[key] = values
-        if days:
-            fewer -= len(days)
-            add(connection, table, list(days.values()))
+        rows: list[Row] = [
+            {**row._asdict(), "hours": 24, "starts_at": row.starts_at.replace(hour=0)}
+            for row in connection.execute(sa.select(table).where(old))
+        ]
+        if rows:
+            add(connection, table, rows)
             connection.execute(sa.delete(table).where(old))
+            days = {tuple(row[column.name] for column in table.primary_key) for row in rows}
+            fewer += len(rows) - len(days)
     return fewer
 
 

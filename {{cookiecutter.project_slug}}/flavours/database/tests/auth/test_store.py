@@ -291,10 +291,10 @@ async def test_who_gives_up_waiting_takes_nothing_from_the_others(
 ) -> None:
     _, secret = make(key_service)
     await store.catch_up()
-    for name in ("news", "secret"):
+    for name, calls in (("news", 1), ("secret", 2)):  # a question is one for all who wait
         forget_when_it_asked(store)
         store._secrets.clear()
-        with held(store, name) as work:
+        with held(store, name, calls) as work:
             gone, other = (asyncio.create_task(status_of(service, secret)) for _ in range(2))
             await asyncio.to_thread(work.worked.wait)
             gone.cancel()
