@@ -90,7 +90,8 @@ class Refusal:
         await (self.answer if _can_respond(scope) else _hang_up)(scope, receive, send)
 
     def log(self, scope: Scope) -> None:
-        if seen := scope.get(SEEN):
+        seen = scope.get(SEEN)
+        if seen:
             seen.refusal = self.reason
         span = trace.get_current_span()
         if not (logger.isEnabledFor(logging.INFO) or span.is_recording()):
@@ -98,6 +99,8 @@ class Refusal:
         path, (client, _) = masked(scope["path"]), scope.get("client") or ("", 0)
         # No router has seen the request, so nobody else can tell which endpoint it was meant for.
         route = route_of(scope)
+        if seen:
+            seen.route = route
         if route:
             span.set_attribute("http.route", route)
             span.update_name(f"{scope['method'] if scope['type'] == 'http' else 'WS'} {route}")
@@ -126,12 +129,17 @@ def route_of(scope: Scope) -> str:
     api = scope.get(API, scope["app"])
     # As it was before a mount took a part of the path.
     request = {**scope, "root_path": scope.get("app_root_path", scope.get("root_path", ""))}
-    try:
-        matches = [(each.matches(request)[0], each) for each in iter_route_contexts(api.routes)]
-    except ValueError:  # say, a number with too many digits
-        return ""
-    match, route = max(matches, key=lambda each: each[0].value)
-    return route.path_format or "" if match is not Match.NONE else ""
+    partial = ""
+    for route in iter_route_contexts(api.routes):
+        try:
+            match, _ = route.matches(request)
+        except Exception:  # say, a number with too many digits: no router gets further either
+            break
+        if match is Match.FULL:
+            return route.path_format or ""
+        if match is Match.PARTIAL:
+            partial = partial or route.path_format or ""
+    return partial
 
 
 def _can_respond(scope: Scope) -> bool:

@@ -40,6 +40,7 @@ class Seen:
     key: Key | None = None
     digest: bytes = b""  # of the key's secret
     refusal: str = ""  # the reason, if it was refused
+    route: str = ""  # if somebody has looked for it already
     status: int = 0  # of a WebSocket that was opened: 101
 
 
@@ -52,7 +53,7 @@ class RequestLog:
 
     def __init__(self, app: ASGIApp, count: Count = lambda _: None) -> None:
         self._app, self._count = app, count
-        self._paths: dict[int, str] | None = None  # as declared, by what the router calls the route
+        self._paths: dict[int, str] | None = None  # as declared, by the id() of the route
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan" or SEEN in scope:  # one of these lies around this one
@@ -94,7 +95,7 @@ class RequestLog:
                 self._count(seen)
             if logger.isEnabledFor(logging.INFO):
                 milliseconds = 1000 * (time.perf_counter() - began_at)
-                _log(scope, seen, self._route_of(scope, api), milliseconds)
+                _log(scope, seen, seen.route or self._route_of(scope, api), milliseconds)
             request_id.reset(id_before)
 
     def _route_of(self, scope: Scope, api: Starlette) -> str:

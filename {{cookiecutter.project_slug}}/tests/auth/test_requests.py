@@ -167,6 +167,30 @@ async def test_a_path_that_no_router_can_read_has_no_route(
     assert [(each["route"], each["status"]) for each in lines(caplog)] == [("", 500)]
 
 
+async def test_an_application_without_any_route_has_lines_too(
+    keys: Keys, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "app")
+    api = GuardedAPI(keys, around=RequestLog, openapi_url=None)
+    assert api.routes == []
+    await ask(api, path="/x")
+    assert [(each["route"], each["status"]) for each in lines(caplog)] == [("", 404)]
+
+
+async def test_a_route_is_that_of_the_method_if_there_is_one(
+    api: GuardedAPI, keys: Keys, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "app")
+    router = GuardedRouter(prefix="/things")
+    router.add_api_route("/new", lambda: None, methods=["POST"])
+    router.add_api_route("/{id}", lambda: None)
+    api.include_router(router)
+    for method in ("GET", "POST", "PUT"):
+        await ask(api, path="/things/new", method=method)
+    routes = [each["route"] for each in lines(caplog)]
+    assert routes == ["/things/{id}", "/things/new", "/things/new"]
+
+
 async def test_whoever_wants_no_lines_has_none(
     api: GuardedAPI, keys: Keys, caplog: pytest.LogCaptureFixture
 ) -> None:
