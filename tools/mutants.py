@@ -509,8 +509,8 @@ ENV = [
     Mutant(
         "a copy of the scope hides the key from the log",
         "app/auth/guard.py",
-        "            seen.key = caller\n",
-        "            seen.status = 0\n",
+        "            seen.key, (seen.digest, _) = caller, scope[OFFERED]\n",
+        "            pass\n",
         "requests",
     ),
     Mutant(
@@ -1079,6 +1079,58 @@ DATABASE = [
         "            if unseen and new is None:",
         '            if unseen and new == "":',
         "tables",
+    ),
+    # Usage is exact, and takes no memory.
+    Mutant(
+        "a write whose answer was lost counts twice",
+        "app/auth/queries.py",
+        "if (written or 0) < batch.number:",
+        "if True:",
+        "usage",
+    ),
+    Mutant(
+        "a write that failed is forgotten",
+        "app/auth/store.py",
+        "                await self._run(self._threads, None, self._queries.add, batches[0])\n"
+        "                batches.popleft()\n",
+        "                batch = batches.popleft()\n"
+        "                await self._run(self._threads, None, self._queries.add, batch)\n",
+        "usage",
+    ),
+    Mutant(
+        "a flood from everywhere takes memory",
+        "app/auth/usage.py",
+        "if len(self._refusals) < MOST_NETWORKS else ELSEWHERE",
+        "if len(self._refusals) < 10**9 else ELSEWHERE",
+        "usage",
+    ),
+    Mutant(
+        "what is refused for want of a scope counts as served",
+        "app/auth/store.py",
+        '"refused" if seen.refusal else "served"',
+        '"refused" if seen.status else "served"',
+        "usage",
+    ),
+    Mutant(
+        "thinning loses what was in the day already",
+        "app/auth/usage.py",
+        "table.c[name] + statement.excluded[name]",
+        "statement.excluded[name]",
+        "usage",
+    ),
+    Mutant(
+        "a server that stops takes its last counts with it",
+        "app/auth/store.py",
+        "            await self.flush(stopping=True)\n",
+        "            self._counts = Counts()\n            await self.flush(stopping=True)\n",
+        "usage",
+    ),
+    Mutant(
+        "every busy hour is unusual",
+        "app/auth/unusual.py",
+        "max(1000, 10 * habits.busiest_before)",
+        "1000",
+        "unusual",
     ),
     # What `keys doctor` finds.
     Mutant(
