@@ -51,6 +51,7 @@ def connect(
             isolation_level="READ COMMITTED",  # who has waited for others is to see what they did
             connect_args={
                 "application_name": COMMAND,
+                "client_encoding": "utf8",  # whatever the database has: text comes as text
                 "connect_timeout": round(PATIENCE),
                 "tcp_user_timeout": round(PATIENCE * 1000),
                 "keepalives_idle": 5,

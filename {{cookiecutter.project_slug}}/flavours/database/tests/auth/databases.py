@@ -62,6 +62,19 @@ class PostgreSQLDatabases:
         self._has_schema = False
         self._run(f"CREATE DATABASE {self._url.database}")
 
+    @contextmanager
+    def without_encoding(self) -> Iterator[sa.URL]:
+        """An empty one that keeps any bytes: what some old servers make by default."""
+        url = self._server.set(database=f"test_{uuid4().hex}")
+        self._run(
+            f"CREATE DATABASE {url.database} TEMPLATE template0 ENCODING 'SQL_ASCII'"
+            " LC_COLLATE 'C' LC_CTYPE 'C'"
+        )
+        try:
+            yield url
+        finally:
+            self._run(f"DROP DATABASE {url.database} WITH (FORCE)")
+
     def drop(self) -> None:
         self._run(f"DROP DATABASE {self._url.database} WITH (FORCE)")
 

@@ -758,3 +758,13 @@ def test_a_service_whose_tables_are_up_to_date_loads_no_migrations(filled: Proje
     assert rc == 0
     assert "app.auth.store" in modules.split()
     assert "alembic" not in modules.split()
+
+
+def test_a_database_without_an_encoding_keeps_keys_as_any_other(
+    monkeypatch: pytest.MonkeyPatch, postgresql_databases: PostgreSQLDatabases
+) -> None:
+    with postgresql_databases.without_encoding() as url:
+        monkeypatch.setenv("DATABASE_URL", url.render_as_string(hide_password=False))
+        assert run("db", "upgrade").exit_code == 0
+        made = keys("create", "Zoë")
+        assert keys("show", made["id"])["name"] == "Zoë"
