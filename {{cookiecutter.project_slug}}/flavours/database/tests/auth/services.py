@@ -1,8 +1,10 @@
 """The service as the tests call it, in this process or in one of its own."""
 
+import os
+
 from fastapi.routing import iter_route_contexts
 
-from app.auth import GuardedAPI
+from app.auth import GuardedAPI, store
 from app.auth.router import router as api_keys
 from app.main import create_app
 from app.settings import Settings, load_settings
@@ -21,5 +23,6 @@ def make_service(settings: Settings) -> GuardedAPI:
 
 
 def start() -> GuardedAPI:
-    """For `uvicorn --factory`."""
+    """For `uvicorn --factory`. With TEST_FLUSH_EVERY, in seconds, it writes as often."""
+    store.FLUSH_EVERY = float(os.environ.get("TEST_FLUSH_EVERY", store.FLUSH_EVERY))
     return make_service(load_settings())

@@ -241,11 +241,12 @@ def test_usage_is_exact_over_workers_and_replicas_that_are_stopped(key_service: 
 def test_a_server_that_is_killed_takes_what_it_has_not_written_and_no_more(
     sqlite_databases: SQLiteDatabases, tmp_path: Path
 ) -> None:
-    with sqlite_databases.fresh(tmp_path), started(Replica()) as [server]:
+    with sqlite_databases.fresh(tmp_path), started(Replica(TEST_FLUSH_EVERY="1")) as [server]:
         key_service = KeyService(load_settings())
         issued = manager(key_service)
+        time.sleep(RECHECK)
         call(server, issued.key, 10)
-        wait_for(lambda: total(key_service, issued.id) == 10)  # it writes every few seconds
+        wait_for(lambda: total(key_service, issued.id) == 10)
         call(server, issued.key, 10)
         server.process.kill()
         server.process.wait(PATIENCE)

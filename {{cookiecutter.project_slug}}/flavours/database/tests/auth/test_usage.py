@@ -222,6 +222,7 @@ async def test_usage_is_told_by_hour_and_by_secret(
         issued = key_service.create("key", ["a:b"], actor="test")
         await status_of(service, issued.key.encode())
         renewed = key_service.rotate(issued.id, actor="test")
+        await store.catch_up()
         time.return_value += 7200
         for secret in (issued.key, renewed.key, renewed.key):
             await status_of(service, secret.encode())
