@@ -516,8 +516,8 @@ ENV = [
     Mutant(
         "a mount hides the route from the log",
         "app/auth/access.py",
-        'scope.get("app_root_path", scope.get("root_path", ""))',
-        'scope.get("root_path", "")',
+        'if "app_root_path" in scope:',
+        'if "app_root_path" in ():',
         "requests",
     ),
     Mutant(

@@ -101,10 +101,12 @@ class Refusal:
         route = route_of(scope)
         if seen:
             seen.route = route
-        if route:
-            span.set_attribute("http.route", route)
-            span.update_name(f"{scope['method'] if scope['type'] == 'http' else 'WS'} {route}")
-        span.set_attributes({"api_key.id": self.key_id, "api_key.refusal": self.reason})
+        if span.is_recording():
+            span.set_attributes({"api_key.id": self.key_id, "api_key.refusal": self.reason})
+            if route:
+                span.set_attribute("http.route", route)
+                method = scope["method"] if scope["type"] == "http" else "WS"
+                span.update_name(f"{method} {route}")
         whose = f" ({self.key_id})" if self.key_id else ""
         logger.info(
             *("Refused %s %r: %s%s.", scope["type"], path, self.reason, whose),
@@ -127,12 +129,12 @@ def route_of(scope: Scope) -> str:
     Of a mounted application, that of the mount. Empty if there is none.
     """
     api = scope.get(API, scope["app"])
-    # As it was before a mount took a part of the path.
-    request = {**scope, "root_path": scope.get("app_root_path", scope.get("root_path", ""))}
+    if "app_root_path" in scope:  # as it was before a mount took a part of the path
+        scope = {**scope, "root_path": scope["app_root_path"]}
     partial = ""
     for route in iter_route_contexts(api.routes):
         try:
-            match, _ = route.matches(request)
+            match, _ = route.matches(scope)
         except Exception:  # say, a number with too many digits: no router gets further either
             break
         if match is Match.FULL:

@@ -367,7 +367,10 @@ async def test_the_span_tells_the_key_and_what_was_refused(
 ) -> None:
     caplog.set_level(logging.ERROR, "app")
     secret = keys.issue()
-    served, opened, refused, nowhere = Span(), Span(), Span(), Span()
+    router = GuardedRouter()
+    router.add_api_route("/{number:int}", lambda: None)
+    api.include_router(router)
+    served, opened, refused, nowhere, unclear = (Span() for _ in range(5))
     with trace.use_span(served):
         query = b"key=" + secret
         await ask(api, secret, path="/guarded/items/" + secret.decode(), query_string=query)
@@ -377,6 +380,8 @@ async def test_the_span_tells_the_key_and_what_was_refused(
         await ask(api, path="/guarded/items/7")
     with trace.use_span(nowhere):
         await ask(api, path="/nothing")
+    with trace.use_span(unclear):
+        await ask(api, path="/" + 5000 * "9")  # which no router can read
     assert opened.told == {"api_key.id": "key-0"}
     assert served.told == {
         "api_key.id": "key-0",
@@ -391,3 +396,5 @@ async def test_the_span_tells_the_key_and_what_was_refused(
         "url.path": "/guarded/items/7",
     }
     assert nowhere.told == {"url.path": "/nothing"}
+    assert unclear.told["api_key.refusal"] == "no key"
+    assert "http.route" not in unclear.told
