@@ -11,6 +11,7 @@ from typing import Final
 import sqlalchemy as sa
 
 ENV_ID: Final = "env-"  # how the ids of keys in API_KEYS begin
+LONGEST_REASON: Final = 50  # characters that are kept of why somebody was refused
 LEAST_STALENESS: Final = 0.1  # seconds for which a server may trust what it knows in any case
 
 
@@ -99,7 +100,7 @@ api_key_refusals = sa.Table(
     "api_key_refusals",
     metadata,
     sa.Column("network", sa.String(50), primary_key=True),
-    sa.Column("reason", sa.String(50), primary_key=True),
+    sa.Column("reason", sa.String(LONGEST_REASON), primary_key=True),
     sa.Column("starts_at", Instant, primary_key=True, index=True),
     sa.Column("hours", sa.SmallInteger, primary_key=True),  # 1 or 24
     sa.Column("refused", sa.BigInteger, nullable=False),

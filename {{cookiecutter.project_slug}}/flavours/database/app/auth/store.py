@@ -78,7 +78,7 @@ class DatabaseKeyStore:
         if seen.key:
             outcome: Outcome = "refused" if seen.refusal else "served"
             self._counts.use(seen.digest, self._clock.now(), outcome)
-        elif seen.refusal:
+        elif seen.refusal and seen.status != 503:  # who is no stranger for all that is known
             self._counts.refuse(seen.client, self._clock.now(), seen.refusal)
 
     # What the guard asks.

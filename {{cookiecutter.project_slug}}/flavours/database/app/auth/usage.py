@@ -10,7 +10,13 @@ from typing import Any, Final, Literal
 
 import sqlalchemy as sa
 
-from app.auth.models import api_key_refusals, api_key_secrets, api_key_usage, api_keys
+from app.auth.models import (
+    LONGEST_REASON,
+    api_key_refusals,
+    api_key_secrets,
+    api_key_usage,
+    api_keys,
+)
 from app.auth.schemas import (
     AllUsage,
     KeyUse,
@@ -54,7 +60,7 @@ class Counts:
 
     def refuse(self, client: str, now: float, reason: str) -> None:
         network = _network_of(client) if len(self._refusals) < MOST_NETWORKS else ELSEWHERE
-        self._refusals[network, int(now) // HOUR, reason] += 1
+        self._refusals[network, int(now) // HOUR, reason[:LONGEST_REASON]] += 1
 
     def __bool__(self) -> bool:
         return bool(self._uses or self._refusals or self._batches)

@@ -19,7 +19,7 @@ from app.auth import GuardedAPI, GuardedRouter, require
 from app.auth.engine import connect, transaction
 from app.auth.errors import StoreUnavailableError
 from app.auth.keys import digest, new_secret
-from app.auth.models import api_key_refusals, api_key_usage
+from app.auth.models import LONGEST_REASON, api_key_refusals, api_key_usage
 from app.auth.service import MANAGE, KeyService
 from app.auth.store import DatabaseKeyStore
 from app.auth.usage import AT_ONCE, ELSEWHERE, HOURS_KEPT, MOST_NETWORKS, Counts, add, thin
@@ -136,6 +136,26 @@ async def test_strangers_count_by_reason_and_network_and_never_by_what_they_sent
     with connect(database_url).begin() as connection:
         rows = connection.execute(sa.select(api_key_refusals)).all()
     assert digest(unknown).hex()[:12] not in f"{rows}"
+
+
+async def test_what_cannot_be_told_in_short_is_cut_and_holds_up_nothing(
+    store: DatabaseKeyStore, key_service: KeyService
+) -> None:
+    store._counts.refuse("192.0.2.7", 0.0, "x" * 1000)
+    await store.flush()
+    assert not store._counts
+    with transaction(key_service.engine) as connection:
+        assert connection.scalar(sa.select(api_key_refusals.c.reason)) == "x" * LONGEST_REASON
+
+
+async def test_whoever_comes_while_the_keys_are_out_of_reach_is_no_stranger(
+    service: GuardedAPI, store: DatabaseKeyStore, key_service: KeyService
+) -> None:
+    secret = new_secret().encode()
+    with patch.object(store, "find", side_effect=StoreUnavailableError("DATABASE_URL: gone")):
+        assert await status_of(service, secret) == 503
+    await store.flush()
+    assert key_service.all_usage(WEEK).strangers == []
 
 
 def test_a_flood_from_everywhere_takes_no_memory() -> None:
