@@ -1,8 +1,8 @@
 """The tables of the keys.
 
-The migrations make them, and rules of the database that no statement can break: nothing is
+The migrations make them, and rules of the database that no statement can break: no key is
 deleted, a revocation is final, what has ended stays ended, no key and no secret gets wider or
-lives longer, no key has more than two secrets, and what has happened stays written.
+lives longer, no key has more than two secrets, and what was done to them stays written.
 """
 
 from datetime import UTC, datetime
