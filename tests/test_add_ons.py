@@ -158,7 +158,7 @@ def test_a_page_is_refused_until_it_is_declared_public(service: Service, functio
     assert f"Neither guarded nor public: {path} (" in said
     assert "a page that a package adds to the application into public_paths" in said
     main = service.path / "app" / "main.py"
-    text = main.read_text("utf-8").replace("title=", f"{declaration}, title=")
+    text = main.read_text("utf-8").replace("around=", f"{declaration}, around=")
     main.write_text(text, "utf-8")
     with service.running() as url:
         assert get(url + page)[0] == 200
