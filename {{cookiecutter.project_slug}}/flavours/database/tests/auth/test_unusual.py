@@ -27,6 +27,7 @@ def connection() -> Iterator[sa.Connection]:
     metadata.create_all(engine)
     with engine.begin() as connection:
         yield connection
+    engine.dispose()
 
 
 def a_key(connection: sa.Connection, id: str = "key", **more: Any) -> tuple[KeyView, bytes]:

@@ -297,6 +297,7 @@ def test_thinning_loses_nothing_and_tells_the_last_month_by_hour(
         for left in connection.execute(sa.select(api_key_usage)):
             assert left.hours == (1 if left.starts_at >= kept_from else 24)
         assert thin(connection, NOON) == 0
+    engine.dispose()
 
 
 async def test_a_server_thins_once_a_day(store: DatabaseKeyStore, key_service: KeyService) -> None:
