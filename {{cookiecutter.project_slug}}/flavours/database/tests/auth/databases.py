@@ -4,6 +4,7 @@ import os
 import shutil
 import sqlite3
 import warnings
+import weakref
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -127,6 +128,7 @@ class Backup:
         self._engine = connect(url)
         if self._engine.dialect.name == "sqlite":
             self._copy = sqlite3.connect(":memory:", check_same_thread=False)
+            weakref.finalize(self, self._copy.close)
             with self._open() as source:
                 source.backup(self._copy)
         else:
