@@ -30,9 +30,7 @@ CALLER: Final = "app.caller"
 """Where the ASGI scope of a request says who calls: a `Key`, or the `Refusal` of a stranger."""
 OFFERED: Final = "app.offered"  # what came in place of a key, until that is known
 API: Final = "app.api"  # the application that was asked for the caller
-SEEN: Final = (
-    "app.seen"  # what the log is going to tell of the request, shared by copies of the scope
-)
+SEEN: Final = "app.seen"  # what the log is going to tell; copies of the scope share it
 
 _HEADER: Final = API_KEY_HEADER.lower().encode()
 PROBLEM_JSON: Final = "application/problem+json"

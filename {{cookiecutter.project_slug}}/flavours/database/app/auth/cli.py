@@ -184,7 +184,7 @@ def usage(
         if id is None:
             everything = service.all_usage(since)
             if as_json:
-                _print(everything.model_dump_json())
+                _show(everything, as_json)
                 return
             _show(everything.keys, as_json)
             _print("")
@@ -192,7 +192,7 @@ def usage(
             return
         used = service.usage(id, since)
         if as_json:
-            _print(used.model_dump_json())
+            _show(used, as_json)
             return
         _show(KeyUse(**used.model_dump(include={*KeyUse.model_fields})), as_json)
         _print("")
@@ -228,9 +228,9 @@ def doctor(as_json: AsJson = False) -> None:
         with transaction(service.engine) as connection:
             now.learn(clock.moments(connection))
         moment = datetime.fromtimestamp(now.now(), UTC)
-        known = (key for key in service.all() if service.is_named(key.id))
+        known = [key for key in service.all() if service.is_named(key.id)]
         findings = examine(known, scopes_asked_for(app.routes), moment, now.ahead)
-        findings = [*examine_file(dotenv.ENV_FILE), *findings, *service.unusual()]
+        findings = [*examine_file(dotenv.ENV_FILE), *findings, *service.unusual(known)]
         _show(findings, as_json)
     raise typer.Exit(bool(findings))
 

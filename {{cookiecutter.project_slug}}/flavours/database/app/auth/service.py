@@ -408,9 +408,8 @@ class KeyService:
         with transaction(self.engine) as connection:
             return usage.of_all(connection, clock.now(connection) - since)
 
-    def unusual(self) -> list[Finding]:
-        """What is unusual about how keys are used."""
-        keys = [key for key in self.all() if self.is_named(key.id)]
+    def unusual(self, keys: Iterable[KeyView]) -> list[Finding]:
+        """What is unusual about how these keys are used, and about strangers."""
         with transaction(self.engine) as connection:
             return [*examine_usage(connection, keys, clock.now(connection))]
 

@@ -257,7 +257,7 @@ class DatabaseKeyStore:
             while batches:
                 await self._run(self._threads, None, self._queries.add, batches[0])
                 batches.popleft()
-            if now.date() != self._thinned_on:
+            if now.date() != self._thinned_on and not (starting or stopping):  # nobody waits for it
                 await self._run(self._threads, None, self._queries.thin, now)
                 self._thinned_on = now.date()
         except BaseException as error:

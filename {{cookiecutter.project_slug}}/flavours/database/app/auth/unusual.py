@@ -7,10 +7,10 @@ from typing import Final
 
 import sqlalchemy as sa
 
+from app.auth.clock import DAY
 from app.auth.models import api_key_refusals, api_key_secrets, api_key_usage
 from app.auth.schemas import Finding, KeyView
 
-DAY: Final = timedelta(days=1)
 MONTH: Final = timedelta(days=28)  # whole weeks, for many callers rest at weekends
 
 

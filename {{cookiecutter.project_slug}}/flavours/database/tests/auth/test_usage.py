@@ -314,10 +314,15 @@ async def test_a_server_thins_once_a_day(store: DatabaseKeyStore, key_service: K
     ]
     with clock_at(NOON), transaction(key_service.engine, write=True) as connection:
         add(connection, api_key_usage, rows)
-    with clock_at(NOON) as time:
+    thinning = patch.object(store._queries, "thin", side_effect=store._queries.thin)
+    with clock_at(NOON) as time, thinning as thinned:
         await store.flush(starting=True)
-        time.return_value += 60
-        await store.flush(starting=True)
+        assert not thinned.called  # a start waits for nothing that can be done later
+        for seconds, times in ((60, 1), (60, 1), (86_400, 2)):
+            time.return_value += seconds
+            store._counts.refuse("192.0.2.7", time.return_value, "no key")
+            await store.flush()
+            assert thinned.call_count == times
         assert key_service.thin_usage() == 0
 
 
