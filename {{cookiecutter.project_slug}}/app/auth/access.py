@@ -2,7 +2,7 @@
 
 import logging
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Annotated, Any, Final, Protocol
@@ -21,6 +21,7 @@ from starlette.types import Receive, Scope, Send
 from starlette.websockets import WebSocketClose
 
 from app.auth.errors import StoreUnavailableError
+from app.auth.guesses import Guesses
 from app.auth.keys import Key, canonical, digest, id_of, is_spelled_right, masked
 from app.constants import API_KEY_HEADER, MISSING_KEY_STATUS
 
@@ -42,11 +43,16 @@ class KeyStore(Protocol):
     """What the guard asks of the place that keeps the keys."""
 
     def recall(self, digest: bytes) -> Key | None:
-        """The key with this SHA-256 digest, if it is in force and that is known right now."""
+        """The key with this SHA-256 digest, if it lets everybody in and that is known right now."""
         ...
 
-    async def find(self, digest: bytes) -> "Key | Refusal":
-        """The key with this SHA-256 digest if it is in force; UNKNOWN if there never was one.
+    def knows(self, digest: bytes) -> bool:
+        """Whether a key may have this SHA-256 digest, for all that is known without asking."""
+        ...
+
+    async def find(self, digest: bytes, client: str = "") -> "Key | Admission | Refusal":
+        """The key with this SHA-256 digest if it lets somebody in who calls from this address;
+        UNKNOWN if there never was one. Once a request: it counts.
 
         Raises StoreUnavailableError if nobody can tell.
         """
@@ -61,16 +67,17 @@ class KeyStore(Protocol):
         ...
 
 
-def _problem(status: int, detail: str, headers: dict[str, str] | None = None) -> JSONResponse:
+def problem(status: int, detail: str, headers: dict[str, str] | None = None) -> JSONResponse:
     headers = {"Cache-Control": "no-store", **(headers or {})}
     return JSONResponse({"detail": detail}, status, headers, media_type=PROBLEM_JSON)
 
 
 # One answer for every reason, so that a stranger learns nothing from it.
-_stranger = _problem(
+_stranger = problem(
     MISSING_KEY_STATUS, "Invalid or missing API Key", _CHALLENGES.get(MISSING_KEY_STATUS)
 )
-_out_of_reach = _problem(503, "The keys are out of reach; try again", {"Retry-After": "1"})
+_out_of_reach = problem(503, "The keys are out of reach; try again", {"Retry-After": "1"})
+_slow_down = problem(429, "Too many wrong API keys from your address", {"Retry-After": "1"})
 _hang_up = WebSocketClose(_POLICY_VIOLATION)
 
 
@@ -81,6 +88,7 @@ class Refusal:
     reason: str
     key_id: str = ""  # of an unknown key, that of its digest
     answer: JSONResponse = _stranger
+    limited: Key | None = None  # whose key is in force, but has no request left
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer; on a WebSocket whose server cannot send a response, close the door."""
@@ -91,6 +99,8 @@ class Refusal:
         seen = scope.get(SEEN)
         if seen:
             seen.refusal = self.reason
+            if self.limited:
+                seen.key, seen.limited, (seen.digest, _) = self.limited, True, scope[OFFERED]
         span = trace.get_current_span()
         if not (logger.isEnabledFor(logging.INFO) or span.is_recording()):
             return
@@ -119,6 +129,15 @@ class Refusal:
 
 
 UNKNOWN: Final = Refusal("unknown key")
+_SLOWED: Final = Refusal("too many wrong keys", answer=_slow_down)
+
+
+@dataclass(frozen=True, slots=True)
+class Admission:
+    """A caller who gets in, and what the answer is to tell of the limits."""
+
+    caller: Key
+    headers: Sequence[tuple[bytes, bytes]]
 
 
 def route_of(scope: Scope) -> str:
@@ -179,19 +198,31 @@ def take_secret(scope: Scope) -> None:
     scope[OFFERED] = digest(secret), is_spelled_right(secret)
 
 
-async def authenticate(scope: Scope, keys: KeyStore) -> Key | Refusal:
-    """The rule of access: exactly one key header, and its secret is known and has not ended.
+async def authenticate(scope: Scope, keys: KeyStore, guesses: Guesses) -> Key | Admission | Refusal:
+    """The rule of access: exactly one key header, and its secret is known, has not ended, comes
+    from where it may, and has a request left.
 
-    Every secret that arrives, known or not, costs one digest and one lookup.
+    Every secret that arrives, known or not, costs one digest and one lookup; no lookup from an
+    address that guesses. It gets 429 for whatever others get the answer to strangers for.
     """
+    client, _ = scope.get("client") or ("", 0)
+    slowed = guesses.are_many(client)
     offered = scope[OFFERED]
     if isinstance(offered, Refusal):
-        return offered
+        return _SLOWED if slowed else offered
     hashed, may_be_one = offered
+    if slowed and not keys.knows(hashed):
+        guesses.add(client)
+        return _SLOWED
     try:
-        found = await keys.find(hashed)
+        found = await keys.find(hashed, client)
     except StoreUnavailableError as error:
         return Refusal(f"{error}", answer=_out_of_reach)
+    if not isinstance(found, Refusal) or found.limited:
+        return found
+    guesses.add(client)
+    if slowed:
+        return _SLOWED
     if found is UNKNOWN:
         return Refusal(UNKNOWN.reason, id_of(hashed)) if may_be_one else Refusal("not a key")
     return found
@@ -206,7 +237,7 @@ def refusal_without(scopes: Iterable[str], scope: Scope) -> Refusal | None:
 
 
 def _lacking(caller: Key, scope: str) -> Refusal:
-    return Refusal(f"missing scope {scope}", caller.id, _problem(403, f"Missing scope: {scope}"))
+    return Refusal(f"missing scope {scope}", caller.id, problem(403, f"Missing scope: {scope}"))
 
 
 class MissingScopeError(HTTPException):
@@ -272,6 +303,7 @@ RESPONSES: Final[dict[str, dict[str, Any]]] = {
     f"{MISSING_KEY_STATUS}": described(
         "Invalid or missing API key" + " or scope" * (MISSING_KEY_STATUS == 403)
     ),
+    "429": described("Too many requests"),
     "503": described("The keys are out of reach"),
 }
 """What every guarded operation may answer instead of its own, for the OpenAPI document."""

@@ -36,11 +36,13 @@ from app.auth.access import (
     PROBLEM_SCHEMA,
     RESPONSES,
     SEEN,
+    Admission,
     Refusal,
     get_caller,
     require,
 )
-from app.auth.errors import UnguardedRouteError
+from app.auth.errors import SettingsError, StoreUnavailableError, UnguardedRouteError
+from app.auth.guesses import Guesses
 from app.auth.keys import Key
 from app.auth.routing import (
     Dependencies,
@@ -82,6 +84,7 @@ class GuardedAPI(FastAPI):
         self.keys: Final = keys
         self._public_paths: Final = frozenset(public_paths)
         self._around: Final = around
+        self._problem = ""  # the one that has stopped the start-up
         given = list(routes)
         super().__init__(
             routes=given,
@@ -101,9 +104,21 @@ class GuardedAPI(FastAPI):
         )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "lifespan":
+        if scope["type"] == "lifespan":
+            send = self._in_one_line(send)
+        else:
             access.take_secret(scope)
         await FastAPI.__call__(self, scope, receive, send)  # faster than super()
+
+    def _in_one_line(self, send: Send) -> Send:
+        """What stops the start-up is told without the frames that it came from."""
+
+        def send_in_one_line(message: Message) -> Awaitable[None]:
+            if message["type"] == "lifespan.startup.failed" and self._problem:
+                message["message"] = self._problem
+            return send(message)
+
+        return send_in_one_line
 
     def build_middleware_stack(self) -> ASGIApp:
         stack = super().build_middleware_stack()
@@ -215,10 +230,15 @@ class GuardedAPI(FastAPI):
     ) -> Callable[[Any], AbstractAsyncContextManager[Any]]:
         @asynccontextmanager
         async def following(app: FastAPI) -> AsyncGenerator[Any]:
-            await check_guard()
-            async with self.keys.follow(), lifespan(app) as state:
-                self.check_routes()  # now, for a lifespan may have added some
-                yield state
+            self._problem = ""
+            try:
+                await check_guard()
+                async with self.keys.follow(), lifespan(app) as state:
+                    self.check_routes()  # now, for a lifespan may have added some
+                    yield state
+            except (SettingsError, StoreUnavailableError, UnguardedRouteError) as error:
+                self._problem = f"{error}"
+                raise
 
         return following
 
@@ -236,6 +256,7 @@ class _Guard:
 
     def __init__(self, app: ASGIApp, api: GuardedAPI) -> None:
         self._app, self._api, self._keys = app, api, api.keys
+        self._guesses = Guesses()
         # For strangers, where there is no route: public files, or your own page for what is not
         # found.
         self._elsewhere = ExceptionMiddleware(api.frontends, api.exception_handlers)
@@ -244,14 +265,14 @@ class _Guard:
         # What nobody has to wait for takes no coroutine of its own either.
         offered = scope.get(OFFERED)
         if isinstance(offered, tuple) and (caller := self._keys.recall(offered[0])):
-            return self._let_in(caller, scope, receive, send)
+            return self._let_in(caller, scope, receive, _not_stored(send))
         return self._decide(scope, receive, send)
 
     def _let_in(self, caller: Key, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
         scope[CALLER], scope[API] = caller, self._api
         if seen := scope.get(SEEN):
             seen.key, (seen.digest, _) = caller, scope[OFFERED]
-        return self._app(scope, receive, _not_stored(send))
+        return self._app(scope, receive, send)
 
     async def _decide(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -259,9 +280,12 @@ class _Guard:
             return
         caller = scope.get(CALLER)
         if caller is None:
-            caller = await access.authenticate(scope, self._keys)
+            caller = await access.authenticate(scope, self._keys, self._guesses)
+            if isinstance(caller, Admission):
+                send = _with_headers(send, caller.headers)
+                caller = caller.caller
             if isinstance(caller, Key):
-                await self._let_in(caller, scope, receive, send)
+                await self._let_in(caller, scope, receive, _not_stored(send))
                 return
             scope[CALLER], scope[API] = caller, self._api
         elif scope[API].keys is not self._keys:
@@ -299,6 +323,15 @@ def _not_stored(send: Send) -> Send:
         return send(message)
 
     return send_not_stored
+
+
+def _with_headers(send: Send, headers: Sequence[tuple[bytes, bytes]]) -> Send:
+    def send_with_headers(message: Message) -> Awaitable[None]:
+        if message["type"] == "http.response.start":
+            message["headers"] = [*message.get("headers", ()), *headers]
+        return send(message)
+
+    return send_with_headers
 
 
 # Whether all of this works.

@@ -40,6 +40,7 @@ class Seen:
     key: Key | None = None
     digest: bytes = b""  # of the key's secret
     refusal: str = ""  # the reason, if it was refused
+    limited: bool = False  # that was a limit of its key
     route: str = ""  # if somebody has looked for it already
     status: int = 0  # of a WebSocket that was opened: 101
 

@@ -1,9 +1,17 @@
 """Fixtures: an application with keys in memory, for tests that need no more."""
 
+from math import inf
+
 import pytest
 
 from app.auth import GuardedAPI
 from tests.auth.servers import Keys
+
+
+@pytest.fixture(autouse=True)
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tests send more wrong keys than anybody else is allowed to."""
+    monkeypatch.setattr("app.auth.guesses.MANY", inf)
 
 
 @pytest.fixture

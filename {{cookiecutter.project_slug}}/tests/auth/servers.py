@@ -41,7 +41,7 @@ class Keys:
     def __init__(self) -> None:
         self._keys: dict[bytes, Key] = {}
         self._in_use: set[bytes] = set()
-        self.asked = 0  # how often
+        self.asked = self.found = 0  # how often
 
     def issue(self, *scopes: str) -> bytes:
         """The secret of a new key."""
@@ -53,7 +53,11 @@ class Keys:
         self.asked += 1
         return self._keys[digest] if digest in self._in_use else None
 
-    async def find(self, digest: bytes) -> Key | Refusal:
+    def knows(self, digest: bytes) -> bool:
+        return digest in self._keys
+
+    async def find(self, digest: bytes, client: str = "") -> Key | Refusal:
+        self.found += 1
         if digest not in self._keys:
             return UNKNOWN
         self._in_use.add(digest)

@@ -7,6 +7,7 @@ from unittest.mock import AsyncMock, Mock
 import pytest
 
 from app.auth.access import Refusal, authenticate, take_secret
+from app.auth.guesses import Guesses
 from app.auth.keys import is_scope, new_secret
 from app.auth.logs import configure_logging
 from tests.auth.servers import HEADER
@@ -23,7 +24,7 @@ async def test_the_reason_of_a_store_is_the_one_for_the_log() -> None:
     keys = Mock(find=AsyncMock(return_value=Refusal("revoked key", "1")))
     scope: dict[str, Any] = {"type": "http", "headers": [(HEADER, new_secret().encode())]}
     take_secret(scope)
-    refusal = await authenticate(scope, keys)
+    refusal = await authenticate(scope, keys, Guesses())
     assert refusal == Refusal("revoked key", "1")
 
 

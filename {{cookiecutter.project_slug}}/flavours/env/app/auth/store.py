@@ -41,7 +41,10 @@ class EnvKeyStore:
     def recall(self, digest: bytes) -> Key | None:
         return self._keys.get(digest) if time.monotonic() < self._trusted_until else None
 
-    async def find(self, digest: bytes) -> Key | Refusal:
+    def knows(self, digest: bytes) -> bool:
+        return digest in self._keys
+
+    async def find(self, digest: bytes, client: str = "") -> Key | Refusal:
         self._look()  # also for an unknown key: it may have been made a moment ago
         return self._keys.get(digest, UNKNOWN)
 

@@ -1,0 +1,22 @@
+"""Where somebody calls from."""
+
+from functools import lru_cache
+from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
+
+
+def address_of(client: str) -> IPv4Address | IPv6Address | None:
+    """The IPv4 address, where an IPv6 one stands for it. A socket of this machine has none."""
+    try:
+        address = ip_address(client)
+    except ValueError:
+        return None
+    return getattr(address, "ipv4_mapped", None) or address
+
+
+@lru_cache(10_000)
+def network_of(client: str, bits: int, ipv6_bits: int) -> str:
+    """The network with so many bits in common, or `local`."""
+    address = address_of(client)
+    if address is None:
+        return "local"
+    return f"{ip_network((address, bits if address.version == 4 else ipv6_bits), strict=False)}"
