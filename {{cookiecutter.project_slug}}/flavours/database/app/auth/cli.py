@@ -5,7 +5,7 @@ import os
 import re
 import sys
 from collections import Counter
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from functools import cache, partial
@@ -25,6 +25,7 @@ from app.auth.models import ENV_ID
 from app.auth.schemas import OVERLAP, IssuedKey, KeyUse, KeyView, UsageView
 from app.auth.service import KeyService, KeyServiceError, open_service
 from app.auth.settings import AuthSettings
+from app.auth.usage import OUTCOMES
 
 # Plain tracebacks: pretty ones can show local variables, and with them a key.
 main = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
@@ -52,7 +53,15 @@ def _instant(text: str) -> datetime:
 
 
 # What `show` tells and a table has no room for.
-_DETAILS = {"created_by", "issued_at", "revoked_at", "old_key_expires_at", "old_key_last_used_at"}
+_DETAILS = {
+    "limits",
+    "networks",
+    "created_by",
+    "issued_at",
+    "revoked_at",
+    "old_key_expires_at",
+    "old_key_last_used_at",
+}
 _WHEN = "A date is its first moment; without a zone, times are in UTC."
 
 Id = Annotated[str, typer.Argument(help="The key's id, as `keys list` shows it.")]
@@ -73,6 +82,18 @@ def _prepare() -> None:
 def create(
     name: Annotated[str, typer.Argument(help="Who uses it.")],
     scope: Annotated[list[str] | None, typer.Option(help="What for; may be given again.")] = None,
+    limit: Annotated[
+        list[str] | None,
+        typer.Option(metavar="600/minute", help="How often: a second, minute or hour slides."),
+    ] = None,
+    quota: Annotated[
+        list[str] | None,
+        typer.Option(metavar="50000/month", help="How often in a day or month of the calendar."),
+    ] = None,
+    networks: Annotated[
+        list[str] | None,
+        typer.Option("--from", metavar="10.0.0.0/8", help="From these addresses alone."),
+    ] = None,
     expires_in: Annotated[timedelta | None, typer.Option(parser=_duration, metavar="90d")] = None,
     expires_at: Annotated[
         datetime | None, typer.Option(parser=_instant, metavar="TIME", help=_WHEN)
@@ -86,8 +107,26 @@ def create(
         if expires_in is not None:
             with transaction(service.engine) as connection:
                 expires_at = clock.now(connection) + expires_in
-        show = partial(_show, as_json=as_json)
-        service.create(name, scope or (), expires_at=expires_at, actor=_actor(), show=show)
+        service.create(
+            name,
+            scope or (),
+            limits=_limits(limit or (), quota or ()),
+            networks=networks or (),
+            expires_at=expires_at,
+            actor=_actor(),
+            show=partial(_show, as_json=as_json),
+        )
+
+
+def _limits(sliding: Iterable[str], quotas: Iterable[str]) -> list[str]:
+    """Each with the option that says what it is."""
+    for text in sliding:
+        if text.endswith(("/day", "/month")):
+            raise typer.BadParameter(f"{text} is of the calendar: give it as --quota")
+    for text in quotas:
+        if not text.endswith(("/day", "/month")):
+            raise typer.BadParameter(f"{text} slides: give it as --limit")
+    return [*sliding, *quotas]
 
 
 @keys.command("list")
@@ -207,13 +246,18 @@ def _chart(used: UsageView, since: timedelta) -> str:
     counts: dict[str, Counter[str]] = {}
     for period in used.by_hour:
         when = f"{period.starts_at:%Y-%m-%d %H:00Z}" if by_hour else f"{period.starts_at:%Y-%m-%d}"
-        counts.setdefault(when, Counter()).update(served=period.served, refused=period.refused)
+        counts.setdefault(when, Counter()).update(period.model_dump(include={*OUTCOMES}))
     most = max((each.total() for each in counts.values()), default=0)
     rows = [
-        [when, "#" * ceil(40 * each.total() / most), f"{each['served']}", f"{each['refused']}"]
+        [
+            when,
+            "#" * ceil(40 * each.total() / max(most, 1)),
+            *(f"{each[outcome]}" for outcome in OUTCOMES),
+        ]
         for when, each in counts.items()
     ]
-    return _aligned([["HOUR" if by_hour else "DAY", "", "SERVED", "REFUSED"], *rows])
+    heads = ["HOUR" if by_hour else "DAY", "", *(outcome.upper() for outcome in OUTCOMES)]
+    return _aligned([heads, *rows])
 
 
 @keys.command()

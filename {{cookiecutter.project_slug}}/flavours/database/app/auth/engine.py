@@ -21,7 +21,7 @@ from app.constants import COMMAND
 PATIENCE: Final = 5.0  # seconds until a database that does not answer counts as out of reach
 LONG_PATIENCE: Final = 600.0  # for what changes all keys, of which there may be millions
 FIRST_SCHEMA: Final = "0001"
-SCHEMA: Final = "0003"  # the newest revision in `migrations`
+SCHEMA: Final = "0004"  # the newest revision in `migrations`
 SCHEMA_TABLE: Final = "api_keys_schema"
 _LOCK: Final = int.from_bytes(b"api_keys")  # the number that PostgreSQL's lock has
 
@@ -254,6 +254,55 @@ def _begin_in_sqlite(patience: float, connection: sa.Connection) -> None:
             sleep(0.002)
     finally:
         run(f"PRAGMA busy_timeout = {round(patience * 1000)}")
+
+
+class Hold:
+    """What one process has at a time, in all that use the database; it ends with the process."""
+
+    def __init__(self, url: sa.URL) -> None:
+        self._url = url
+        self._held: sqlite3.Connection | sa.Connection | None = None
+
+    def take(self) -> bool:
+        """Whether this one has it now."""
+        if isinstance(self._held, sa.Connection):
+            try:
+                self._held.exec_driver_sql("SELECT 1")
+            except exc.SQLAlchemyError:  # the server has gone, and with it what was held
+                self.release()
+        if self._held is None:
+            sqlite = self._url.get_backend_name() == "sqlite"
+            self._held = (_hold_file if sqlite else _hold_lock)(self._url)
+        return self._held is not None
+
+    def release(self) -> None:
+        held, self._held = self._held, None
+        if held:
+            with suppress(exc.SQLAlchemyError):
+                held.close()
+
+
+def _hold_file(url: sa.URL) -> sqlite3.Connection | None:
+    """A database of its own, beside that of the keys: SQLite knows how to lock one everywhere."""
+    held = sqlite3.connect(
+        f"{url.database}-limits", timeout=0, isolation_level=None, check_same_thread=False
+    )
+    try:
+        held.execute("BEGIN EXCLUSIVE")
+    except sqlite3.OperationalError:
+        held.close()
+        return None
+    return held
+
+
+def _hold_lock(url: sa.URL) -> sa.Connection | None:
+    """In a transaction that stays open, for a pooler may give each another server."""
+    held = connect(url).connect()
+    held.exec_driver_sql("SET LOCAL idle_in_transaction_session_timeout = 0")
+    if held.scalar(sa.select(sa.func.pg_try_advisory_xact_lock(_LOCK + 1))):
+        return held
+    held.close()
+    return None
 
 
 # The schema.

@@ -36,6 +36,8 @@ api_keys = sa.Table(
     sa.Column("id", sa.String(20), primary_key=True),
     sa.Column("name", sa.String(100), nullable=False),
     sa.Column("scopes", sa.Text, nullable=False),  # separated by spaces
+    sa.Column("limits", sa.Text, nullable=False, server_default=""),  # 600/minute, by spaces too
+    sa.Column("networks", sa.Text, nullable=False, server_default=""),  # all, if there are none
     sa.Column("created_by", sa.String(100), nullable=False),
     sa.Column("created_at", Instant, nullable=False),
     sa.Column("expires_at", Instant),
@@ -92,6 +94,27 @@ api_key_usage = sa.Table(
     sa.Column("hours", sa.SmallInteger, primary_key=True),  # 1 or 24
     sa.Column("served", sa.BigInteger, nullable=False),
     sa.Column("refused", sa.BigInteger, nullable=False),  # for want of a scope
+    sa.Column("limited", sa.BigInteger, nullable=False, server_default="0"),
+    sqlite_with_rowid=False,
+)
+
+# From where secrets were used on a day: of each some, for it is only told how many they are.
+api_key_networks = sa.Table(
+    "api_key_networks",
+    metadata,
+    sa.Column("digest", sa.LargeBinary(32), primary_key=True),
+    sa.Column("starts_at", Instant, primary_key=True, index=True),
+    sa.Column("network", sa.String(50), primary_key=True),
+    sqlite_with_rowid=False,
+)
+
+# What is unusual now, and was told in the log.
+api_key_findings = sa.Table(
+    "api_key_findings",
+    metadata,
+    sa.Column("key_id", sa.String(20), primary_key=True),  # or none
+    sa.Column("problem", sa.String(200), primary_key=True),
+    sa.Column("since", Instant, nullable=False),
     sqlite_with_rowid=False,
 )
 

@@ -10,9 +10,10 @@ from typing import Any, Final
 
 import sqlalchemy as sa
 
-from app.auth import clock, usage
+from app.auth import clock, unusual, usage
 from app.auth.engine import LONG_PATIENCE, transaction
-from app.auth.keys import Key
+from app.auth.keys import Key, id_of
+from app.auth.limits import Limit, parse_limits, with_default
 from app.auth.models import (
     ENV_ID,
     Instant,
@@ -21,6 +22,9 @@ from app.auth.models import (
     api_key_servers,
     api_keys,
 )
+from app.auth.networks import Networks, parse_networks
+from app.auth.schemas import Finding
+from app.auth.service import active_keys
 from app.auth.usage import Batch
 
 logger = logging.getLogger(__name__)
@@ -35,6 +39,8 @@ class Secret:
     key: Key
     ends_at: float  # seconds since the epoch: its own end or its key's; 0 if it has ended
     ended: str  # the reason to refuse it then
+    limits: tuple[Limit, ...] = ()
+    networks: Networks = ()  # from where it may be used; from everywhere, if there are none
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,8 +64,16 @@ class News:
 class Queries:
     """All raise StoreUnavailableError."""
 
-    def __init__(self, engine: sa.Engine, env_keys: Iterable[bytes], patience: float) -> None:
+    def __init__(
+        self,
+        engine: sa.Engine,
+        env_keys: Iterable[bytes],
+        patience: float,
+        rate_limit: tuple[Limit, ...],
+    ) -> None:
         self._engine, self._env_keys = engine, frozenset(env_keys)
+        self._env_ids = {ENV_ID + id_of(digest) for digest in self._env_keys}
+        self._rate_limit = rate_limit  # of keys that have none of their own
         self.patience = patience  # seconds until a question is given up
         self.name_server()
 
@@ -117,7 +131,42 @@ class Queries:
         if row.ended_at:
             return Secret(key, 0.0, "replaced secret")
         ends = [at.timestamp() for at in (row.expires_at, row.own_expires_at) if at]
-        return Secret(key, min(ends, default=inf), "expired key")
+        return Secret(
+            key,
+            min(ends, default=inf),
+            "expired key",
+            with_default(parse_limits(row.limits.split()), self._rate_limit),
+            parse_networks(row.networks.split()),
+        )
+
+    def used(self, key_id: str, since: datetime) -> int:
+        """How many requests a key has sent since then, as far as that is written down."""
+        with transaction(self._engine) as connection:
+            return usage.used(connection, key_id, since)
+
+    def has_limits(self) -> bool:
+        """Whether some key has a limit of its own."""
+        limited = sa.select(api_keys.c.id).where(
+            api_keys.c.limits != "", api_keys.c.revoked_at.is_(None)
+        )
+        with transaction(self._engine) as connection:
+            return connection.scalar(limited.limit(1)) is not None
+
+    def note_networks(self, used: Sequence[usage.Row]) -> None:
+        for first in range(0, len(used), FLUSH_AT_ONCE):
+            with transaction(self._engine, write=True) as connection:
+                usage.note_networks(connection, used[first : first + FLUSH_AT_ONCE])
+
+    def notice(self, now: datetime) -> list[Finding]:
+        """What has become unusual, told to one of all servers."""
+        with transaction(self._engine, patience=LONG_PATIENCE) as connection:
+            active = active_keys(connection, now)
+            keys = (
+                key for key in active if not key.id.startswith(ENV_ID) or key.id in self._env_ids
+            )
+            found = [*unusual.examine_usage(connection, keys, now)]
+        with transaction(self._engine, write=True) as connection:
+            return unusual.remember(connection, found, now)
 
     def write(
         self, used: dict[bytes, float], now: datetime, max_staleness: float, starting: bool

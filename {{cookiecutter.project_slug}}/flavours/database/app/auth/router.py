@@ -107,8 +107,8 @@ async def create_key(new: NewKey, caller: Caller, service: Service, request: Req
 
     The secret is shown this once.
     """
-    change = partial(service.create, new.name, new.scopes, actor=caller.id, by=caller)
-    return await _changed(request, partial(change, expires_at=new.expires_at))
+    change = partial(service.create, **dict(new), actor=caller.id, by=caller)
+    return await _changed(request, change)
 
 
 @router.get("")

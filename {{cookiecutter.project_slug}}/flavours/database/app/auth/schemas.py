@@ -15,6 +15,7 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from app.auth.keys import SCOPE_PATTERN
+from app.auth.limits import LIMIT_PATTERN
 
 OVERLAP: Final = timedelta(hours=24)
 LONGEST: Final = timedelta(days=36_500)
@@ -26,6 +27,8 @@ class KeyView(BaseModel):
     id: str
     name: str
     scopes: list[str]
+    limits: list[str]  # as 600/minute; the service has one for keys without
+    networks: list[str]  # from where it may be used; from everywhere, if there are none
     status: Literal["active", "expired", "revoked"]
     created_by: str
     created_at: datetime
@@ -52,12 +55,13 @@ class EventView(BaseModel):
 
 
 class KeyUse(BaseModel):
-    """How often a key got in, and how often it was refused for want of a scope."""
+    """How often a key got in, was refused for want of a scope, and by a limit."""
 
     id: str
     name: str
     served: int
     refused: int
+    limited: int
     last_used_at: datetime | None
 
 
@@ -66,6 +70,7 @@ class SecretUse(BaseModel):
     in_force: bool
     served: int
     refused: int
+    limited: int
 
 
 class PeriodOfUse(BaseModel):
@@ -75,6 +80,7 @@ class PeriodOfUse(BaseModel):
     hours: Literal[1, 24]
     served: int
     refused: int
+    limited: int
 
 
 class UsageView(KeyUse):
@@ -117,6 +123,7 @@ Written = BeforeValidator(_written)
 Scope = Annotated[
     str, WithJsonSchema({"type": "string", "maxLength": 100, "pattern": SCOPE_PATTERN})
 ]
+LimitText = Annotated[str, WithJsonSchema({"type": "string", "pattern": LIMIT_PATTERN})]
 
 
 class NewKey(BaseModel):
@@ -124,6 +131,8 @@ class NewKey(BaseModel):
 
     name: str = Field(description="1 to 100 characters, all of them visible or spaces")
     scopes: list[Scope] = []
+    limits: list[LimitText] = Field(default=[], description="As 600/minute, or 50000/month")
+    networks: list[str] = Field(default=[], description="As 10.0.0.0/8; from everywhere, if none")
     expires_at: Annotated[AwareDatetime, Written] | None = None
 
 

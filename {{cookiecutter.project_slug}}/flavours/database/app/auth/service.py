@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from secrets import token_bytes, token_hex
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, TypeVar
 
 import sqlalchemy as sa
 
@@ -17,6 +17,8 @@ from app.auth import clock, usage
 from app.auth.engine import LONG_PATIENCE, check_schema, connect, transaction
 from app.auth.errors import SettingsError, StoreUnavailableError
 from app.auth.keys import Key, digest, id_of, is_scope, masked, new_secret, with_prefix
+from app.auth.limits import are_within as limits_are_within
+from app.auth.limits import parse_limits, written
 from app.auth.models import (
     ENV_ID,
     LEAST_STALENESS,
@@ -25,6 +27,7 @@ from app.auth.models import (
     api_key_servers,
     api_keys,
 )
+from app.auth.networks import are_within, parse_networks
 from app.auth.schemas import (
     LONGEST,
     OVERLAP,
@@ -44,6 +47,9 @@ AT_ONCE: Final = 1000  # keys, so that no query gets long
 
 # Printable for Unicode, but nothing that somebody could see.
 _BLANK = frozenset("\u034f\u115f\u1160\u17b4\u17b5\u2800\u3164\uffa0")
+
+
+T = TypeVar("T")
 
 
 class KeyServiceError(Exception):
@@ -87,6 +93,13 @@ def check_scopes(scopes: Iterable[str]) -> list[str]:
                 f"{scope!r} is not a scope; write one like reports:read or reports:*"
             )
     return sorted(set(scopes))
+
+
+def _check(parse: Callable[[Iterable[str]], T], written: Iterable[str]) -> T:
+    try:
+        return parse(written)
+    except ValueError as error:
+        raise InvalidError(f"{error}") from None
 
 
 @dataclass(frozen=True)
@@ -193,6 +206,8 @@ class KeyService:
         name: str,
         scopes: Iterable[str] = (),
         *,
+        limits: Iterable[str] = (),
+        networks: Iterable[str] = (),
         expires_at: datetime | None = None,
         actor: str,
         by: Key | None = None,
@@ -200,14 +215,19 @@ class KeyService:
     ) -> IssuedKey:
         """Raises InvalidError or ForbiddenError."""
         name, scopes, secret = check_name(name), check_scopes(scopes), new_secret()
+        bounds = {
+            "limits": written(_check(parse_limits, limits)),
+            "networks": " ".join(map(str, _check(parse_networks, networks))),
+        }
         hashed = digest(secret.encode())
         with self._change() as change:
             if expires_at and not change.now < expires_at < change.now + LONGEST:
                 raise InvalidError("A key expires in the future, and within a hundred years")
             self._may_have(change, by, scopes, expires_at)
+            self._may_be_as_free(change, by, **bounds)
             # The milliseconds come first, so that ids sort by age.
             id = f"{int(change.now.timestamp() * 1000):011x}{token_hex(3)}"
-            change.add(id, name, scopes, hashed, created_by=actor, expires_at=expires_at)
+            change.add(id, name, scopes, hashed, created_by=actor, expires_at=expires_at, **bounds)
             change.record("created", actor, [id])
             return self._issued(change.view(id), secret, show)
 
@@ -311,6 +331,7 @@ class KeyService:
     def _active(self, change: _Change, id: str, by: Key | None) -> KeyView:
         key = change.view(id)
         self._may_have(change, by, key.scopes, key.expires_at)
+        self._may_be_as_free(change, by, " ".join(key.limits), " ".join(key.networks))
         if key.status != "active":
             raise ConflictError(f"{id} is {key.status}; create another key")
         return key
@@ -335,6 +356,22 @@ class KeyService:
         if expires_at != "any" and ends_at and (expires_at is None or expires_at > ends_at):
             raise ForbiddenError(
                 f"No key that you manage may outlive yours: until {ends_at:%Y-%m-%dT%H:%M:%SZ}"
+            )
+
+    def _may_be_as_free(self, change: _Change, by: Key | None, limits: str, networks: str) -> None:
+        """Raises ForbiddenError if the caller is kept to less, or to other addresses."""
+        if by is None:
+            return
+        caller = change.view(by.id)
+        theirs = parse_limits(caller.limits)
+        if not limits_are_within(parse_limits(limits.split()), theirs):
+            raise ForbiddenError(
+                f"No key that you manage may send more than yours: {written(theirs)}"
+            )
+        if not are_within(parse_networks(networks.split()), parse_networks(caller.networks)):
+            raise ForbiddenError(
+                "No key that you manage may be used from elsewhere than yours:"
+                f" {' '.join(caller.networks)}"
             )
 
     def _revoke(
@@ -467,6 +504,14 @@ def _views(now: datetime) -> sa.Select[Any]:
     return sa.select(api_keys, *columns).join(api_key_secrets).group_by(api_keys.c.id)
 
 
+def active_keys(connection: sa.Connection, now: datetime) -> Iterator[KeyView]:
+    """One after the other, however many there are."""
+    rows = connection.execution_options(yield_per=AT_ONCE).execute(
+        _views(now).where(is_active(now))
+    )
+    return map(_shown, rows)
+
+
 def _view(connection: sa.Connection, id: str, now: datetime) -> KeyView:
     row = None
     if id.isascii() and id.isprintable():  # else no database need be asked, or could be
@@ -477,4 +522,5 @@ def _view(connection: sa.Connection, id: str, now: datetime) -> KeyView:
 
 
 def _shown(row: sa.Row[Any]) -> KeyView:
-    return KeyView.model_validate({**row._mapping, "scopes": row.scopes.split()})
+    lists = {name: row._mapping[name].split() for name in ("scopes", "limits", "networks")}
+    return KeyView.model_validate({**row._mapping, **lists})

@@ -1,7 +1,7 @@
 """The settings of the keys."""
 
 from typing import Annotated, Literal
-from urllib.parse import unquote
+from urllib.parse import unquote, urlsplit, urlunsplit
 
 from pydantic import BeforeValidator, Field, PlainValidator
 from pydantic_core import PydanticCustomError
@@ -11,6 +11,7 @@ from sqlalchemy.exc import ArgumentError
 
 from app.auth.dotenv import FOLDER
 from app.auth.keys import PREFIX_PATTERN, digests, parse_secrets
+from app.auth.limits import Limit, parse_limits
 from app.constants import COMMAND
 
 # What people paste names all kinds of drivers; these are the ones that are installed.
@@ -18,6 +19,14 @@ _DRIVERS = {
     "sqlite": "sqlite",
     "postgresql": "postgresql+psycopg",
     "postgres": "postgresql+psycopg",
+}
+
+_VALKEY = {
+    "valkey": "valkey",
+    "valkeys": "valkeys",  # with TLS
+    "redis": "valkey",
+    "rediss": "valkeys",
+    "unix": "unix",
 }
 
 
@@ -46,6 +55,23 @@ def _parse_url(text: str) -> URL:
     raise PydanticCustomError(
         "database_url", "write sqlite:///FILE or postgresql://USER:PASSWORD@HOST/DATABASE"
     )
+
+
+def _parse_rate_limit(text: str) -> tuple[Limit, ...]:
+    try:
+        limits = parse_limits(text.replace(",", " ").split())
+    except ValueError as error:
+        raise PydanticCustomError("rate_limit", "{problem}", {"problem": f"{error}"}) from None
+    if not all(limit.seconds for limit in limits):
+        raise PydanticCustomError("rate_limit", "it slides: write a second, minute or hour")
+    return limits
+
+
+def _parse_valkey_url(text: str) -> str:
+    url = urlsplit(text.strip())
+    if url.scheme not in _VALKEY or not (url.hostname or url.scheme == "unix"):
+        raise PydanticCustomError("valkey_url", "write valkey://HOST:6379 or redis://HOST:6379")
+    return urlunsplit(url._replace(scheme=_VALKEY[url.scheme]))
 
 
 def _is_file(url: URL) -> bool:
@@ -78,6 +104,14 @@ class AuthSettings(BaseSettings):
     ] = URL.create("sqlite", database=str(FOLDER / "keys.db"))
     # New keys are spelled with it, as in acme_4fVt... Both spellings of a key are accepted.
     key_prefix: Annotated[str, Field(pattern=PREFIX_PATTERN)] = ""
+    # For each key that was made without one of its own: 600/minute, or several.
+    rate_limit: Annotated[
+        tuple[Limit, ...], NoDecode, PlainValidator(_parse_rate_limit), Field(exclude=True)
+    ] = ()
+    # Where servers count together; without it one process counts for itself.
+    valkey_url: Annotated[
+        str, NoDecode, PlainValidator(_parse_valkey_url), Field(repr=False, exclude=True)
+    ] = ""
     # Seconds for which a server trusts what it knows of the keys: a revocation waits as long.
     key_max_staleness: Annotated[float, Field(ge=0.1, le=60)] = 1.0
     # INFO has a line for each request, and one for each refusal.

@@ -17,11 +17,13 @@ from time import monotonic
 from typing import Any, TypeVar
 
 from app.auth import clock
-from app.auth.access import UNKNOWN, Refusal
-from app.auth.engine import PATIENCE, connect
-from app.auth.errors import StoreUnavailableError
+from app.auth.access import UNKNOWN, Admission, Refusal, problem
+from app.auth.engine import PATIENCE, Hold, connect
+from app.auth.errors import SettingsError, StoreUnavailableError
 from app.auth.keys import Key
+from app.auth.limits import headers_of, open_limiter
 from app.auth.models import LEAST_STALENESS
+from app.auth.networks import is_within
 from app.auth.queries import NOWHERE, Position, Queries, Secret
 from app.auth.requests import Seen
 from app.auth.settings import AuthSettings
@@ -36,6 +38,9 @@ COUNTED_FOR = 12 * 3600.0  # seconds since then; others wait for it twice as lon
 # unknown ones, questions take no more than one part in ten of the time.
 RECHECK = 0.02  # seconds, at most
 MOST_IN_MEMORY = 20_000  # secrets; what does not fit costs a query when it comes back
+
+NOTICE_EVERY = 600.0  # seconds until somebody looks again for what is unusual
+NOT_ALONE = "several processes count limits; name the Valkey that they share: valkey://HOST:6379"
 
 T = TypeVar("T")
 
@@ -56,19 +61,25 @@ class DatabaseKeyStore:
         # A question is asked anew after that, on another connection: no less than a loaded machine
         # may need.
         patience = min(max(self._max_staleness, 1.0), PATIENCE)
-        self._queries = Queries(self._engine, settings.api_keys, patience)
+        self._queries = Queries(self._engine, settings.api_keys, patience, settings.rate_limit)
+        self._clock = clock.Clock()
+        self._shares_limits = bool(settings.valkey_url)
+        self._has_limits = bool(settings.rate_limit)
+        self._hold = Hold(settings.database_url)
+        self._limiter = open_limiter(settings.valkey_url, self._used_since, self._clock.now)
         self._counted = 0.0
         self._counted_until = self._silent_until = -inf
         self._used: dict[bytes, float] = {}  # when each secret was last let in
         self._counts = Counts()
         self._thinned_on: date | None = None
+        self._notice_at = -inf
+        self._said_not_alone = False
         self._secrets: dict[bytes, Secret] = {}
         self._known = array("Q")  # sorted
         self._position = NOWHERE
         self._changes = 0  # how often there were news
         self._asked_at = self._trusted_until = self._ask_strangers_at = -inf
         self._asking: asyncio.Task[None] | None = None
-        self._clock = clock.Clock()
         self._written_at = 0.0  # what its clock said
         self._saw_an_end = False
         self._problem = ""  # the one with writing, as the log has it
@@ -76,8 +87,10 @@ class DatabaseKeyStore:
     def count(self, seen: Seen) -> None:
         """For a RequestLog: what a key is used for, and who is refused without one."""
         if seen.key:
-            outcome: Outcome = "refused" if seen.refusal else "served"
-            self._counts.use(seen.digest, self._clock.now(), outcome)
+            outcome: Outcome = "served"
+            if seen.refusal:
+                outcome = "limited" if seen.limited else "refused"
+            self._counts.use(seen.digest, self._clock.now(), outcome, seen.client)
         elif seen.refusal and seen.status != 503:  # who is no stranger for all that is known
             self._counts.refuse(seen.client, self._clock.now(), seen.refusal)
 
@@ -85,7 +98,9 @@ class DatabaseKeyStore:
 
     def recall(self, digest: bytes) -> Key | None:
         secret = self._secrets.get(digest)
-        if secret is None or monotonic() > self._trusted_until:
+        if secret is None or secret.limits or secret.networks:
+            return None
+        if monotonic() > self._trusted_until:
             return None
         now = self._clock.now()
         if secret.ends_at <= now:
@@ -93,7 +108,7 @@ class DatabaseKeyStore:
         self._used[digest] = now
         return secret.key
 
-    async def find(self, digest: bytes) -> Key | Refusal:
+    async def find(self, digest: bytes, client: str = "") -> Key | Admission | Refusal:
         came_at = monotonic()
         if came_at > self._trusted_until:
             await self._know_since(came_at)
@@ -105,8 +120,27 @@ class DatabaseKeyStore:
             # So that no clock takes it back later. Once: nobody who is refused makes it write.
             self._saw_an_end |= secret.ends_at > self._written_at
             return Refusal(secret.ended, secret.key.id)
+        if secret.networks and not is_within(client, secret.networks):
+            return Refusal("a key from another address than its own", secret.key.id)
+        if not secret.limits:
+            self._used[digest] = now
+            return secret.key
+        charge = await self._limiter.charge(secret.key.id, secret.limits)
+        if charge.over:
+            headers = charge.headers(secret.limits)
+            return Refusal(
+                f"over its limit of {charge.over}",
+                secret.key.id,
+                problem(429, f"Too many requests: {charge.over}", headers),
+                limited=secret.key,
+            )
         self._used[digest] = now
-        return secret.key
+        return Admission(secret.key, headers_of(charge, secret.limits))
+
+    def knows(self, digest: bytes) -> bool:
+        start = _start_of(digest)
+        place = bisect_left(self._known, start)
+        return place < len(self._known) and self._known[place] == start
 
     async def is_reachable(self) -> bool:
         try:
@@ -117,9 +151,9 @@ class DatabaseKeyStore:
         return True
 
     async def _look_up(self, digest: bytes, came_at: float) -> Secret | None:
-        if not self._is_known(digest) and came_at > self._ask_strangers_at:
+        if not self.knows(digest) and came_at > self._ask_strangers_at:
             await self._know_since(came_at)
-        while self._is_known(digest):
+        while self.knows(digest):
             changes = self._changes
             give_up_at = came_at + self._max_staleness
             secret = await self._run(self._threads, give_up_at, self._queries.secret, digest)
@@ -129,13 +163,21 @@ class DatabaseKeyStore:
                     if len(self._secrets) >= MOST_IN_MEMORY:
                         del self._secrets[next(iter(self._secrets))]
                     self._secrets[digest] = secret
+                    self._has_limits |= bool(secret.limits)
                 return secret
         return None
 
-    def _is_known(self, digest: bytes) -> bool:
-        start = _start_of(digest)
-        place = bisect_left(self._known, start)
-        return place < len(self._known) and self._known[place] == start
+    # Limits.
+
+    async def _used_since(self, key_id: str, since: datetime) -> int:
+        give_up_at = monotonic() + self._max_staleness
+        return await self._run(self._threads, give_up_at, self._queries.used, key_id, since)
+
+    async def _counts_alone(self) -> bool:
+        """Whether limits hold: nobody else counts for itself what this process does."""
+        if self._shares_limits or not self._has_limits:
+            return True
+        return await self._run(self._threads, None, self._hold.take)
 
     # What it asks the database.
 
@@ -168,7 +210,7 @@ class DatabaseKeyStore:
             await self._learn_everything(news.position)
         for digest in news.changed:
             self._secrets.pop(digest, None)
-            if not self._is_known(digest):
+            if not self.knows(digest):
                 insort(self._known, _start_of(digest))
         self._changes += bool(news.changed)
         self._position, self._counted = news.position, news.counted
@@ -213,9 +255,13 @@ class DatabaseKeyStore:
     async def follow(self) -> AsyncGenerator[None]:
         """Keep up with the database while the service runs, and write when keys were last used.
 
-        Raises StoreUnavailableError if the keys cannot be read at the start.
+        Raises StoreUnavailableError if the keys cannot be read at the start, and SettingsError if
+        the limits that there are would not be kept.
         """
         self._queries.name_server()
+        self._has_limits |= await self._run(self._threads, None, self._queries.has_limits)
+        if not await self._counts_alone():
+            raise SettingsError(f"VALKEY_URL: {NOT_ALONE}")
         await self.flush(starting=True)
         await _in_time(None, self._question())
         if ahead := self._clock.ahead:
@@ -232,12 +278,14 @@ class DatabaseKeyStore:
             await asyncio.wait(work)
             self._counted_until = self._trusted_until = -inf
             await self.flush(stopping=True)
+            await self._limiter.close()
             self.close()
 
     def close(self) -> None:
         """Let go of the database, until somebody asks again."""
         self._trusted_until = -inf
         self._engine.dispose()
+        self._hold.release()
 
     async def flush(self, *, starting: bool = False, stopping: bool = False) -> None:
         """Write when keys were last used; what cannot be written now is kept for the next time."""
@@ -257,9 +305,11 @@ class DatabaseKeyStore:
             while batches:
                 await self._run(self._threads, None, self._queries.add, batches[0])
                 batches.popleft()
-            if now.date() != self._thinned_on and not (starting or stopping):  # nobody waits for it
-                await self._run(self._threads, None, self._queries.thin, now)
-                self._thinned_on = now.date()
+            if networks := self._counts.networks(now.timestamp()):
+                await self._run(self._threads, None, self._queries.note_networks, networks)
+                self._counts.noted(networks)
+            if not (starting or stopping):  # nobody is to wait for it
+                await self._look_after(now)
         except BaseException as error:
             self._used, self._saw_an_end = used | self._used, True
             if not isinstance(error, StoreUnavailableError):  # it was given up halfway
@@ -271,6 +321,23 @@ class DatabaseKeyStore:
             self._problem, self._written_at = "", now.timestamp()
             self._counted_until = -inf if stopping else began_at + COUNTED_FOR
             self._silent_until = began_at + SEEN_EVERY
+
+    async def _look_after(self, now: datetime) -> None:
+        """What is due every few minutes, or once a day."""
+        if not await self._counts_alone() and not self._said_not_alone:
+            logger.error("VALKEY_URL: %s. Until then each lets as many in.", NOT_ALONE)
+            self._said_not_alone = True
+        if now.date() != self._thinned_on:
+            await self._run(self._threads, None, self._queries.thin, now)
+            self._thinned_on = now.date()
+        if monotonic() >= self._notice_at:
+            self._notice_at = monotonic() + NOTICE_EVERY
+            for finding in await self._run(self._threads, None, self._queries.notice, now):
+                logger.warning(
+                    *("Unusual%s: %s; %s.", finding.id and f" ({finding.id})"),
+                    *(finding.problem, finding.advice),
+                    extra={"key_id": finding.id, "problem": finding.problem},
+                )
 
 
 async def _in_time(give_up_at: float | None, answer: asyncio.Future[T]) -> T:

@@ -1,4 +1,4 @@
-"""What is unusual about how keys are used: five rules, whose numbers are yours to change."""
+"""What is unusual about how keys are used: six rules, whose numbers are yours to change."""
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -8,7 +8,13 @@ from typing import Final
 import sqlalchemy as sa
 
 from app.auth.clock import DAY
-from app.auth.models import api_key_refusals, api_key_secrets, api_key_usage
+from app.auth.models import (
+    api_key_findings,
+    api_key_networks,
+    api_key_refusals,
+    api_key_secrets,
+    api_key_usage,
+)
 from app.auth.schemas import Finding, KeyView
 
 MONTH: Final = timedelta(days=28)  # whole weeks, for many callers rest at weekends
@@ -21,6 +27,8 @@ class Habits:
     busiest: int = 0  # of the last day
     busiest_before: int = 0  # of the month before that
     denied: int = 0  # requests of the last day, for want of a scope
+    networks: int = 0  # that it was used from on this day, or on the one before
+    networks_before: int = 0  # on the day with the most of them, in the month before that
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +50,11 @@ RULES: Final = (
         "used ten times as much as in any hour of a month",
         "ask its owner; rotate it if that was somebody else",
         lambda _, habits, __: habits.busiest > max(1000, 10 * habits.busiest_before),
+    ),
+    Rule(
+        "used from three times as many networks as on any day of a month",
+        "ask its owner who has it; rotate it if that was somebody else",
+        lambda _, habits, __: habits.networks > max(10, 3 * habits.networks_before),
     ),
     Rule(
         "refused 100 times in a day for want of a scope",
@@ -74,13 +87,13 @@ def examine_usage(
                         id=key.id, name=key.name, problem=rule.problem, advice=rule.advice
                     )
     refusal, count = api_key_refusals.c, sa.func.sum(api_key_refusals.c.refused)
-    networks = sa.select(refusal.network, count).where(refusal.starts_at >= now - DAY)
+    networks = sa.select(refusal.network).where(refusal.starts_at >= now - DAY)
     networks = networks.group_by(refusal.network).having(count >= KNOCKS)
-    for network, refused in connection.execute(networks.order_by(refusal.network)):
+    for network in connection.scalars(networks.order_by(refusal.network)):
         yield Finding(
             id="",
             name="",
-            problem=f"{refused} requests without a key from {network} in a day",
+            problem=f"more than {KNOCKS} requests without a key from {network} in a day",
             advice="keep it out, or tell whoever it is; the log has the reasons",
         )
 
@@ -101,4 +114,42 @@ def _habits(connection: sa.Connection, now: datetime) -> dict[str, Habits]:
         sa.func.sum(sa.case((lately, by_hour.c.refused), else_=0)),
     )
     rows = connection.execute(sa.select(by_hour.c.key_id, *told).group_by(by_hour.c.key_id))
-    return {id: Habits(*map(int, numbers)) for id, *numbers in rows}
+    networks = _networks(connection, now)
+    return {
+        id: Habits(*(int(number) for number in (*requests, *networks.get(id, (0, 0)))))
+        for id, *requests in rows
+    }
+
+
+def _networks(connection: sa.Connection, now: datetime) -> dict[str, tuple[int, int]]:
+    """How many networks each key was used from lately, and at most on a day before."""
+    network, secret = api_key_networks.c, api_key_secrets.c
+    today = now.replace(hour=0, minute=0, second=0, microsecond=0)
+    days = sa.select(secret.key_id, network.starts_at, sa.func.count().label("networks"))
+    days = days.join(api_key_secrets, secret.digest == network.digest)
+    days = days.where(network.starts_at >= today - DAY - MONTH)
+    by_day = days.group_by(secret.key_id, network.starts_at).subquery()
+    lately = by_day.c.starts_at >= today - DAY
+    told = (
+        sa.func.max(sa.case((lately, by_day.c.networks), else_=0)),
+        sa.func.max(sa.case((lately, 0), else_=by_day.c.networks)),
+    )
+    rows = connection.execute(sa.select(by_day.c.key_id, *told).group_by(by_day.c.key_id))
+    return {id: (int(now), int(before)) for id, now, before in rows}
+
+
+def remember(
+    connection: sa.Connection, findings: Iterable[Finding], now: datetime
+) -> list[Finding]:
+    """Write down what is unusual. Gives what was not before."""
+    known = api_key_findings.c
+    found = {(finding.id, finding.problem): finding for finding in findings}
+    before = {(row.key_id, row.problem) for row in connection.execute(sa.select(api_key_findings))}
+    for id, problem in before - found.keys():
+        over = sa.delete(api_key_findings).where(known.key_id == id, known.problem == problem)
+        connection.execute(over)
+    new = sorted(found.keys() - before)
+    if new:
+        rows = [{"key_id": id, "problem": problem, "since": now} for id, problem in new]
+        connection.execute(sa.insert(api_key_findings), rows)
+    return [found[each] for each in new]

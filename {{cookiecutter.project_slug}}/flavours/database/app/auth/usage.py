@@ -1,17 +1,18 @@
 """How keys are used: counted in memory, written down every few seconds, told by the hour."""
 
 from collections import Counter, deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from importlib import import_module
-from ipaddress import ip_address, ip_network
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, get_args
 
 import sqlalchemy as sa
 
+from app.auth.addresses import network_of
 from app.auth.models import (
     LONGEST_REASON,
+    api_key_networks,
     api_key_refusals,
     api_key_secrets,
     api_key_usage,
@@ -28,12 +29,16 @@ from app.auth.schemas import (
 )
 
 HOUR: Final = 3600  # seconds
+DAY: Final = 24 * HOUR
 HOURS_KEPT: Final = timedelta(days=31)  # then they are summed up into days
 AT_ONCE: Final = 500  # counts, so that no change to a key has to wait long
 MOST_NETWORKS: Final = 1000  # for which refusals are told apart until they are written down
+MOST_NOTED: Final = 50_000  # networks of secrets that are remembered for a day
+MOST_OF_A_SECRET: Final = 100  # networks that are written down for a day
 ELSEWHERE: Final = "elsewhere"  # all further ones
 
-Outcome = Literal["served", "refused"]
+Outcome = Literal["served", "refused", "limited"]
+OUTCOMES: Final = get_args(Outcome)
 Row = dict[str, Any]
 
 
@@ -52,18 +57,24 @@ class Counts:
     def __init__(self) -> None:
         self._uses = Counter[tuple[bytes, int, Outcome]]()
         self._refusals = Counter[tuple[str, int, str]]()
+        self._networks: set[tuple[bytes, str]] = set()  # of a secret, on this day
+        self._noted: set[tuple[bytes, str]] = set()  # those of them that are written down
+        self._day = 0
         self._batches = deque[Batch]()
         self._number = 0
 
-    def use(self, digest: bytes, now: float, outcome: Outcome) -> None:
+    def use(self, digest: bytes, now: float, outcome: Outcome, client: str) -> None:
         self._uses[digest, int(now) // HOUR, outcome] += 1
+        network = digest, _network_of(client)
+        if network not in self._noted and len(self._networks) < MOST_NETWORKS:
+            self._networks.add(network)
 
     def refuse(self, client: str, now: float, reason: str) -> None:
         network = _network_of(client) if len(self._refusals) < MOST_NETWORKS else ELSEWHERE
         self._refusals[network, int(now) // HOUR, reason[:LONGEST_REASON]] += 1
 
     def __bool__(self) -> bool:
-        return bool(self._uses or self._refusals or self._batches)
+        return bool(self._uses or self._refusals or self._batches or self._networks)
 
     def batches(self) -> deque[Batch]:
         """What is to be written down, the oldest first. What was, is to be taken out."""
@@ -77,6 +88,23 @@ class Counts:
         self._add(api_key_refusals, named)
         return self._batches
 
+    def networks(self, now: float) -> list[Row]:
+        """From where secrets were used on this day and that is not written down yet."""
+        day = int(now) // DAY
+        if day != self._day or len(self._noted) > MOST_NOTED:
+            self._day, self._noted = day, set()
+        starts_at = datetime.fromtimestamp(day * DAY, UTC)
+        return [
+            {"digest": digest, "network": network, "starts_at": starts_at}
+            for digest, network in self._networks
+        ]
+
+    def noted(self, rows: Iterable[Row]) -> None:
+        """They are written down."""
+        networks = {(row["digest"], row["network"]) for row in rows}
+        self._noted |= networks
+        self._networks -= networks
+
     def _add(self, table: sa.Table, rows: Sequence[Row]) -> None:
         for first in range(0, len(rows), AT_ONCE):
             self._number += 1
@@ -86,7 +114,7 @@ class Counts:
 def _use_rows(uses: Counter[tuple[bytes, int, Outcome]]) -> list[Row]:
     rows: dict[tuple[bytes, int], Row] = {}
     for (digest, hour, outcome), count in uses.items():
-        empty = {"digest": digest, "served": 0, "refused": 0, **_hour(hour)}
+        empty = {"digest": digest, **dict.fromkeys(OUTCOMES, 0), **_hour(hour)}
         rows.setdefault((digest, hour), empty)[outcome] = count
     return list(rows.values())
 
@@ -96,13 +124,8 @@ def _hour(number: int) -> Row:
 
 
 def _network_of(client: str) -> str:
-    """Where somebody calls from, as far as somebody else may be responsible for it."""
-    try:
-        address = ip_address(client)
-    except ValueError:  # a socket of this machine has no address
-        return "local"
-    address = getattr(address, "ipv4_mapped", None) or address
-    return f"{ip_network((address, 24 if address.version == 4 else 48), strict=False)}"
+    """As far as somebody else may be responsible for it."""
+    return network_of(client, 24, 48)
 
 
 def add(connection: sa.Connection, table: sa.Table, rows: Sequence[Row]) -> None:
@@ -116,6 +139,30 @@ def add(connection: sa.Connection, table: sa.Table, rows: Sequence[Row]) -> None
         set_={name: table.c[name] + statement.excluded[name] for name in counts},
     )
     connection.execute(statement, list(rows))
+
+
+def note_networks(connection: sa.Connection, rows: Sequence[Row]) -> None:
+    """Write down from where secrets were used on a day: of each the first hundred networks."""
+    known = api_key_networks.c
+    days = {(row["digest"], row["starts_at"]) for row in rows}
+    counted = sa.select(known.digest, sa.func.count()).group_by(known.digest)
+    counted = counted.where(
+        known.digest.in_({digest for digest, _ in days}), known.starts_at == rows[0]["starts_at"]
+    )
+    full = {digest for digest, count in connection.execute(counted) if count >= MOST_OF_A_SECRET}
+    if new := [row for row in rows if row["digest"] not in full]:
+        dialect = import_module(f"sqlalchemy.dialects.{connection.dialect.name}")
+        connection.execute(dialect.insert(api_key_networks).on_conflict_do_nothing(), new)
+
+
+def used(connection: sa.Connection, key_id: str, since: datetime) -> int:
+    """How many requests of a key were let in as far as its limits go."""
+    usage, secret = api_key_usage.c, api_key_secrets.c
+    query = sa.select(sa.func.sum(usage.served + usage.refused))
+    query = query.join(api_key_secrets, secret.digest == usage.digest)
+    return int(
+        connection.scalar(query.where(secret.key_id == key_id, usage.starts_at >= since)) or 0
+    )
 
 
 def thin(connection: sa.Connection, now: datetime) -> int:
@@ -133,12 +180,14 @@ def thin(connection: sa.Connection, now: datetime) -> int:
             connection.execute(sa.delete(table).where(old))
             days = {tuple(row[column.name] for column in table.primary_key) for row in rows}
             fewer += len(rows) - len(days)
+    old = api_key_networks.c.starts_at < before
+    fewer += connection.execute(sa.delete(api_key_networks).where(old)).rowcount
     return fewer
 
 
 def of_key(connection: sa.Connection, key: KeyView, since: datetime, now: datetime) -> UsageView:
-    secret, served, refused = api_key_secrets.c, _sum("served"), _sum("refused")
-    used = sa.select(served, refused).join(api_key_secrets, secret.digest == api_key_usage.c.digest)
+    secret = api_key_secrets.c
+    used = sa.select(*_sums()).join(api_key_secrets, secret.digest == api_key_usage.c.digest)
     used = used.where(secret.key_id == key.id, api_key_usage.c.starts_at >= _hour_of(since))
     in_force = sa.and_(
         secret.ended_at.is_(None), sa.or_(secret.expires_at.is_(None), secret.expires_at > now)
@@ -151,15 +200,13 @@ def of_key(connection: sa.Connection, key: KeyView, since: datetime, now: dateti
     by_hour = used.add_columns(*of_period).group_by(*of_period).order_by(*of_period)
     periods = [PeriodOfUse.model_validate(row._mapping) for row in connection.execute(by_hour)]
     secrets = [SecretUse.model_validate(row._mapping) for row in connection.execute(by_secret)]
-    served_in_all = sum(period.served for period in periods)
-    refused_in_all = sum(period.refused for period in periods)
+    in_all = {each: sum(getattr(period, each) for period in periods) for each in OUTCOMES}
     return UsageView(
         id=key.id,
         name=key.name,
         since=since,
-        total=served_in_all + refused_in_all,
-        served=served_in_all,
-        refused=refused_in_all,
+        total=sum(in_all.values()),
+        **in_all,
         last_used_at=key.last_used_at,
         by_secret=secrets,
         by_hour=periods,
@@ -169,9 +216,8 @@ def of_key(connection: sa.Connection, key: KeyView, since: datetime, now: dateti
 def of_all(connection: sa.Connection, since: datetime) -> AllUsage:
     """Of the keys that were used, those that were used most come first."""
     secret, refusal, start = api_key_secrets.c, api_key_refusals.c, _hour_of(since)
-    served, refused = _sum("served"), _sum("refused")
     last_used_at = sa.func.max(secret.last_used_at).label("last_used_at")
-    keys = sa.select(api_keys.c.id, api_keys.c.name, served, refused, last_used_at)
+    keys = sa.select(api_keys.c.id, api_keys.c.name, *_sums(), last_used_at)
     keys = keys.join(api_key_secrets).join(api_key_usage, secret.digest == api_key_usage.c.digest)
     keys = keys.where(api_key_usage.c.starts_at >= start).group_by(api_keys.c.id)
     often = sa.func.sum(refusal.refused)
@@ -193,8 +239,8 @@ def of_all(connection: sa.Connection, since: datetime) -> AllUsage:
     )
 
 
-def _sum(column: str) -> sa.Label[int]:
-    return sa.func.sum(api_key_usage.c[column]).label(column)
+def _sums() -> list[sa.Label[int]]:
+    return [sa.func.sum(api_key_usage.c[outcome]).label(outcome) for outcome in OUTCOMES]
 
 
 def _hour_of(moment: datetime) -> datetime:

@@ -33,6 +33,7 @@ Call = Callable[..., Coroutine[Any, Any, httpx.Response]]
 FIELDS = {
     *("id", "name", "scopes", "status", "created_by", "created_at", "issued_at", "expires_at"),
     *("revoked_at", "last_used_at", "old_key_expires_at", "old_key_last_used_at"),
+    *("limits", "networks"),
 }
 ROUTES = {  # and what each answers to a caller who may use it
     ("GET", ""): 200,

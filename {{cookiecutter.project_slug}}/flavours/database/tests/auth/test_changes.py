@@ -382,7 +382,7 @@ def test_no_key_has_two_current_secrets_or_two_old_ones(
 
 REPLACEMENTS = {
     "api_keys_are_not_replaced": "REPLACE INTO api_keys"
-    " SELECT id, name, '*', created_by, created_at, NULL, NULL FROM api_keys",
+    " SELECT id, name, '*', created_by, created_at, NULL, NULL, '', '' FROM api_keys",
     "api_key_secrets_are_not_replaced": "REPLACE INTO api_key_secrets"
     " SELECT digest, key_id, created_at, NULL, NULL, NULL FROM api_key_secrets",
     "api_key_secrets_(are_not_replaced|replace_none)": "UPDATE OR REPLACE api_key_secrets"
@@ -392,6 +392,7 @@ REPLACEMENTS = {
     "api_key_events_are_not_replaced": "REPLACE INTO api_key_events"
     " SELECT id, stamp, at, action, 'nobody', key_id FROM api_key_events",
     "api_key_events_are_final": "UPDATE OR REPLACE api_key_events SET id = 1",
+    "api_keys_stay_where_they_are": "UPDATE OR REPLACE api_keys SET networks = '::/0'",
     "api_keys_never_widen": "UPDATE OR REPLACE api_keys SET id = 'another'",
     # No row has a number by which one could be replaced.
     "table api_keys has no column named rowid": "REPLACE INTO api_keys (rowid) VALUES (1)",

@@ -40,7 +40,8 @@ def a_key(connection: sa.Connection, id: str = "key", **more: Any) -> tuple[KeyV
         ("expires_at", "revoked_at", "old_key_expires_at", "old_key_last_used_at"), None
     )
     times = {"issued_at": NOW, "last_used_at": NOW}
-    view = {"id": id, "name": id, "scopes": [], "status": "active", **made, **told, **times}
+    lists: dict[str, list[str]] = {"scopes": [], "limits": [], "networks": []}
+    view = {"id": id, "name": id, **lists, "status": "active", **made, **told, **times}
     return KeyView.model_validate({**view, **more}), secret
 
 
@@ -100,7 +101,7 @@ def test_what_is_refused_is_found_by_key_and_by_network(connection: sa.Connectio
         add(connection, api_key_refusals, [{**row, "network": network, "refused": refused}])
     assert found(connection, one, other) == [
         "refused 100 times in a day for want of a scope",
-        "1000 requests without a key from 192.0.2.0/24 in a day",
+        "more than 1000 requests without a key from 192.0.2.0/24 in a day",
     ]
     assert found(connection, one, other, now=NOW + 2 * DAY) == []
 

@@ -19,7 +19,7 @@ from app.auth import GuardedAPI, GuardedRouter, require
 from app.auth.engine import connect, transaction
 from app.auth.errors import StoreUnavailableError
 from app.auth.keys import digest, new_secret
-from app.auth.models import LONGEST_REASON, api_key_refusals, api_key_usage
+from app.auth.models import LONGEST_REASON, api_key_networks, api_key_refusals, api_key_usage
 from app.auth.service import MANAGE, KeyService
 from app.auth.store import DatabaseKeyStore
 from app.auth.usage import AT_ONCE, ELSEWHERE, HOURS_KEPT, MOST_NETWORKS, Counts, add, thin
@@ -224,7 +224,7 @@ async def test_many_counts_are_written_some_at_a_time(
 ) -> None:
     await store.flush(starting=True)
     for number in range(2 * AT_ONCE + 1):
-        store._counts.use(number.to_bytes(32), number * 3600.0, "served")
+        store._counts.use(number.to_bytes(32), number * 3600.0, "served", "")
     assert [len(batch.rows) for batch in store._counts.batches()] == [AT_ONCE, AT_ONCE, 1]
     await store.flush()
     assert not store._counts
@@ -260,6 +260,9 @@ async def test_usage_is_told_by_hour_and_by_secret(
         assert [each.served for each in key_service.all_usage(WEEK).keys] == [4]
 
 
+THINNED = [api_key_usage, api_key_refusals, api_key_networks]
+
+
 @given(
     st.lists(
         st.tuples(
@@ -271,7 +274,7 @@ def test_thinning_loses_nothing_and_tells_the_last_month_by_hour(
     rows: list[tuple[int, bytes, int]],
 ) -> None:
     engine = sa.create_engine("sqlite://")
-    api_key_usage.metadata.create_all(engine, tables=[api_key_usage, api_key_refusals])
+    api_key_usage.metadata.create_all(engine, tables=THINNED)
     with engine.begin() as connection:
         for hours, secret, count in rows:
             when = {"starts_at": NOON - timedelta(hours=hours), "hours": 1, "refused": 1}

@@ -1,0 +1,235 @@
+"""Limits: how many requests a key may send in a time, counted in this process.
+
+`600/minute` slides: no minute has more of them, wherever it begins. `50000/month`, a quota, is of
+the calendar, in UTC. `valkey.py` counts the same for servers that share it.
+"""
+
+import re
+from collections import deque
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from math import ceil
+from time import monotonic
+from typing import Any, Final, Protocol
+
+from app.auth.errors import SettingsError
+
+SLIDING: Final = {"second": 1, "minute": 60, "hour": 3600}  # in seconds
+CALENDAR: Final = ("day", "month")
+MOST_SLIDING: Final = 10_000  # requests, for each takes memory until it has slid out
+MOST: Final = 1_000_000_000
+MOST_IDLE: Final = 20_000  # keys whose counts are kept though nothing is in them
+
+LIMIT_PATTERN: Final = r"^[1-9][0-9]{0,9}/(" + "|".join((*SLIDING, *CALENDAR)) + ")$"
+_LIMIT: Final = re.compile(LIMIT_PATTERN)
+
+
+@dataclass(frozen=True, slots=True)
+class Limit:
+    requests: int
+    period: str
+
+    def __str__(self) -> str:
+        return f"{self.requests}/{self.period}"
+
+    @property
+    def seconds(self) -> int:
+        """For which it slides; 0 of a quota."""
+        return SLIDING.get(self.period, 0)
+
+
+def parse_limits(written: Iterable[str]) -> tuple[Limit, ...]:
+    """In the order of their periods. Raises ValueError."""
+    limits: dict[str, Limit] = {}
+    for text in written:
+        if not _LIMIT.fullmatch(text):
+            raise ValueError(f"{text!r} is not a limit; write one like 600/minute or 50000/month")
+        number, _, period = text.partition("/")
+        limit = Limit(int(number), period)
+        if limit.requests > (most := MOST_SLIDING if limit.seconds else MOST):
+            raise ValueError(f"{text!r} is too many: {most} at most; quotas are of a day or month")
+        if period in limits:
+            raise ValueError(f"{text!r} is the second limit for a {period}; give one")
+        limits[period] = limit
+    return tuple(limits[period] for period in (*SLIDING, *CALENDAR) if period in limits)
+
+
+def with_default(own: tuple[Limit, ...], default: tuple[Limit, ...]) -> tuple[Limit, ...]:
+    """A default holds where there is no limit that slides; a quota leaves room for it."""
+    return own if any(limit.seconds for limit in own) else (*default, *own)
+
+
+def are_within(inner: Iterable[Limit], outer: Iterable[Limit]) -> bool:
+    """Whether who keeps to the first keeps to the second."""
+    most = {limit.period: limit.requests for limit in inner}
+    return all(most.get(limit.period, MOST + 1) <= limit.requests for limit in outer)
+
+
+def written(limits: Iterable[Limit]) -> str:
+    """As it is stored."""
+    return " ".join(map(str, limits))
+
+
+@dataclass(frozen=True, slots=True)
+class Charge:
+    """What a request was charged: nothing, if one of the limits had none left."""
+
+    left: Sequence[int]  # of each limit, after it
+    resets_in: Sequence[float]  # seconds until one of its requests comes back; of a quota, all
+    over: Limit | None = None
+    wait: float = 0.0  # seconds until it may be tried again
+
+    def headers(self, limits: Sequence[Limit]) -> dict[str, str]:
+        """As the IETF's draft on RateLimit fields has them."""
+        told = zip(limits, self.left, self.resets_in, strict=True)
+        headers = {
+            "RateLimit-Policy": ", ".join(_policy(limit) for limit in limits),
+            "RateLimit": ", ".join(
+                f'"{limit.period}";r={left};t={ceil(seconds)}' for limit, left, seconds in told
+            ),
+        }
+        return {**headers, "Retry-After": f"{ceil(self.wait)}"} if self.over else headers
+
+
+def _policy(limit: Limit) -> str:
+    window = f";w={limit.seconds}" if limit.seconds else ""  # a month has no fixed length
+    return f'"{limit.period}";q={limit.requests}{window}'
+
+
+Used = Callable[[str, datetime], Awaitable[int]]
+"""How many requests a key has sent since then, as it is written down."""
+
+
+class Limiter(Protocol):
+    async def charge(self, key_id: str, limits: Sequence[Limit]) -> Charge:
+        """One request to all of its limits, or to none. Raises StoreUnavailableError."""
+        ...
+
+    async def close(self) -> None:
+        """Let go of whom it asks, until it is used again."""
+        ...
+
+
+def open_limiter(valkey_url: str, used: Used, now: Callable[[], float]) -> Limiter:
+    """Raises SettingsError if there is nothing that could ask Valkey."""
+    local = LocalLimiter(used, now)
+    if not valkey_url:
+        return local
+    try:
+        from app.auth.valkey import ValkeyLimiter
+    except ImportError:
+        raise SettingsError("VALKEY_URL: install what asks it: uv sync --extra valkey") from None
+    return ValkeyLimiter(valkey_url, local, used, now)
+
+
+class LocalLimiter:
+    """Counts in this process, for itself."""
+
+    def __init__(self, used: Used, now: Callable[[], float]) -> None:
+        self._used, self._now = used, now
+        self._counts: dict[str, Sequence[_Sliding | _Quota]] = {}
+        self._forget_at = MOST_IDLE
+
+    async def charge(self, key_id: str, limits: Sequence[Limit]) -> Charge:
+        counts = self._counts.get(key_id)
+        if counts is None:
+            if len(self._counts) >= self._forget_at:
+                self._forget_idle()
+            counts = self._counts[key_id] = [
+                _Sliding(limit) if limit.seconds else _Quota(limit) for limit in limits
+            ]
+        moment = self._now()
+        for count in counts:
+            if isinstance(count, _Quota) and moment >= count.ends_at:
+                begins_at, ends_at = calendar_period(count.limit.period, moment)
+                count.begin(ends_at, await self._used(key_id, begins_at))
+        now = monotonic()  # nobody else gets a turn from here on
+        waits = [count.wait(now, moment) for count in counts]
+        if wait := max(waits, default=0.0):
+            over = limits[waits.index(wait)]
+        else:
+            over = None
+            for count in counts:
+                count.add(now)
+        left = [count.left() for count in counts]
+        return Charge(left, [count.resets_in(now, moment) for count in counts], over, wait)
+
+    async def close(self) -> None:
+        """It asks nobody."""
+
+    def _forget_idle(self) -> None:
+        now = monotonic()
+        self._counts = {
+            id: counts
+            for id, counts in self._counts.items()
+            if not all(isinstance(count, _Sliding) and count.is_idle(now) for count in counts)
+        }
+        self._forget_at = max(MOST_IDLE, 2 * len(self._counts))
+
+
+class _Sliding:
+    def __init__(self, limit: Limit) -> None:
+        self.limit = limit
+        self._times = deque[float]()  # of the requests that were let in, the oldest first
+
+    def is_idle(self, now: float) -> bool:
+        return self._slide(now) == 0
+
+    def wait(self, now: float, _: float) -> float:
+        if self._slide(now) < self.limit.requests:
+            return 0.0
+        return self._times[0] + self.limit.seconds - now
+
+    def add(self, now: float) -> None:
+        self._times.append(now)
+
+    def left(self) -> int:
+        return self.limit.requests - len(self._times)
+
+    def resets_in(self, now: float, _: float) -> float:
+        return self._times[0] + self.limit.seconds - now if self._times else 0.0
+
+    def _slide(self, now: float) -> int:
+        gone = now - self.limit.seconds
+        while self._times and self._times[0] <= gone:
+            self._times.popleft()
+        return len(self._times)
+
+
+class _Quota:
+    def __init__(self, limit: Limit) -> None:
+        self.limit = limit
+        self.ends_at = 0.0  # seconds since the epoch
+        self._used = 0
+
+    def begin(self, ends_at: float, used: int) -> None:
+        if ends_at > self.ends_at:  # or another request has found out meanwhile
+            self.ends_at, self._used = ends_at, used
+
+    def wait(self, _: float, moment: float) -> float:
+        return self.ends_at - moment if self._used >= self.limit.requests else 0.0
+
+    def add(self, _: float) -> None:
+        self._used += 1
+
+    def left(self) -> int:
+        return max(0, self.limit.requests - self._used)
+
+    def resets_in(self, _: float, moment: float) -> float:
+        return self.ends_at - moment
+
+
+def calendar_period(period: str, moment: float) -> tuple[datetime, float]:
+    """When the one that this moment lies in begins and ends, in UTC."""
+    today = datetime.fromtimestamp(moment, UTC).replace(hour=0, minute=0, second=0, microsecond=0)
+    if period == "day":
+        return today, (today + timedelta(days=1)).timestamp()
+    first = today.replace(day=1)
+    return first, (first + timedelta(days=32)).replace(day=1).timestamp()
+
+
+def headers_of(charge: Charge, limits: Sequence[Limit]) -> list[tuple[bytes, bytes]]:
+    """For an answer of ASGI."""
+    told: dict[str, Any] = charge.headers(limits)
+    return [(name.lower().encode(), value.encode()) for name, value in told.items()]

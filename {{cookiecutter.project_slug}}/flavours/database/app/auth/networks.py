@@ -1,0 +1,46 @@
+"""Addresses: from where a key may be used."""
+
+from collections.abc import Iterable, Sequence
+from ipaddress import IPv4Network, IPv6Network, ip_network
+
+from app.auth.addresses import address_of
+
+Network = IPv4Network | IPv6Network
+Networks = tuple[Network, ...]
+
+
+def parse_networks(written: Iterable[str]) -> Networks:
+    """Raises ValueError."""
+    return tuple(_parse(text) for text in written)
+
+
+def _parse(text: str) -> Network:
+    try:
+        return ip_network(text)
+    except ValueError:
+        pass
+    try:
+        whole = ip_network(text, strict=False)
+    except ValueError:
+        raise ValueError(
+            f"{text!r} is no address; write one like 192.0.2.7, 10.0.0.0/8 or 2001:db8::/32"
+        ) from None
+    raise ValueError(f"{text!r} is an address within a network; write {whole}")
+
+
+def is_within(client: str, networks: Iterable[Network]) -> bool:
+    """Whether somebody calls from there. Who has no address does not."""
+    address = address_of(client)
+    return address is not None and any(address in network for network in networks)
+
+
+def are_within(inner: Sequence[Network], outer: Sequence[Network]) -> bool:
+    """Whether every address of the first is one of the second; none stand for all there are."""
+    return not outer or (bool(inner) and all(_is_within(each, outer) for each in inner))
+
+
+def _is_within(network: Network, outer: Iterable[Network]) -> bool:
+    return any(
+        network.version == each.version and network.subnet_of(each)  # type: ignore[arg-type]
+        for each in outer
+    )
