@@ -10,13 +10,14 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from math import ceil
-from time import monotonic
+from time import monotonic_ns
 from typing import Any, Final, Protocol
 
 from app.auth.errors import SettingsError
 
 SLIDING: Final = {"second": 1, "minute": 60, "hour": 3600}  # in seconds
 CALENDAR: Final = ("day", "month")
+SECOND: Final = 1_000_000_000  # nanoseconds: fractions of a second do not add up to one
 MOST_SLIDING: Final = 10_000  # requests, for each takes memory until it has slid out
 MOST: Final = 1_000_000_000
 MOST_IDLE: Final = 20_000  # keys whose counts are kept though nothing is in them
@@ -144,7 +145,7 @@ class LocalLimiter:
             if isinstance(count, _Quota) and moment >= count.ends_at:
                 begins_at, ends_at = calendar_period(count.limit.period, moment)
                 count.begin(ends_at, await self._used(key_id, begins_at))
-        now = monotonic()  # nobody else gets a turn from here on
+        now = monotonic_ns()  # nobody else gets a turn from here on
         waits = [count.wait(now, moment) for count in counts]
         if wait := max(waits, default=0.0):
             over = limits[waits.index(wait)]
@@ -159,7 +160,7 @@ class LocalLimiter:
         """It asks nobody."""
 
     def _forget_idle(self) -> None:
-        now = monotonic()
+        now = monotonic_ns()
         self._counts = {
             id: counts
             for id, counts in self._counts.items()
@@ -171,28 +172,26 @@ class LocalLimiter:
 class _Sliding:
     def __init__(self, limit: Limit) -> None:
         self.limit = limit
-        self._times = deque[float]()  # of the requests that were let in, the oldest first
+        self._span = limit.seconds * SECOND
+        self._times = deque[int]()  # nanoseconds, of the requests that were let in, oldest first
 
-    def is_idle(self, now: float) -> bool:
+    def is_idle(self, now: int) -> bool:
         return self._slide(now) == 0
 
-    def wait(self, now: float, _: float) -> float:
-        if self._slide(now) < self.limit.requests:
-            return 0.0
-        return self._times[0] + self.limit.seconds - now
+    def wait(self, now: int, _: float) -> float:
+        return self.resets_in(now, _) if self._slide(now) >= self.limit.requests else 0.0
 
-    def add(self, now: float) -> None:
+    def add(self, now: int) -> None:
         self._times.append(now)
 
     def left(self) -> int:
         return self.limit.requests - len(self._times)
 
-    def resets_in(self, now: float, _: float) -> float:
-        return self._times[0] + self.limit.seconds - now if self._times else 0.0
+    def resets_in(self, now: int, _: float) -> float:
+        return (self._times[0] + self._span - now) / SECOND
 
-    def _slide(self, now: float) -> int:
-        gone = now - self.limit.seconds
-        while self._times and self._times[0] <= gone:
+    def _slide(self, now: int) -> int:
+        while self._times and self._times[0] <= now - self._span:
             self._times.popleft()
         return len(self._times)
 
@@ -207,16 +206,16 @@ class _Quota:
         if ends_at > self.ends_at:  # or another request has found out meanwhile
             self.ends_at, self._used = ends_at, used
 
-    def wait(self, _: float, moment: float) -> float:
+    def wait(self, _: int, moment: float) -> float:
         return self.ends_at - moment if self._used >= self.limit.requests else 0.0
 
-    def add(self, _: float) -> None:
+    def add(self, _: int) -> None:
         self._used += 1
 
     def left(self) -> int:
         return max(0, self.limit.requests - self._used)
 
-    def resets_in(self, _: float, moment: float) -> float:
+    def resets_in(self, _: int, moment: float) -> float:
         return self.ends_at - moment
 
 

@@ -1,7 +1,7 @@
 """The settings of the keys."""
 
 from typing import Annotated, Literal
-from urllib.parse import unquote, urlsplit, urlunsplit
+from urllib.parse import unquote, urlsplit
 
 from pydantic import BeforeValidator, Field, PlainValidator
 from pydantic_core import PydanticCustomError
@@ -71,7 +71,7 @@ def _parse_valkey_url(text: str) -> str:
     url = urlsplit(text.strip())
     if url.scheme not in _VALKEY or not (url.hostname or url.scheme == "unix"):
         raise PydanticCustomError("valkey_url", "write valkey://HOST:6379 or redis://HOST:6379")
-    return urlunsplit(url._replace(scheme=_VALKEY[url.scheme]))
+    return _VALKEY[url.scheme] + text.strip().removeprefix(url.scheme)
 
 
 def _is_file(url: URL) -> bool:
