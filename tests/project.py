@@ -36,8 +36,10 @@ def environment(**variables: str) -> dict[str, str]:
                 "VIRTUAL_ENV",
                 "API_KEYS",
                 "LOG_",
+                "RATE_LIMIT",
                 "SECRETS_",
                 "SHOW_DOCS",
+                "VALKEY_",
                 "VAULT_",
             )
         )

@@ -67,9 +67,11 @@ def working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, secrets: 
         "KEY_MAX_STALENESS",
         "LOG_FORMAT",
         "LOG_LEVEL",
+        "RATE_LIMIT",
         "SECRETS_DIR",
         "SECRETS_VAULT",
         "SHOW_DOCS",
+        "VALKEY_URL",
     ):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("DATABASE_URL", f"sqlite:///{tmp_path}/keys.db")

@@ -1,7 +1,7 @@
 """The settings of the keys."""
 
-from typing import Annotated, Literal
-from urllib.parse import unquote, urlsplit
+from typing import Annotated, Final, Literal
+from urllib.parse import unquote
 
 from pydantic import BeforeValidator, Field, PlainValidator
 from pydantic_core import PydanticCustomError
@@ -21,6 +21,7 @@ _DRIVERS = {
     "postgres": "postgresql+psycopg",
 }
 
+VALKEY_URL_FORM: Final = "write valkey://HOST:6379 or redis://HOST:6379"
 _VALKEY = {
     "valkey": "valkey",
     "valkeys": "valkeys",  # with TLS
@@ -60,18 +61,20 @@ def _parse_url(text: str) -> URL:
 def _parse_rate_limit(text: str) -> tuple[Limit, ...]:
     try:
         limits = parse_limits(text.replace(",", " ").split())
-    except ValueError as error:
-        raise PydanticCustomError("rate_limit", "{problem}", {"problem": f"{error}"}) from None
-    if not all(limit.seconds for limit in limits):
-        raise PydanticCustomError("rate_limit", "it slides: write a second, minute or hour")
+    except ValueError:
+        limits = None
+    if limits is None or not all(limit.seconds for limit in limits):
+        raise PydanticCustomError(
+            "rate_limit", "write 600/minute, or 10/second,5000/hour; quotas are of single keys"
+        )
     return limits
 
 
 def _parse_valkey_url(text: str) -> str:
-    url = urlsplit(text.strip())
-    if url.scheme not in _VALKEY or not (url.hostname or url.scheme == "unix"):
-        raise PydanticCustomError("valkey_url", "write valkey://HOST:6379 or redis://HOST:6379")
-    return _VALKEY[url.scheme] + text.strip().removeprefix(url.scheme)
+    scheme, _, rest = text.strip().partition(":")
+    if scheme in _VALKEY and rest.startswith("//"):
+        return f"{_VALKEY[scheme]}:{rest}"  # whose library reads it
+    raise PydanticCustomError("valkey_url", VALKEY_URL_FORM)
 
 
 def _is_file(url: URL) -> bool:

@@ -93,7 +93,7 @@ def examine_usage(
         yield Finding(
             id="",
             name="",
-            problem=f"more than {KNOCKS} requests without a key from {network} in a day",
+            problem=f"{KNOCKS} requests or more without a key from {network} in a day",
             advice="keep it out, or tell whoever it is; the log has the reasons",
         )
 

@@ -11,7 +11,9 @@ from typing import Any, Final
 from valkey.asyncio import BlockingConnectionPool, Valkey
 from valkey.exceptions import ValkeyError
 
+from app.auth.errors import SettingsError
 from app.auth.limits import Charge, Limit, Limiter, Used, calendar_period
+from app.auth.settings import VALKEY_URL_FORM
 from app.constants import COMMAND
 
 logger = logging.getLogger(__name__)
@@ -67,13 +69,20 @@ return {over and 1 or 0, left, resets}
 
 
 class ValkeyLimiter:
-    """While Valkey is out of reach each server counts for itself, with `local`, and says so."""
+    """While Valkey is out of reach each server counts for itself, with `local`, and says so.
+
+    Raises SettingsError for an address that is none.
+    """
 
     def __init__(self, url: str, local: Limiter, used: Used, now: Callable[[], float]) -> None:
         self._local, self._used, self._now = local, used, now
-        pool = BlockingConnectionPool.from_url(
-            url, max_connections=CONNECTIONS, timeout=None, client_name=COMMAND
-        )
+        try:
+            pool = BlockingConnectionPool.from_url(
+                url, max_connections=CONNECTIONS, timeout=None, client_name=COMMAND
+            )
+            pool.connection_class(**pool.connection_kwargs)  # which opens none yet
+        except (TypeError, ValueError):  # options that there are not, a port that is none
+            raise SettingsError(f"VALKEY_URL: {VALKEY_URL_FORM}") from None
         self._client = Valkey.from_pool(pool)
         self._charge = self._client.register_script(_CHARGE)
         self._ask_at = -inf

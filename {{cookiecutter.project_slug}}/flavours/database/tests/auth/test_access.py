@@ -150,11 +150,22 @@ def dropped_new(key_service: KeyService, clock: Clock, env: list[str]) -> str:
     return secret
 
 
+def within_its_bounds(key_service: KeyService, clock: Clock, env: list[str]) -> str:
+    networks, limits = ["10.0.0.0/8", "127.0.0.1"], ["99/second", "99/month"]
+    return key_service.create("key", networks=networks, limits=limits, actor="test").key
+
+
+def from_elsewhere(key_service: KeyService, clock: Clock, env: list[str]) -> str:
+    return key_service.create("key", networks=["10.0.0.0/8"], actor="test").key
+
+
 STANDINGS: dict[Callable[[KeyService, Clock, list[str]], str], bool] = {
     in_api_keys: True,
     created: True,
     rotated: True,
     overlapping: True,
+    within_its_bounds: True,
+    from_elsewhere: False,
     never_issued: False,
     in_api_keys_revoked: False,
     expired: False,

@@ -1,8 +1,10 @@
 """Limits hold exactly, in one process and in many, and cost nobody else anything."""
 
 import asyncio
+import re
 from collections.abc import AsyncGenerator, Callable, Sequence
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
@@ -28,6 +30,7 @@ from app.auth.service import KeyService
 from app.auth.store import DatabaseKeyStore
 from app.constants import MISSING_KEY_STATUS
 from app.settings import load_settings
+from tests.auth.commands import Project, complaint, keys, run
 from tests.auth.servers import answer_of, ask, status_of
 from tests.auth.services import make_service
 from tests.auth.test_usage import clock_at, with_scopes
@@ -475,3 +478,57 @@ def test_what_is_held_ends_with_who_holds_it(database_url: sa.URL) -> None:
     finally:
         one.release()
         two.release()
+
+
+# Several processes, as a supervisor starts them.
+
+
+def test_workers_that_would_count_apart_end_in_one_line(tmp_path: Path) -> None:
+    project = Project(tmp_path)
+    server = ("-m", "uvicorn", "app.main:app", "--port", "0", "--workers", "2")
+    _, output, said = project.run(*server, env={"RATE_LIMIT": "600/minute"})
+    assert output == ""
+    assert "VALKEY_URL: several processes count limits; name the Valkey that they share" in said
+    assert "Traceback" not in said
+
+
+# The command.
+
+
+@pytest.mark.usefixtures("database_url")
+def test_a_key_is_made_with_its_bounds_and_shows_them() -> None:
+    bounds = ("--limit", "600/minute", "--limit", "10/second", "--quota", "50000/month")
+    made = keys("create", "key", *bounds, "--from", "10.0.0.0/8", "--from", "2001:db8::7")
+    assert made["limits"] == ["10/second", "600/minute", "50000/month"]
+    assert made["networks"] == ["10.0.0.0/8", "2001:db8::7/128"]
+    shown = run("keys", "show", made["id"]).stdout
+    assert re.search(r"^limits: +10/second 600/minute 50000/month$", shown, re.MULTILINE)
+    assert re.search(r"^networks: +10.0.0.0/8 2001:db8::7/128$", shown, re.MULTILINE)
+    assert "networks" not in run("keys", "list").stdout.lower()
+
+
+@pytest.mark.usefixtures("database_url")
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (("--limit", "5/day"), "5/day is of the calendar: give it as --quota"),
+        (("--quota", "5/hour"), "5/hour slides: give it as --limit"),
+    ],
+)
+def test_a_limit_and_a_quota_are_told_apart(options: tuple[str, str], told: str) -> None:
+    result = run("keys", "create", "key", *options)
+    assert result.exit_code == 2
+    assert told in " ".join(re.sub(r"[^ -~]", " ", result.stderr).split())
+
+
+@pytest.mark.usefixtures("database_url")
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (("--limit", "often"), "'often' is not a limit; write one like 600/minute or 50000/month"),
+        (("--from", "10.0.0.7/8"), "'10.0.0.7/8' is an address within a network; write 10.0.0.0/8"),
+    ],
+)
+def test_what_bounds_nothing_is_told_in_one_line(options: tuple[str, str], told: str) -> None:
+    assert complaint("keys", "create", "key", *options) == told
+    assert all(key["name"] != "key" for key in keys("list"))

@@ -9,13 +9,23 @@ import pytest
 import sqlalchemy as sa
 
 from app.auth.engine import transaction
-from app.auth.keys import digest, new_secret
-from app.auth.models import api_key_refusals, api_key_secrets, api_key_usage, api_keys, metadata
-from app.auth.schemas import KeyView
+from app.auth.keys import digest, id_of, new_secret
+from app.auth.models import (
+    api_key_networks,
+    api_key_refusals,
+    api_key_secrets,
+    api_key_usage,
+    api_keys,
+    metadata,
+)
+from app.auth.schemas import Finding, KeyView
 from app.auth.service import KeyService
-from app.auth.unusual import KNOCKS, Habits, examine_usage
+from app.auth.store import DatabaseKeyStore
+from app.auth.unusual import KNOCKS, Habits, examine_usage, remember
 from app.auth.usage import add
+from app.settings import load_settings
 from tests.auth.commands import keys, run
+from tests.auth.services import make_service
 
 NOW = datetime(2026, 5, 30, 12, tzinfo=UTC)
 HOUR, DAY = timedelta(hours=1), timedelta(days=1)
@@ -101,9 +111,103 @@ def test_what_is_refused_is_found_by_key_and_by_network(connection: sa.Connectio
         add(connection, api_key_refusals, [{**row, "network": network, "refused": refused}])
     assert found(connection, one, other) == [
         "refused 100 times in a day for want of a scope",
-        "more than 1000 requests without a key from 192.0.2.0/24 in a day",
+        "1000 requests or more without a key from 192.0.2.0/24 in a day",
     ]
     assert found(connection, one, other, now=NOW + 2 * DAY) == []
+
+
+def use_from(connection: sa.Connection, secret: bytes, ago: timedelta, networks: int) -> None:
+    day = (NOW - ago).replace(hour=0)
+    row = {"digest": secret, "starts_at": day}
+    rows = [{**row, "network": f"10.0.{number}.0/24"} for number in range(networks)]
+    connection.execute(sa.insert(api_key_networks), rows)
+
+
+@pytest.mark.parametrize(
+    ("before", "lately", "is_unusual"),
+    [
+        (4, 13, True),
+        (4, 12, False),
+        (0, 11, True),
+        (0, 10, False),
+        (3, 10, False),
+        (50, 100, False),
+    ],
+)
+def test_use_from_far_more_networks_than_before(
+    connection: sa.Connection, before: int, lately: int, is_unusual: bool
+) -> None:
+    key, secret = a_key(connection)
+    use(connection, secret, HOUR, 1)
+    use_from(connection, secret, 40 * DAY, 100)  # too long ago to tell
+    if before:
+        use_from(connection, secret, 5 * DAY, before)
+    use_from(connection, secret, HOUR, lately)
+    problem = "used from three times as many networks as on any day of a month"
+    assert found(connection, key) == [problem] * is_unusual
+
+
+# In the log.
+
+
+def test_what_is_unusual_is_told_when_it_begins_and_once(connection: sa.Connection) -> None:
+    def finding(id: str, problem: str) -> Finding:
+        return Finding(id=id, name=id, problem=problem, advice="ask")
+
+    one, other = finding("one", "busy"), finding("", "1000 requests")
+    assert remember(connection, [one, other], NOW) == [other, one]
+    assert remember(connection, [one, other], NOW) == []
+    assert remember(connection, [one, finding("one", "silent")], NOW) == [finding("one", "silent")]
+    assert remember(connection, [], NOW) == []
+    assert remember(connection, [one], NOW) == [one]  # it begins again
+
+
+async def test_of_several_servers_one_says_it(
+    key_service: KeyService, database_url: sa.URL, caplog: pytest.LogCaptureFixture
+) -> None:
+    stores = [make_service(load_settings()).keys for _ in range(2)]
+    issued = key_service.create("key", ["a:b"], actor="test")
+    gone = key_service.create("gone", ["a:b"], actor="test")
+    key_service.revoke(gone.id, actor="test")
+    now = datetime.now(UTC).replace(minute=0, second=0, microsecond=0)
+    row = {"starts_at": now, "hours": 1, "served": 0, "refused": 100}
+    with transaction(key_service.engine, write=True) as connection:
+        for each in (issued, gone):
+            add(connection, api_key_usage, [{**row, "digest": digest(each.key.encode())}])
+    for _ in range(2):
+        for store in stores:
+            assert isinstance(store, DatabaseKeyStore)
+            store._notice_at = 0.0
+            await store.flush()
+    (said,) = [each for each in caplog.records if each.message.startswith("Unusual")]
+    assert said.levelname == "WARNING"
+    problem = "refused 100 times in a day for want of a scope"
+    assert said.message == (
+        f"Unusual ({issued.id}): {problem}; its owner tries what it may not; see the log."
+    )
+    assert vars(said).items() >= {"key_id": issued.id, "problem": problem}.items()
+
+
+async def test_keys_that_api_keys_no_longer_names_are_nobodys(
+    key_service: KeyService,
+    database_url: sa.URL,
+    secrets: list[str],
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    key_service.adopt_env_keys()
+    now = datetime.now(UTC).replace(minute=0, second=0, microsecond=0)
+    row = {"starts_at": now, "hours": 1, "served": 0, "refused": 100}
+    with transaction(key_service.engine, write=True) as connection:
+        for secret in secrets:
+            add(connection, api_key_usage, [{**row, "digest": digest(secret.encode())}])
+    monkeypatch.setenv("API_KEYS", secrets[0])
+    store = make_service(load_settings()).keys
+    assert isinstance(store, DatabaseKeyStore)
+    await store.flush()
+    said = [each for each in caplog.messages if each.startswith("Unusual")]
+    assert len(said) == 1
+    assert id_of(digest(secrets[0].encode())) in said[0]
 
 
 # Who cries wolf is not listened to.
@@ -146,6 +250,14 @@ def test_in_a_usual_month_nobody_cries_wolf(connection: sa.Connection) -> None:
         if (count := max(0, load(chance, at := start + hour * HOUR)))
     ]
     connection.execute(sa.insert(api_key_usage), rows)
+    # People call from where they happen to be, machines from where they are.
+    networks = [
+        {"digest": secret, "starts_at": start.replace(hour=0) + day * DAY, "network": f"{number}"}
+        for (_, secret), load in zip(all_keys, loads, strict=True)
+        for day in range(60)
+        for number in range(max(1, round(chance.gauss(12, 4))) if load is people else 1)
+    ]
+    connection.execute(sa.insert(api_key_networks), networks)
     views = [view for view, _ in all_keys]
     cries = {
         (problem, (start + day * DAY).date())
@@ -162,7 +274,7 @@ def test_in_a_usual_month_nobody_cries_wolf(connection: sa.Connection) -> None:
 
 
 def test_habits_begin_with_nothing() -> None:
-    assert Habits() == Habits(0, 0, 0)
+    assert Habits() == Habits(0, 0, 0, 0, 0)
 
 
 @pytest.mark.usefixtures("service")

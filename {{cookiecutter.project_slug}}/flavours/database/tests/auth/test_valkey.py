@@ -285,13 +285,19 @@ def test_redis_does_as_well(given: str, expected: str, monkeypatch: pytest.Monke
     assert load_settings().valkey_url == expected
 
 
-@pytest.mark.parametrize("given", ["127.0.0.1:6379", "http://127.0.0.1", "valkey://", "swordfish"])
+@pytest.mark.parametrize(
+    "given",
+    [
+        *("127.0.0.1:6379", "http://127.0.0.1", "valkey:", "swordfish", "valkey://x:swordfish"),
+        *("valkey://x:99999", "valkey://[::1", "valkey://x?swordfish=1", "valkey://x?db=swordfish"),
+    ],
+)
 def test_what_names_no_valkey_is_told_without_its_value(
     given: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("VALKEY_URL", given)
     with pytest.raises(SettingsError) as caught:
-        load_settings()
+        DatabaseKeyStore(load_settings())
     assert f"{caught.value}" == "VALKEY_URL: write valkey://HOST:6379 or redis://HOST:6379"
 
 
