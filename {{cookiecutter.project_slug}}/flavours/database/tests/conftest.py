@@ -69,6 +69,7 @@ def working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, secrets: 
         "LOG_LEVEL",
         "SECRETS_DIR",
         "SECRETS_VAULT",
+        "SHOW_CONSOLE",
         "SHOW_DOCS",
     ):
         monkeypatch.delenv(name, raising=False)
