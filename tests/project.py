@@ -37,7 +37,7 @@ def environment(**variables: str) -> dict[str, str]:
                 "API_KEYS",
                 "LOG_",
                 "SECRETS_",
-                "SHOW_DOCS",
+                "SHOW_",
                 "VAULT_",
             )
         )

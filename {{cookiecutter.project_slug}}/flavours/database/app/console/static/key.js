@@ -27,7 +27,7 @@ async function showKey(desk, parts, path) {
   parts.facts.replaceChildren(...factsOf(key));
   parts.rotate.hidden = key.status !== "active";
   parts.revoke.hidden = key.status === "revoked";
-  if (parts.revoke.hidden && document.activeElement === document.body) parts.name.focus();
+  if (document.activeElement.hidden) parts.name.focus(); // or the focus would go with its button
   await Promise.all([showUsage(desk, parts, path), showEvents(desk, parts, path)]);
 }
 

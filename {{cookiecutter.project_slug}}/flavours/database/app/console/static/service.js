@@ -70,7 +70,7 @@ async function resultOf(answer) {
   if (answer.ok) return answer.json();
   const reason = await reasonOf(answer);
   if (answer.status === 429) throw new Failure(`Too many requests: ${reason}. ${later(answer)}`, 429);
-  if (answer.status === 503) throw new Failure(`Out of reach: ${reason}. ${later(answer)}`, 503);
+  if (answer.status === 503) throw new Failure(`The keys are out of reach. ${later(answer)}`, 503);
   throw new Failure(`${reason}.`, answer.status);
 }
 
