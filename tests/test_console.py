@@ -83,7 +83,8 @@ with transaction(service.engine, write=True) as connection:
         ]
         usage.add(connection, api_key_usage, rows)
         last = sa.update(api_key_secrets).where(secret.key_id == id)
-        connection.execute(last.values(last_used_at=now - timedelta(minutes=2 + 45 * number)))
+        used_at = now - timedelta(hours=ended, minutes=2 + 45 * number)
+        connection.execute(last.values(last_used_at=used_at))
     strangers = [
         ("203.0.113.0/24", "no key", 15),
         ("198.51.100.0/24", "unknown key", 3),
@@ -210,6 +211,44 @@ def waited(page: Page) -> None:
     expect(dialog).to_be_visible()
 
 
+def test_what_was_used_is_drawn_and_told(service: Service, page: Page) -> None:
+    unlock(page, service.console(), service.keys[0])
+    used = next(key for key in service.manage_keys("usage")["keys"] if key["name"] == "mobile app")
+    row = page.get_by_role("row", name="mobile app")
+    label = row.get_by_role("img").get_attribute("aria-label") or ""
+    assert re.fullmatch(r"[\d,]+ requests in 14 days, [\d,]+ of them served", label)
+    assert row.locator("svg g").count() == 14
+    expect(page.locator("#findings")).to_contain_text("expires on")
+    expect(page.locator("#strangers tr").first).to_contain_text("203.0.113.0/24")
+    show(page)
+
+    open_key(page, "mobile app")
+    told = page.locator("#totals dd")
+    expect(told).to_have_text([f"{used['served']:,}", f"{used['refused']:,}", "0"])
+    assert page.locator("#chart svg g").count() == 7 * 24 + 1
+    hours = {}
+    for days, unit in (("24 hours", 25), ("31 days", 32), ("90 days", 91)):
+        page.get_by_label("Of how many days").select_option(days)
+        expect(page.locator("#chart svg g")).to_have_count(unit)
+        hours[days] = int(told.first.inner_text().replace(",", ""))
+    assert hours["24 hours"] < used["served"] < hours["31 days"] == hours["90 days"]
+    page.get_by_text("As a table").click()
+    rows = page.get_by_role("table", name="Usage by time").locator("tbody tr")
+    expect(rows).to_have_count(14 if rows.count() == 14 else 15)
+    served = [text.replace(",", "") for text in rows.locator("td:nth-of-type(1)").all_inner_texts()]
+    assert sum(map(int, served)) == hours["90 days"]
+
+
+def show(page: Page) -> None:
+    """Keep a picture, as `docs/console.png` is one: of the page as it is seen without scrolling."""
+    pages = page.locator(".pages").bounding_box()
+    assert pages
+    page.set_viewport_size({"width": 1280, "height": int(pages["y"] + pages["height"]) + 24})
+    folder = ROOT / ".cache"
+    folder.mkdir(exist_ok=True)
+    page.screenshot(path=folder / "console.png")
+
+
 def test_the_life_of_a_key(service: Service, page: Page) -> None:
     complaints = watched(page, "/shop")
     manager = service.keys[0]
@@ -278,6 +317,37 @@ def test_the_life_of_a_key(service: Service, page: Page) -> None:
     expect(page.get_by_label("Key", exact=True)).to_have_value("")
     expect(page.get_by_role("button", name="Lock", exact=True)).to_have_count(0)
     assert complaints == []
+
+
+def test_limits_and_networks_are_sent_if_filled_in_and_shown_if_there_are_any(
+    service: Service, page: Page
+) -> None:
+    unlock(page, service.console(), service.keys[0])
+    limits = {
+        "limits": ["600/minute", "50000/month"],
+        "networks": ["10.0.0.0/8", "192.0.2.7"],
+    }
+    for filled in (limits, {}):
+        click(page, "New key")
+        page.get_by_label(NAME).fill("limited")
+        if filled:
+            page.get_by_label("Limits optional").fill("600/minute 50000/month")
+            page.get_by_label("Networks optional").fill("10.0.0.0/8, 192.0.2.7")
+        with page.expect_request("**/api-keys") as asked:
+            click(page, "Make it")
+        assert asked.value.post_data_json == {"name": "limited", "scopes": []} | filled
+        page.goto("about:blank")
+        unlock(page, service.console(), service.keys[0])
+
+    def tell_more(route: Route) -> None:
+        answer = route.fetch()
+        route.fulfill(response=answer, json=answer.json() | limits | {"limited": 7})
+
+    page.route(re.compile(r"/api-keys/\w{17}(/usage\?.*)?$"), tell_more)
+    open_key(page, "billing")
+    expect(page.locator("#facts")).to_contain_text("600/minute, 50000/month")
+    expect(page.locator("#facts")).to_contain_text("10.0.0.0/8, 192.0.2.7")
+    expect(page.locator("#totals")).to_contain_text("Limited7")
 
 
 def test_a_page_that_is_left_is_locked(service: Service, page: Page) -> None:
@@ -549,47 +619,6 @@ def test_axe_finds_nothing_in_either_theme(service: Service, axe: str, scheme: s
             assert {"color-contrast", "button-name"} <= passed, view
             grounds.add(page.evaluate("getComputedStyle(document.body).backgroundColor"))
         assert grounds == {"rgb(246, 247, 248)" if scheme == "light" else "rgb(20, 23, 27)"}
-
-
-def test_what_was_used_is_drawn_and_told(service: Service, page: Page) -> None:
-    unlock(page, service.console(), service.keys[0])
-    used = next(key for key in service.manage_keys("usage")["keys"] if key["name"] == "mobile app")
-    row = page.get_by_role("row", name="mobile app")
-    label = row.get_by_role("img").get_attribute("aria-label") or ""
-    assert re.fullmatch(r"[\d,]+ requests in 14 days, [\d,]+ of them served", label)
-    assert row.locator("svg g").count() == 14
-    expect(page.locator("#findings")).to_contain_text("expires on")
-    expect(page.locator("#strangers tr").first).to_contain_text("203.0.113.0/24")
-    show(page)
-
-    open_key(page, "mobile app")
-    told = page.locator("#totals dd")
-    expect(told).to_have_text([f"{used['served']:,}", f"{used['refused']:,}", "0"])
-    assert page.locator("#chart svg g").count() == 7 * 24 + 1
-    hours = {}
-    for days, unit in (("24 hours", 25), ("31 days", 32), ("90 days", 91)):
-        page.get_by_label("Of how many days").select_option(days)
-        expect(page.locator("#chart svg g")).to_have_count(unit)
-        hours[days] = int(told.first.inner_text().replace(",", ""))
-    assert hours["24 hours"] < used["served"] < hours["31 days"] == hours["90 days"]
-    page.get_by_text("As a table").click()
-    rows = page.get_by_role("table", name="Usage by time").locator("tbody tr")
-    expect(rows).to_have_count(14 if rows.count() == 14 else 15)
-    served = [text.replace(",", "") for text in rows.locator("td:nth-of-type(1)").all_inner_texts()]
-    assert sum(map(int, served)) == hours["90 days"]
-
-
-def show(page: Page) -> None:
-    """Keep a picture, as `docs/console.png` is one: of the page as it is seen without scrolling."""
-    ids = page.locator("#keys tr", has_text="API_KEYS").all()
-    for row in reversed(ids):
-        row.evaluate("row => row.remove()")
-    pages = page.locator(".pages").bounding_box()
-    assert pages
-    page.set_viewport_size({"width": 1280, "height": int(pages["y"] + pages["height"]) + 24})
-    folder = ROOT / ".cache"
-    folder.mkdir(exist_ok=True)
-    page.screenshot(path=folder / "console.png")
 
 
 def test_ten_thousand_keys_are_paged_and_searched(

@@ -10,11 +10,15 @@ import {
 export function openKey(desk, parts, id) {
   const path = `/${encodeURIComponent(id)}`;
   const show = () => desk.run(() => showKey(desk, parts, path));
-  const change = (dialog) => async () =>
-    desk.run(async () => dialog(desk, await desk.session.read(path), show));
+  const showRevoked = () => {
+    parts.name.focus(); // or the focus would go with the button
+    show();
+  };
+  const change = (dialog, done) => () =>
+    desk.run(async () => dialog(desk, await desk.session.read(path), done));
   parts.name.textContent = id;
-  parts.rotate.addEventListener("click", change(rotateKey));
-  parts.revoke.addEventListener("click", change(revokeKey));
+  parts.rotate.addEventListener("click", change(rotateKey, show));
+  parts.revoke.addEventListener("click", change(revokeKey, showRevoked));
   parts.days.addEventListener("change", () => desk.run(() => showUsage(desk, parts, path)));
   show();
   return parts.name;
@@ -27,7 +31,6 @@ async function showKey(desk, parts, path) {
   parts.facts.replaceChildren(...factsOf(key));
   parts.rotate.hidden = key.status !== "active";
   parts.revoke.hidden = key.status === "revoked";
-  if (document.activeElement.hidden) parts.name.focus(); // or the focus would go with its button
   await Promise.all([showUsage(desk, parts, path), showEvents(desk, parts, path)]);
 }
 
