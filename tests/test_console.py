@@ -340,7 +340,7 @@ def test_limits_and_networks_are_sent_if_filled_in_and_shown_if_there_are_any(
         unlock(page, service.console(), service.keys[0])
 
     def tell_more(route: Route) -> None:
-        answer = route.fetch()
+        answer = route.fetch(url=route.request.url.replace(HOST, "127.0.0.1"))
         route.fulfill(response=answer, json=answer.json() | limits | {"limited": 7})
 
     page.route(re.compile(r"/api-keys/\w{17}(/usage\?.*)?$"), tell_more)
