@@ -2,7 +2,7 @@
 
 import re
 import sqlite3
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -167,9 +167,6 @@ def page() -> Iterator[Page]:
         yield page
 
 
-Look = Callable[..., Page]
-
-
 def unlock(page: Page, address: str, key: str) -> None:
     page.goto(address)
     page.get_by_label("Key", exact=True).fill(key)
@@ -234,7 +231,6 @@ def test_what_was_used_is_drawn_and_told(service: Service, page: Page) -> None:
     assert hours["24 hours"] < used["served"] < hours["31 days"] == hours["90 days"]
     page.get_by_text("As a table").click()
     rows = page.get_by_role("table", name="Usage by time").locator("tbody tr")
-    expect(rows).to_have_count(14 if rows.count() == 14 else 15)
     served = [text.replace(",", "") for text in rows.locator("td:nth-of-type(1)").all_inner_texts()]
     assert sum(map(int, served)) == hours["90 days"]
 
@@ -385,7 +381,6 @@ def test_names_that_try_to_be_html_are_text(service: Service, page: Page) -> Non
     unlock(page, service.console(), service.keys[0])
     page.get_by_role("searchbox").fill("alert(")
     expect(page.locator("#keys tr")).to_have_count(len(names))
-    click(page, "Show 3 of 3 more") if page.get_by_text("Show 3 of 3 more").count() else None
     for name in names:
         open_key(page, name)
         click(page, "Rotate")
