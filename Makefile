@@ -13,7 +13,7 @@ help:
 	@echo 'make fast     only the tests that need no installation'
 	@echo 'make add-ons  what people add to a service works with it'
 	@echo 'make image    images are built and run, by docker or podman; needs nginx as well'
-	@echo 'make browser  the page /docs in Chromium, as Debian has it'
+	@echo 'make browser  the pages /docs and /console in Chromium, as Debian has it'
 	@echo 'make mutants  break the generated guard on purpose; its tests must notice'
 	@echo 'make soak     let generated services live a hard life, for MINUTES (5)'
 	@echo 'make release-check'

@@ -28,6 +28,7 @@ SETTINGS: Final = {
         "LOG_LEVEL",
         "SECRETS_DIR",
         "SECRETS_VAULT",
+        "SHOW_CONSOLE",
         "SHOW_DOCS",
         "VAULT_MAX_STALENESS",
     ),

@@ -38,7 +38,7 @@ def environment(**variables: str) -> dict[str, str]:
                 "LOG_",
                 "RATE_LIMIT",
                 "SECRETS_",
-                "SHOW_DOCS",
+                "SHOW_",
                 "VALKEY_",
                 "VAULT_",
             )

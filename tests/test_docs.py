@@ -1,21 +1,20 @@
 """`/docs` of a generated service, in a real browser: `make browser`."""
 
 import re
-import shutil
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
-from playwright.sync_api import Page, Route, sync_playwright
+from playwright.sync_api import Page
 
+from tests.browser import HOST, new_page, watched
 from tests.project import FLAVOURS, ROOT, TOP, Project, render, run
 
 pytestmark = [pytest.mark.slow, pytest.mark.browser]
 
 STATIC = "app/docs/static"
-HOST = "service.example"  # for the browser that is this machine; some things differ on localhost
 
 
 @pytest.fixture(scope="module", params=FLAVOURS)
@@ -29,33 +28,8 @@ def project(
 
 @pytest.fixture
 def page() -> Iterator[Page]:
-    chromium = shutil.which("chromium") or shutil.which("google-chrome")
-    assert chromium, "A Chromium is needed, for example Debian's: apt-get install chromium"
-    arguments = ["--no-sandbox", f"--host-resolver-rules=MAP {HOST} 127.0.0.1"]
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium, args=arguments)
-        yield browser.new_page(viewport={"width": 960, "height": 800})
-        browser.close()
-
-
-def watched(page: Page, prefix: str) -> list[str]:
-    """Fills while the page is used: with what violates its policy, with errors, and with requests
-    to any other place, none of which leaves the browser. The prefix is taken away as by a proxy."""
-    complaints: list[str] = []
-
-    def only_the_service(route: Route) -> None:
-        asked = urlsplit(route.request.url)
-        if asked.hostname == HOST and asked.path.startswith(f"{prefix}/"):
-            path = asked.path.removeprefix(prefix)
-            route.continue_(url=asked._replace(path=path).geturl())
-        else:
-            complaints.append(route.request.url)
-            route.abort()
-
-    page.route("**/*", only_the_service)
-    page.on("console", lambda said: complaints.append(said.text))
-    page.on("pageerror", lambda error: complaints.append(f"{error}"))
-    return complaints
+    with new_page(viewport={"width": 960, "height": 800}) as page:
+        yield page
 
 
 def authorize(page: Page, key: str) -> None:

@@ -11,6 +11,7 @@ from app.auth.requests import RequestLog
 from app.auth.router import router as api_keys
 from app.auth.service import open_service
 from app.auth.store import DatabaseKeyStore
+from app.console import router as console
 from app.docs import router as docs
 from app.openapi import ABOUT
 from app.settings import Settings, load_settings
@@ -37,6 +38,8 @@ def create_app(settings: Settings) -> GuardedAPI:
     app.include_router(api_keys)
     if settings.show_docs:
         app.include_router(docs)
+    if settings.show_console:
+        app.include_router(console)
     return app
 
 

@@ -70,6 +70,7 @@ def working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, secrets: 
         "RATE_LIMIT",
         "SECRETS_DIR",
         "SECRETS_VAULT",
+        "SHOW_CONSOLE",
         "SHOW_DOCS",
         "VALKEY_URL",
     ):

@@ -265,16 +265,10 @@ def doctor(as_json: AsJson = False) -> None:
     """Look for keys that need attention; exit with 1 if there is one."""
     with _service() as service:
         # Here, for it starts up the whole service, which would make a database.
-        from app.auth.doctor import examine, examine_file, scopes_asked_for
+        from app.auth.doctor import diagnose, examine_file
         from app.main import app
 
-        now = clock.Clock()
-        with transaction(service.engine) as connection:
-            now.learn(clock.moments(connection))
-        moment = datetime.fromtimestamp(now.now(), UTC)
-        known = [key for key in service.all() if service.is_named(key.id)]
-        findings = examine(known, scopes_asked_for(app.routes), moment, now.ahead)
-        findings = [*examine_file(dotenv.ENV_FILE), *findings, *service.unusual(known)]
+        findings = [*examine_file(dotenv.ENV_FILE), *diagnose(service, app.routes)]
         _show(findings, as_json)
     raise typer.Exit(bool(findings))
 

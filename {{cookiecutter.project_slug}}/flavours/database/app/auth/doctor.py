@@ -4,23 +4,36 @@ import os
 import shutil
 import subprocess
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from fastapi.dependencies.models import Dependant
 from fastapi.routing import iter_route_contexts
 from starlette.routing import BaseRoute
 
+from app.auth import clock
 from app.auth.access import scopes_of
+from app.auth.engine import transaction
 from app.auth.keys import Key
 from app.auth.models import ENV_ID
 from app.auth.routing import GuardedRouter
 from app.auth.schemas import Finding, KeyView
-from app.auth.service import MANAGE
+from app.auth.service import MANAGE, KeyService
 
 UNUSED = timedelta(days=7)  # after its creation
 EXPIRING = timedelta(days=14)  # before its end
 ROTATION = timedelta(days=90)  # the age that a secret may reach
+
+
+def diagnose(service: KeyService, routes: Sequence[BaseRoute]) -> list[Finding]:
+    """What there is to say of the keys, and of how they are used."""
+    now = clock.Clock()
+    with transaction(service.engine) as connection:
+        now.learn(clock.moments(connection))
+    moment = datetime.fromtimestamp(now.now(), UTC)
+    known = [key for key in service.all() if service.is_named(key.id)]
+    findings = examine(known, scopes_asked_for(routes), moment, now.ahead)
+    return [*findings, *service.unusual(known)]
 
 
 def scopes_asked_for(routes: Sequence[BaseRoute]) -> set[str]:

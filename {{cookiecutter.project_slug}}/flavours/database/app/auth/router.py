@@ -12,14 +12,19 @@ from fastapi import Body, Depends, Query, Request, Response
 from fastapi.concurrency import run_in_threadpool
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from pydantic import StringConstraints
 from starlette.exceptions import HTTPException  # FastAPI raises this one as well
 
 from app.auth.access import PROBLEM_JSON, Caller, described, require
+from app.auth.doctor import diagnose
 from app.auth.errors import StoreUnavailableError
 from app.auth.routing import GuardedRoute, GuardedRouter, Handler
 from app.auth.schemas import (
     LONGEST,
+    AllUsage,
+    DayOfUse,
     EventView,
+    Finding,
     IssuedKey,
     KeyView,
     NewKey,
@@ -87,6 +92,7 @@ async def get_service(request: Request) -> Any:
 
 
 Service = Annotated[KeyService, Depends(get_service)]
+Id = Annotated[str, StringConstraints(pattern="^[ -~]*$")]
 
 
 async def _changed(request: Request, change: Callable[[], T]) -> T:
@@ -114,12 +120,41 @@ async def create_key(new: NewKey, caller: Caller, service: Service, request: Req
 @router.get("")
 def list_keys(
     service: Service,
-    after: Annotated[str, Query(pattern="^[ -~]*$")] = "",
+    after: Id = "",
     limit: Annotated[int, Query(ge=1, le=1000)] = 100,
+    search: Annotated[str, Query(max_length=100, pattern=r"^[^\x00]*$")] = "",
 ) -> Page:
-    """The keys, oldest first."""
-    items = service.page(after, limit + 1)
+    """The keys, oldest first: all, or those with `search` in the name or the id.
+
+    Small and capital letters are the same to it.
+    """
+    items = service.page(after, limit + 1, search)
     return Page(items=items[:limit], next=items[limit - 1].id if len(items) > limit else None)
+
+
+@router.get("/findings")
+def list_findings(service: Service, request: Request) -> list[Finding]:
+    """What needs attention, and what to do about it: of keys, and of the service as a whole."""
+    return diagnose(service, request.app.routes)
+
+
+@router.get("/usage")
+def show_all_usage(
+    service: Service,
+    days: Annotated[int, Query(ge=1, le=LONGEST.days)] = 7,
+) -> AllUsage:
+    """How often keys were used in so many days, and who was refused without one."""
+    return service.all_usage(timedelta(days=days))
+
+
+@router.get("/usage/daily")
+def list_days_of_use(
+    service: Service,
+    id: Annotated[list[Id], Query(max_length=100)],
+    days: Annotated[int, Query(ge=1, le=31)] = 14,
+) -> list[DayOfUse]:
+    """How often these keys were used on each of so many days, up to today, in UTC."""
+    return service.usage_by_day(id, timedelta(days=days - 1))
 
 
 @router.get("/{id}", responses=_problems(404))

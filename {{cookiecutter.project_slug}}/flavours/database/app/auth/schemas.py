@@ -1,6 +1,6 @@
 """What is told about keys, and what is asked for over HTTP."""
 
-from datetime import datetime, timedelta
+from datetime import date, datetime, timedelta
 from typing import Annotated, Final, Literal
 
 from pydantic import (
@@ -88,6 +88,15 @@ class UsageView(KeyUse):
     total: int
     by_secret: list[SecretUse]  # the newest first
     by_hour: list[PeriodOfUse]  # those in which anything happened, the oldest first
+
+
+class DayOfUse(BaseModel):
+    """Of one key, in UTC."""
+
+    id: str
+    day: date
+    served: int
+    refused: int
 
 
 class StrangerUse(BaseModel):

@@ -32,6 +32,7 @@ from app.auth.schemas import (
     LONGEST,
     OVERLAP,
     AllUsage,
+    DayOfUse,
     EventView,
     Finding,
     IssuedKey,
@@ -401,10 +402,11 @@ class KeyService:
         with transaction(self.engine) as connection:
             return _view(connection, id, clock.now(connection))
 
-    def page(self, after: str = "", limit: int = 100) -> list[KeyView]:
-        """The keys that follow that id, oldest first; those of API_KEYS are last."""
+    def page(self, after: str = "", limit: int = 100, search: str = "") -> list[KeyView]:
+        """The keys that follow that id, oldest first; those of API_KEYS are last. With `search`
+        those that have it in the name or the id."""
         with transaction(self.engine) as connection:
-            query = _views(clock.now(connection)).where(api_keys.c.id > after)
+            query = _views(clock.now(connection)).where(api_keys.c.id > after, _has(search))
             rows = connection.execute(query.order_by(api_keys.c.id).limit(limit))
             return [_shown(row) for row in rows]
 
@@ -444,6 +446,10 @@ class KeyService:
     def all_usage(self, since: timedelta) -> AllUsage:
         with transaction(self.engine) as connection:
             return usage.of_all(connection, clock.now(connection) - since)
+
+    def usage_by_day(self, ids: Sequence[str], since: timedelta) -> list[DayOfUse]:
+        with transaction(self.engine) as connection:
+            return usage.by_day(connection, ids, clock.now(connection) - since)
 
     def unusual(self, keys: Iterable[KeyView]) -> list[Finding]:
         """What is unusual about how these keys are used, and about strangers."""
@@ -485,6 +491,15 @@ def open_service(settings: AuthSettings, *, migrate: bool = False) -> KeyService
 def is_active(now: datetime) -> sa.ColumnElement[bool]:
     unexpired = sa.or_(api_keys.c.expires_at.is_(None), api_keys.c.expires_at > now)
     return sa.and_(api_keys.c.revoked_at.is_(None), unexpired)
+
+
+def _has(search: str) -> sa.ColumnElement[bool]:
+    if not search:
+        return sa.true()
+    # Beyond ASCII, SQLite tells small letters from capitals, and so does PostgreSQL's locale "C".
+    spellings = sorted({search, search.lower(), search.upper(), search.title()})
+    columns = (api_keys.c.id, api_keys.c.name)
+    return sa.or_(*(c.icontains(text, autoescape=True) for text in spellings for c in columns))
 
 
 def _views(now: datetime) -> sa.Select[Any]:

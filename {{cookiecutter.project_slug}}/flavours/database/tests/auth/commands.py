@@ -17,8 +17,8 @@ ROOT = Path(__file__).parents[2]
 # Of the environment that commands do not inherit from the tests.
 HIDDEN = {
     *("API_KEYS", "DATABASE_URL", "KEY_PREFIX", "KEY_MAX_STALENESS"),
-    *("LOG_FORMAT", "LOG_LEVEL", "RATE_LIMIT", "SECRETS_DIR", "SECRETS_VAULT", "SHOW_DOCS"),
-    "VALKEY_URL",
+    *("LOG_FORMAT", "LOG_LEVEL", "RATE_LIMIT", "SECRETS_DIR", "SECRETS_VAULT", "VALKEY_URL"),
+    *("SHOW_CONSOLE", "SHOW_DOCS"),
     *("PYTHONIOENCODING", "PYTHONUNBUFFERED", "PYTHONUTF8"),
 }
 PATIENCE = 120  # seconds: no test is decided by how busy the machine is

@@ -38,6 +38,9 @@ FIELDS = {
 ROUTES = {  # and what each answers to a caller who may use it
     ("GET", ""): 200,
     ("POST", ""): 201,
+    ("GET", "/findings"): 200,
+    ("GET", "/usage"): 200,
+    ("GET", "/usage/daily"): 200,
     ("GET", "/{id}"): 200,
     ("POST", "/{id}/rotate"): 200,
     ("POST", "/{id}/revoke"): 200,
@@ -132,6 +135,34 @@ async def test_the_list_comes_in_pages(call: Call, key_service: KeyService, ids:
     whole = (await call("GET", params={"limit": 7})).json()
     assert ([item["id"] for item in whole["items"]], whole["next"]) == (everything, None)
     assert all(item.keys() == FIELDS for item in whole["items"])
+
+
+async def test_the_list_is_searched_by_name_and_id(call: Call, key_service: KeyService) -> None:
+    names = ["Billing (EU)", "billing \u00dcbersee", "100 % Ziel_1", "Ziel-1 \\ %25"]
+    ids = {name: key_service.create(name, actor="the tests").id for name in names}
+    eu, overseas, percent, back = names
+    for search, found in {
+        "BILLING": [eu, overseas],
+        "lling (e": [eu],
+        "\u00fcbersee": [overseas],
+        "\u00dcBERSEE": [overseas],
+        ids[back].upper(): [back],
+        # In SQL's LIKE, these stand for others.
+        "%": [percent, back],
+        "l_1": [percent],
+        "\\": [back],
+        "/": [],
+        "'": [],
+        "\U0001f511": [],
+        "nobody": [],
+    }.items():
+        page = (await call("GET", params={"search": search})).json()
+        assert sorted(item["name"] for item in page["items"]) == sorted(found), search
+    first = (await call("GET", params={"search": "billing", "limit": 1})).json()
+    options = {"search": "billing", "limit": 1, "after": first["next"]}
+    second = (await call("GET", params=options)).json()
+    assert [first["items"][0]["name"], second["items"][0]["name"]] == [eu, overseas]
+    assert second["next"] is None
 
 
 async def test_a_rotation_leaves_the_old_secret_for_the_overlap(
@@ -244,8 +275,11 @@ async def test_every_route_asks_for_the_scope(
     before = key_service.events()
 
     bodies = {("POST", ""): {"name": "billing"}}
+    queries = {("GET", "/usage/daily"): {"id": "env-"}}
     answers = {
-        route: await call(route[0], path, bodies.get(route), by=caller)
+        route: await call(
+            *(route[0], path, bodies.get(route)), by=caller, params=queries.get(route)
+        )
         for route, path in paths.items()
     }
 
@@ -621,7 +655,7 @@ async def test_what_is_no_key_is_explained_and_changes_nothing(
         answer = await call("POST", "", {"name": "billing", **body})
         assert (answer.status_code, answer.json()) == (400, {"detail": detail})
     for id in ("0123456789abcdef", "%00", "%ff", "%F0%9F%94%91", "x" * 5000, "'"):
-        for method, path in list(ROUTES)[2:]:
+        for method, path in (route for route in ROUTES if "{id}" in route[1]):
             answer = await call(method, path.format(id=id))
             assert answer.status_code == 404
             assert "`keys list` shows the ids" in answer.json()["detail"]
@@ -650,8 +684,12 @@ async def test_unknown_fields_and_values_are_refused_and_change_nothing(
         (f"/{id}/revoke", {"force": "on"}),
     ):
         assert (await call("POST", path, body)).status_code == 422, body
-    for query in ("after=%00", "after=%ff", "after=%F0%9F%94%91", "limit=0", "limit=1001"):
-        assert (await call("GET", f"?{query}")).status_code == 422, query
+    for query in (
+        *("?after=%00", "?after=%ff", "?after=%F0%9F%94%91", "?limit=0", "?limit=1001"),
+        *("?search=%00", f"?search={'x' * 101}", "/usage?days=0", "/usage/daily"),
+        *("/usage/daily?id=%00", "/usage/daily?id=a&days=32", "/usage/daily?id=a&days=0"),
+    ):
+        assert (await call("GET", query)).status_code == 422, query
     assert key_service.events() == before
 
 

@@ -9,6 +9,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Annotated, Any
 
+import httpx
 import pytest
 import sqlalchemy as sa
 from fastapi import APIRouter, Depends, FastAPI, Security
@@ -22,6 +23,7 @@ from app.auth.keys import Key
 from app.auth.models import ENV_ID, api_key_servers
 from app.auth.schemas import KeyView
 from app.auth.service import MANAGE, KeyService
+from app.constants import API_KEY_HEADER
 from tests.auth.commands import keys, run
 
 NOW = datetime(2030, 6, 15, tzinfo=UTC)
@@ -212,6 +214,21 @@ def test_the_command_fails_while_there_is_something_to_do(key_service: KeyServic
     result = run("keys", "doctor")
     assert result.exit_code == 1
     assert all(text in result.stdout for text in expected.values())
+
+
+async def test_it_is_told_over_http_what_the_command_says_of_the_keys(
+    key_service: KeyService, client: httpx.AsyncClient, working_directory: Path
+) -> None:
+    (working_directory / ".env").touch(0o644)  # of which the command tells as well
+    manager = key_service.create("manager", [MANAGE], actor="the tests")
+    key_service.create("billing", ["*", "no-such:scope"], actor="the tests")
+    key_service.create("shop", ["no-such:scope"], actor="the tests")
+    answer = await client.get("/api-keys/findings", headers={API_KEY_HEADER: manager.key})
+    said = answer.json()
+    assert [each["name"] for each in said] == ["billing", "shop"]
+    everything = json.loads(run("keys", "doctor", "--json").stdout)
+    assert everything[0]["problem"] == "others may read .env"
+    assert everything[1:] == said
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has other modes")

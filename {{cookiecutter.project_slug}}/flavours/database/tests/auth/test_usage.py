@@ -380,6 +380,57 @@ async def test_it_is_told_over_http(
     assert (await client.get(path)).status_code in (401, 403)
 
 
+async def test_all_of_it_is_told_over_http_as_by_the_command(
+    service: GuardedAPI,
+    store: DatabaseKeyStore,
+    key_service: KeyService,
+    client: httpx.AsyncClient,
+) -> None:
+    manager = key_service.create("manager", [MANAGE], actor="test")
+    await status_of(service, manager.key.encode(), path=PROBE)
+    await status_of(service, client=("192.0.2.7", 1))
+    await store.flush()
+    options: Any = {"headers": {API_KEY_HEADER: manager.key}, "params": {"days": 1}}
+    told = await client.get("/api-keys/usage", **options)
+    assert told.json() == json.loads(run("keys", "usage", "--since", "1d", "--json").stdout)
+    assert [each["served"] for each in told.json()["keys"]] == [1]
+    assert told.json()["strangers"][0]["network"] == "192.0.2.0/24"
+
+
+async def test_a_page_of_keys_is_told_by_day_in_one_request(
+    service: GuardedAPI,
+    store: DatabaseKeyStore,
+    key_service: KeyService,
+    client: httpx.AsyncClient,
+) -> None:
+    with clock_at(NOON) as time:
+        manager = key_service.create("manager", [MANAGE], actor="test")
+        one, two, other = (key_service.create("key", actor="test") for _ in range(3))
+        await status_of(service, one.key.encode())
+        renewed = key_service.rotate(one.id, overlap=timedelta(days=3), actor="test")
+        await store.catch_up()
+        for after in (2 * 3600, 22 * 3600):  # the same day, and the next
+            time.return_value += after
+            for secret in (one.key, renewed.key, other.key):
+                await status_of(service, secret.encode())
+        await client.get("/api-keys", headers={API_KEY_HEADER: two.key})  # which it may not
+        await store.flush()
+        time.return_value += 7200
+
+        async def told(days: int) -> Any:
+            options: Any = {"id": [one.id, two.id, "nobody"], "days": days}
+            headers = {API_KEY_HEADER: manager.key}
+            answer = await client.get("/api-keys/usage/daily", headers=headers, params=options)
+            return [tuple(each.values()) for each in answer.json()]
+
+        first, next = (f"{NOON + timedelta(days=days):%Y-%m-%d}" for days in range(2))
+        of_today = [(one.id, next, 2, 0), (two.id, next, 0, 1)]
+        assert sorted(await told(1)) == sorted(of_today)
+        assert sorted(await told(14)) == sorted([(one.id, first, 3, 0), *of_today])
+        time.return_value += 86400
+        assert await told(1) == []
+
+
 async def test_counting_adds_no_statement_to_a_request(
     service: GuardedAPI, store: DatabaseKeyStore, key_service: KeyService
 ) -> None:

@@ -1,0 +1,132 @@
+// What changes keys, each in a dialog, and the secret that is shown once.
+
+import { ago } from "./elements.js";
+
+const SOON = "One moment…";
+const UNTIL_ALL_FOLLOW = "Waiting until every server follows…";
+
+export function makeKey(desk) {
+  const parts = desk.open("make-dialog");
+  const make = () => desk.session.change("", newKey(parts));
+  onSubmit(desk, parts, () => SOON, make, (issued) =>
+    showSecret(desk, issued, () => (location.hash = issued.id)),
+  );
+}
+
+/** What was filled in. An older service knows no limits and networks, and is not told of any. */
+function newKey(parts) {
+  const words = (name) => parts[name].value.split(/[\s,]+/).filter(Boolean);
+  const end = parts["new-end"].value;
+  const filled = {
+    expires_at: end && new Date(end).toISOString(),
+    limits: words("new-limits"),
+    networks: words("new-networks"),
+  };
+  const optional = Object.entries(filled).filter(([, value]) => value.length);
+  return {
+    name: parts["new-name"].value,
+    scopes: words("new-scopes"),
+    ...Object.fromEntries(optional),
+  };
+}
+
+export function rotateKey(desk, key, done) {
+  const parts = desk.open("rotate-dialog");
+  parts["dialog-title"].textContent = `Rotate “${key.name}”`;
+  askWhichToDrop(parts, key);
+  const noNew = parts["no-new"];
+  noNew.addEventListener("change", () => (parts["overlap-row"].hidden = noNew.checked));
+
+  const rotation = () => {
+    const drop = parts.dialog.querySelector("[name=drop]:checked")?.value;
+    if (drop && noNew.checked) return { drop, issue: false };
+    return { overlap: parts.overlap.value, ...(drop && { drop }) };
+  };
+  const waiting = () => {
+    const { drop, overlap } = rotation();
+    return drop || overlap === "PT0S" ? UNTIL_ALL_FOLLOW : SOON;
+  };
+  const rotate = async () => {
+    try {
+      return await desk.session.change(`/${key.id}/rotate`, rotation());
+    } catch (error) {
+      // Perhaps somebody else has rotated it meanwhile.
+      if (error.status === 409) askWhichToDrop(parts, await desk.session.read(`/${key.id}`));
+      throw error;
+    }
+  };
+  onSubmit(desk, parts, waiting, rotate, (rotated) => {
+    if (rotated.key) showSecret(desk, rotated, done);
+    else done();
+  });
+}
+
+function askWhichToDrop({ two, "old-one": oldOne }, key) {
+  two.hidden = two.disabled = !key.old_key_expires_at;
+  if (two.hidden) return;
+  oldOne.replaceChildren("The old one, last used: ", ago(key.old_key_last_used_at, "never"));
+  const choices = two.querySelectorAll("[name=drop]");
+  for (const choice of choices) choice.required = true;
+  choices[0].focus();
+}
+
+export function revokeKey(desk, key, done) {
+  const parts = desk.open("revoke-dialog");
+  const { force, "force-row": forceRow, "revoke-now": now } = parts;
+  parts["dialog-title"].textContent = `Revoke “${key.name}”?`;
+  parts["revoke-id"].textContent = key.id;
+  now.textContent = `Revoke ${key.name}`;
+  const revoke = async () => {
+    try {
+      return await desk.session.change(`/${key.id}/revoke`, { force: force.checked });
+    } catch (error) {
+      if (error.status === 409) {
+        forceRow.hidden = false;
+        force.required = true;
+      }
+      throw error;
+    }
+  };
+  onSubmit(desk, parts, () => UNTIL_ALL_FOLLOW, revoke, done);
+}
+
+/** Make the change once; until it is made or refused, the dialog stays. */
+function onSubmit(desk, { dialog, said }, waiting, change, done) {
+  const say = (text, look = "") => {
+    said.textContent = text;
+    said.className = look;
+  };
+  dialog.querySelector("form").addEventListener("submit", async (event) => {
+    event.preventDefault();
+    if (dialog.ariaBusy === "true") return;
+    let changed;
+    dialog.ariaBusy = "true";
+    say(waiting());
+    const isMade = await desk.run(async () => (changed = await change()), say);
+    dialog.ariaBusy = "false";
+    if (!isMade) return;
+    dialog.close();
+    dialog.remove();
+    done(changed);
+  });
+}
+
+function showSecret(desk, issued, done) {
+  const { dialog, secret, said, copy, "dialog-title": title } = desk.open("secret-dialog");
+  title.textContent = `The secret of “${issued.name}”`;
+  secret.textContent = issued.key;
+  copy.addEventListener("click", async () => (said.textContent = await copied(secret)));
+  dialog.addEventListener("cancel", (event) => event.preventDefault()); // not by a slip of Escape
+  dialog.addEventListener("close", done);
+}
+
+async function copied(secret) {
+  try {
+    await navigator.clipboard.writeText(secret.textContent);
+    return "Copied.";
+  } catch {
+    // No browser lets a page copy that came without TLS from another machine.
+    getSelection().selectAllChildren(secret);
+    return "Selected: copy it with Ctrl+C or ⌘C.";
+  }
+}

@@ -1,0 +1,100 @@
+// Elements, and how numbers and times are written in them. What comes from the service is text
+// wherever it goes: nothing here reads HTML.
+
+const MOMENT = new Intl.DateTimeFormat("en-GB", { dateStyle: "medium", timeStyle: "short" });
+const AGO = new Intl.RelativeTimeFormat("en-GB", { numeric: "auto" });
+const UNITS = [["day", 86400], ["hour", 3600], ["minute", 60]]; // in seconds
+const NUMBER = new Intl.NumberFormat("en-GB");
+
+export function element(name, attributes = {}, ...content) {
+  const made = document.createElement(name);
+  setAttributes(made, attributes);
+  made.append(...content);
+  return made;
+}
+
+export function setAttributes(made, attributes) {
+  for (const [name, value] of Object.entries(attributes)) made.setAttribute(name, value);
+}
+
+/** Fill a place with a copy of a template; gives the elements in it by their ids. */
+export function fill(place, template) {
+  place.replaceChildren(copyOf(template));
+  return partsOf(place);
+}
+
+export function copyOf(template) {
+  return document.getElementById(template).content.cloneNode(true);
+}
+
+export function partsOf(place) {
+  return Object.fromEntries([...place.querySelectorAll("[id]")].map((part) => [part.id, part]));
+}
+
+export function row(heading, ...cells) {
+  return element("tr", {}, element("th", { scope: "row" }, heading), ...cells);
+}
+
+export function cell(content, look = "") {
+  return element("td", { class: look }, content);
+}
+
+export function count(number) {
+  return NUMBER.format(number);
+}
+
+export function countCell(number) {
+  return cell(count(number ?? 0), "number");
+}
+
+/** A term and what it stands for, in a list of such pairs. */
+export function pair(term, ...content) {
+  return element("div", {}, element("dt", {}, term), element("dd", {}, ...content));
+}
+
+export function moment(text, otherwise) {
+  return text ? time(text, MOMENT.format(new Date(text))) : otherwise;
+}
+
+export function ago(text, otherwise) {
+  if (!text) return otherwise;
+  const seconds = (new Date(text) - Date.now()) / 1000;
+  const [unit, length] = UNITS.find(([, length]) => -seconds >= length) ?? [];
+  return time(text, unit ? AGO.format(Math.round(seconds / length), unit) : "just now");
+}
+
+function time(text, shown) {
+  return element("time", { datetime: text, title: text }, shown);
+}
+
+/** What a key is now, as a word with a colour. */
+export function statusOf(key) {
+  return element("span", { class: `status ${key.status}` }, key.status);
+}
+
+/** A button that cannot be used keeps the focus, unlike one that is disabled. */
+export function setUsable(button, usable) {
+  button.setAttribute("aria-disabled", `${!usable}`);
+}
+
+/** Show some of many, and more of them on demand. */
+export function reveal(list, items, show, some = 10) {
+  const place = list.closest("table") ?? list;
+  if (place.nextElementSibling?.matches(".more")) place.nextElementSibling.remove();
+  const more = element("button", { type: "button", class: "more" });
+  const showSome = () => {
+    const shown = items.splice(0, some).map(show);
+    list.append(...shown);
+    more.textContent = `Show ${count(Math.min(some, items.length))} of ${count(items.length)} more`;
+    more.hidden = items.length === 0;
+    return shown;
+  };
+  more.addEventListener("click", () => {
+    const [first] = showSome();
+    first.tabIndex = -1;
+    first.focus();
+  });
+  list.replaceChildren();
+  showSome();
+  place.after(more);
+}

@@ -1,0 +1,90 @@
+// One key: what it is, what it was used for, and what was done to it.
+
+import { barChart, everyPeriod, totalOf } from "./charts.js";
+import { revokeKey, rotateKey } from "./dialogs.js";
+import {
+  ago, cell, count, countCell, element, moment, pair, reveal, row, statusOf,
+} from "./elements.js";
+
+/** Gives the heading that the focus belongs to. */
+export function openKey(desk, parts, id) {
+  const path = `/${encodeURIComponent(id)}`;
+  const show = () => desk.run(() => showKey(desk, parts, path));
+  const showRevoked = () => {
+    parts.name.focus(); // or the focus would go with the button
+    show();
+  };
+  const change = (dialog, done) => () =>
+    desk.run(async () => dialog(desk, await desk.session.read(path), done));
+  parts.name.textContent = id;
+  parts.rotate.addEventListener("click", change(rotateKey, show));
+  parts.revoke.addEventListener("click", change(revokeKey, showRevoked));
+  parts.days.addEventListener("change", () => desk.run(() => showUsage(desk, parts, path)));
+  show();
+  return parts.name;
+}
+
+async function showKey(desk, parts, path) {
+  const key = await desk.session.read(path);
+  parts.name.textContent = key.name;
+  parts.status.replaceChildren(statusOf(key));
+  parts.facts.replaceChildren(...factsOf(key));
+  parts.rotate.hidden = key.status !== "active";
+  parts.revoke.hidden = key.status === "revoked";
+  await Promise.all([showUsage(desk, parts, path), showEvents(desk, parts, path)]);
+}
+
+function factsOf(key) {
+  const facts = [
+    pair("Id", element("code", {}, key.id)),
+    pair("Scopes", key.scopes.join(" ") || "none"),
+    pair("Made", moment(key.created_at), ` by ${key.created_by}`),
+    pair("Secret issued", moment(key.issued_at)),
+    pair("Ends", moment(key.expires_at, "never")),
+    pair("Last use", ago(key.last_used_at, "never")),
+  ];
+  if (key.limits?.length) facts.push(pair("Limits", key.limits.join(", ")));
+  if (key.networks?.length) facts.push(pair("Networks", key.networks.join(", ")));
+  if (key.revoked_at) facts.push(pair("Revoked", moment(key.revoked_at)));
+  if (key.old_key_expires_at) {
+    facts.push(pair("Old secret ends", moment(key.old_key_expires_at)));
+    facts.push(pair("Old secret’s last use", ago(key.old_key_last_used_at, "never")));
+  }
+  return facts;
+}
+
+async function showUsage({ session }, parts, path) {
+  const days = Number(parts.days.value);
+  const used = await session.read(`${path}/usage`, { days });
+  if (days !== Number(parts.days.value)) return; // another choice was made meanwhile
+  const { served, refused, limited = 0 } = used;
+  parts.totals.replaceChildren(
+    pair("Served", count(served)),
+    pair("Refused", count(refused)),
+    pair("Limited", count(limited)),
+  );
+  const periods = everyPeriod(days, used.by_hour);
+  const label = `${count(served)} served, ${count(refused)} refused, ${count(limited)} limited`;
+  parts.chart.replaceChildren(barChart(periods, `${label}; the table below has all of it`));
+  reveal(parts.periods, periods.filter(totalOf).reverse(), periodRow, 24);
+  parts.unused.hidden = used.by_secret.length > 0;
+  parts.secrets.replaceChildren(...used.by_secret.map(secretRow));
+}
+
+function periodRow(period) {
+  return row(period.title, ...outcomeCells(period));
+}
+
+function secretRow(secret) {
+  const issued = moment(secret.created_at);
+  return row(issued, cell(secret.in_force ? "yes" : "no"), ...outcomeCells(secret));
+}
+
+function outcomeCells({ served, refused, limited }) {
+  return [served, refused, limited].map(countCell);
+}
+
+async function showEvents({ session }, { events }, path) {
+  const done = await session.read(`${path}/events`);
+  reveal(events, done.reverse(), ({ at, action, actor }) => row(moment(at), cell(action), cell(actor)));
+}

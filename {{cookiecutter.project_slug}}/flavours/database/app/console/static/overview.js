@@ -1,0 +1,116 @@
+// All keys: what needs attention, a page of them or those that are searched for, and who was refused.
+
+import { everyDay, sparkline } from "./charts.js";
+import { makeKey } from "./dialogs.js";
+import {
+  ago, cell, count, countCell, element, moment, pair, reveal, row, setUsable, statusOf,
+} from "./elements.js";
+
+const AT_ONCE = 25; // keys
+const DAYS = 14; // of a sparkline
+export const FIRST_PAGE = [""]; // the keys that each page up to this one begins after
+const PAUSE = 250; // milliseconds without a key stroke, until it is searched
+
+/** Gives the heading that the focus belongs to. */
+export function openOverview(desk, parts) {
+  const turnTo = (after) => desk.run(() => showKeys(desk, parts, after));
+  turnPages(desk, parts, turnTo);
+  search(desk, parts, turnTo);
+  parts.make.addEventListener("click", () => makeKey(desk));
+  turnTo(desk.place.after);
+  desk.run(() => showFindings(desk, parts));
+  desk.run(() => showUsage(desk, parts));
+  return parts["findings-title"];
+}
+
+async function showFindings({ session }, { findings }) {
+  const found = await session.read("/findings");
+  reveal(findings, found, findingItem, 5);
+  if (!findings.childElementCount) findings.append(element("li", { class: "quiet" }, "Nothing does."));
+}
+
+function findingItem({ id, name, problem, advice }) {
+  return element(
+    "li",
+    {},
+    element("strong", {}, problem),
+    id ? linkTo(id, name) : element("span", {}, "the service"),
+    element("span", { class: "quiet" }, advice),
+  );
+}
+
+/** The service names the key that the next page begins after; those of earlier pages are kept. */
+async function showKeys({ session, place }, parts, after) {
+  const asked = (place.asked = {});
+  const { search } = place;
+  const page = await session.read("", { search, after: after.at(-1), limit: AT_ONCE });
+  if (place.asked !== asked) return; // something else was asked meanwhile
+  const rows = page.items.map(keyRow);
+  parts.keys.replaceChildren(...rows);
+  parts.none.hidden = rows.length > 0;
+  const first = (after.length - 1) * AT_ONCE;
+  parts.page.textContent = rows.length ? `Keys ${first + 1} to ${first + rows.length}` : "";
+  Object.assign(place, { after, next: page.next });
+  setUsable(parts.previous, after.length > 1);
+  setUsable(parts.next, page.next !== null);
+  if (rows.length) await showDays(session, page.items, rows);
+}
+
+async function showDays(session, keys, rows) {
+  const used = await session.read("/usage/daily", { id: keys.map((key) => key.id), days: DAYS });
+  for (const [index, { id }] of keys.entries()) {
+    const days = everyDay(DAYS, used.filter((day) => day.id === id));
+    rows[index].lastElementChild.replaceChildren(sparkline(days));
+  }
+}
+
+function keyRow(key) {
+  return row(
+    element("span", {}, linkTo(key.id, key.name), element("small", { class: "id" }, key.id)),
+    cell(key.scopes.join(" ") || "none", "roomy scopes"),
+    cell(statusOf(key)),
+    cell(moment(key.expires_at, "never"), "roomy"),
+    cell(ago(key.last_used_at, "never"), "roomy"),
+    cell("", "number"),
+  );
+}
+
+function linkTo(id, name) {
+  return element("a", { href: `#${id}` }, name);
+}
+
+function turnPages({ place }, parts, turnTo) {
+  parts.previous.addEventListener("click", () => {
+    if (place.after.length > 1) turnTo(place.after.slice(0, -1));
+  });
+  parts.next.addEventListener("click", () => {
+    if (place.next) turnTo([...place.after, place.next]);
+  });
+}
+
+function search({ place }, { search }, turnTo) {
+  let waiting;
+  search.value = place.search;
+  search.addEventListener("input", () => {
+    clearTimeout(waiting);
+    waiting = setTimeout(() => {
+      place.search = search.value.trim();
+      turnTo(FIRST_PAGE);
+    }, PAUSE);
+  });
+}
+
+async function showUsage({ session }, parts) {
+  const { keys, strangers } = await session.read("/usage", { days: 7 });
+  const total = (items, name) => count(items.reduce((sum, item) => sum + (item[name] ?? 0), 0));
+  parts.totals.replaceChildren(
+    pair("Served", total(keys, "served")),
+    pair("Refused for want of a scope", total(keys, "refused")),
+    pair("Over a limit", total(keys, "limited")),
+    pair("Refused without a key in force", total(strangers, "refused")),
+  );
+  parts.nobody.hidden = strangers.length > 0;
+  reveal(parts.strangers, strangers, ({ reason, network, refused }) =>
+    row(reason, cell(network), countCell(refused)),
+  );
+}
