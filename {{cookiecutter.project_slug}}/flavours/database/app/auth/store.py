@@ -58,7 +58,7 @@ class DatabaseKeyStore:
         patience = min(max(self._max_staleness, 1.0), PATIENCE)
         self._queries = Queries(self._engine, settings.api_keys, patience)
         self._counted = 0.0
-        self._counted_until = self._silent_until = -inf
+        self._counted_until = self._silent_until = self._wrote_at = -inf
         self._used: dict[bytes, float] = {}  # when each secret was last let in
         self._counts = Counts()
         self._thinned_on: date | None = None
@@ -80,6 +80,12 @@ class DatabaseKeyStore:
             self._counts.use(seen.digest, self._clock.now(), outcome)
         elif seen.refusal and seen.status != 503:  # who is no stranger for all that is known
             self._counts.refuse(seen.client, self._clock.now(), seen.refusal)
+
+    def ages(self) -> tuple[float, float]:
+        """Seconds since it began to ask for what it knows of the keys, and to write down how they
+        are used; that it does once a minute at least."""
+        now = monotonic()
+        return now - self._asked_at, now - self._wrote_at
 
     # What the guard asks.
 
@@ -271,6 +277,7 @@ class DatabaseKeyStore:
             self._problem, self._written_at = "", now.timestamp()
             self._counted_until = -inf if stopping else began_at + COUNTED_FOR
             self._silent_until = began_at + SEEN_EVERY
+            self._wrote_at = began_at
 
 
 async def _in_time(give_up_at: float | None, answer: asyncio.Future[T]) -> T:
