@@ -33,6 +33,7 @@ from app.auth.routing import GuardedRouter
 from app.auth.store import DatabaseKeyStore
 
 FOLDER: Final = "PROMETHEUS_MULTIPROC_DIR"  # where several processes put what they count
+_KINDS: Final = ("counter_", "gauge_", "histogram_", "summary_")  # how the names of files begin
 _METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "WS"})
 _BUCKETS: Final = (0.005, 0.025, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0)  # seconds
 
@@ -84,17 +85,20 @@ def count(seen: Seen) -> None:
 
 
 def check_folder() -> None:
-    """Raises SettingsError if several processes could not put there what they count."""
+    """Raises SettingsError if several processes could not put there what they count, or if anything
+    else is there: the library reads all that it finds, a database as well."""
     folder = os.environ.get(FOLDER)
     if folder is None:
         return
     try:
         Path(folder).mkdir(parents=True, exist_ok=True)
-        may_write = bool(folder) and os.access(folder, os.W_OK | os.X_OK)
+        theirs = all(path.name.startswith(_KINDS) for path in Path(folder).iterdir())
     except OSError:
-        may_write = False
-    if not may_write:
-        raise SettingsError(f"{FOLDER}: name a folder that the service may write to")
+        theirs = False
+    if not (folder and theirs and os.access(folder, os.W_OK | os.X_OK)):
+        raise SettingsError(
+            f"{FOLDER}: name a folder for this alone, which the service may write to"
+        )
 
 
 class _Ages(Collector):
