@@ -19,7 +19,7 @@ from app.settings import Settings, load_settings
 def create_app(settings: Settings) -> GuardedAPI:
     """Raises SettingsError or StoreUnavailableError if the database cannot be used."""
     configure_logging(settings.log_level, settings.log_format)
-    metrics.check_folder()
+    metrics.prepare()
     service = open_service(settings, migrate=True)
     service.adopt_env_keys()
     store = DatabaseKeyStore(settings)

@@ -26,7 +26,7 @@ from prometheus_client.exposition import choose_encoder
 from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
 
-from app.auth.access import require
+from app.auth.access import OUT_OF_REACH, require
 from app.auth.errors import SettingsError
 from app.auth.requests import Seen
 from app.auth.routing import GuardedRouter
@@ -84,12 +84,17 @@ def count(seen: Seen) -> None:
         _add_seconds(route)(seen.seconds)
 
 
-def check_folder() -> None:
+def prepare() -> None:
     """Raises SettingsError if several processes could not put there what they count, or if anything
     else is there: the library reads all that it finds, a database as well."""
     folder = os.environ.get(FOLDER)
-    if folder is None:
-        return
+    if folder is not None:
+        _check(folder)
+    # Nobody may look while it counts, and who first sees it later would not see it grow.
+    _refusals.labels(OUT_OF_REACH)
+
+
+def _check(folder: str) -> None:
     try:
         Path(folder).mkdir(parents=True, exist_ok=True)
         theirs = all(path.name.startswith(_KINDS) for path in Path(folder).iterdir())
