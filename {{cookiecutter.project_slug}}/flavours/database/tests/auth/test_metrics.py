@@ -18,7 +18,7 @@ import pytest
 from fastapi import WebSocket
 from hypothesis import given
 from hypothesis import strategies as st
-from prometheus_client import REGISTRY, Metric
+from prometheus_client import REGISTRY, Counter, Metric
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as open_metrics
 from prometheus_client.parser import text_string_to_metric_families as text_metrics
 from starlette.responses import PlainTextResponse, StreamingResponse
@@ -263,6 +263,24 @@ async def test_whoever_asks_for_openmetrics_gets_it(
     told = series(open_metrics(answer.text))
     assert told["api_key_refusals_total", "no key"] >= 0
     assert ("api_keys_age_seconds",) in told
+
+
+async def test_what_you_count_yourself_is_told_as_well(
+    client_with: Callable[..., httpx.AsyncClient],
+) -> None:
+    orders = Counter("orders", "Orders that came in")
+    orders.inc(3)
+    try:
+        assert "orders_total 3.0" in (await client_with("*").get("/metrics")).text
+    finally:
+        REGISTRY.unregister(orders)
+
+
+async def test_a_page_of_somebody_else_does_not_make_it_public(store: DatabaseKeyStore) -> None:
+    service = GuardedAPI(store, public_paths=["/metrics"])
+    service.include_router(metrics.router)
+    service.add_route("/metrics", lambda _: PlainTextResponse("theirs"))
+    assert await status_of(service, path="/metrics") == MISSING_KEY_STATUS
 
 
 async def test_no_key_and_nothing_that_was_sent_is_told(
