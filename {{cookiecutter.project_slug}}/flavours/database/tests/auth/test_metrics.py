@@ -419,8 +419,9 @@ def test_a_folder_that_cannot_be_used_ends_the_start_in_one_line(
 ) -> None:
     project = Project(tmp_path)
     (tmp_path / "file").touch()
+    (nowhere := tmp_path / "empty").mkdir()
     settings = {metrics.FOLDER: folder and f"{tmp_path / folder}"}
     said = (
         "PROMETHEUS_MULTIPROC_DIR: name a folder for this alone, which the service may write to\n"
     )
-    assert project.run("-c", "import app.main", env=settings) == (3, "", said)
+    assert project.run("-c", "import app.main", env=settings, cwd=nowhere) == (3, "", said)
