@@ -25,7 +25,7 @@ from starlette.responses import PlainTextResponse, StreamingResponse
 
 from app.auth import GuardedAPI, GuardedRouter, PublicRouter, metrics, require
 from app.auth.access import OUT_OF_REACH
-from app.auth.errors import StoreUnavailableError
+from app.auth.errors import SettingsError, StoreUnavailableError
 from app.auth.keys import new_secret
 from app.auth.requests import RequestLog
 from app.auth.service import KeyService
@@ -303,6 +303,7 @@ async def test_to_tell_it_takes_no_question_to_the_database(
 ) -> None:
     reader = key_service.create("reader", ["metrics:read"], actor="test").key.encode()
     assert await status_of(service, reader, path="/metrics", body=b"") == 200
+    store._trusted_until = float("inf")
     with patch.object(store, "_queries", None):
         assert await status_of(service, reader, path="/metrics", body=b"") == 200
 
@@ -413,15 +414,31 @@ async def test_so_does_one_of_gunicorn(
     }
 
 
+NO_FOLDER = "PROMETHEUS_MULTIPROC_DIR: name a folder for this alone, which the service may write to"
+
+
 @pytest.mark.parametrize("folder", ["", ".", "file", "file/below"])
-def test_a_folder_that_cannot_be_used_ends_the_start_in_one_line(
-    tmp_path: Path, folder: str
+def test_a_folder_that_cannot_be_used_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, folder: str
 ) -> None:
-    project = Project(tmp_path)
     (tmp_path / "file").touch()
     (nowhere := tmp_path / "empty").mkdir()
-    settings = {metrics.FOLDER: folder and f"{tmp_path / folder}"}
-    said = (
-        "PROMETHEUS_MULTIPROC_DIR: name a folder for this alone, which the service may write to\n"
-    )
-    assert project.run("-c", "import app.main", env=settings, cwd=nowhere) == (3, "", said)
+    monkeypatch.chdir(nowhere)
+    monkeypatch.setenv(metrics.FOLDER, folder and f"{tmp_path / folder}")
+    with pytest.raises(SettingsError) as error:
+        metrics.prepare()
+    assert f"{error.value}" == NO_FOLDER
+
+
+def test_a_folder_is_made_and_found_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "is" / "made"
+    monkeypatch.setenv(metrics.FOLDER, f"{folder}")
+    metrics.prepare()
+    (folder / "counter_1.db").touch()
+    metrics.prepare()
+    assert [path.name for path in folder.iterdir()] == ["counter_1.db"]
+
+
+def test_a_folder_that_cannot_be_used_ends_the_start(tmp_path: Path) -> None:
+    ended = Project(tmp_path).run("-c", "import app.main", env={metrics.FOLDER: f"{tmp_path}"})
+    assert ended == (3, "", f"{NO_FOLDER}\n")
