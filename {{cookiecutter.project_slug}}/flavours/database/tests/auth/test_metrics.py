@@ -33,7 +33,7 @@ from app.auth.store import DatabaseKeyStore
 from app.constants import API_KEY_HEADER, MISSING_KEY_STATUS
 from tests.auth.commands import Project
 from tests.auth.servers import PROBE, Keys, answer_of, ask, status_of
-from tests.auth.test_replicas import Line, Replica, started
+from tests.auth.test_replicas import PATIENCE, Line, Replica, started
 
 Series = tuple[str, ...]  # a name, and the values of its labels in the order of their names
 Told = Callable[[], dict[Series, float]]
@@ -368,6 +368,7 @@ def test_sums_are_exact_over_workers_and_no_death_takes_anything_back(
         begun, calls = scraped(workers, issued.key), 0
         while calls < 400 or len(processes(folder)) < 2:
             calls += sum(threads.map(call, [25] * 4))
+            assert calls < 100_000
         told = scraped(workers, issued.key)
         assert (told[probe] - begun[probe], told[seconds] - begun[seconds]) == (calls, calls)
         served = ("api_key_requests_total", issued.id, "served")
@@ -375,7 +376,9 @@ def test_sums_are_exact_over_workers_and_no_death_takes_anything_back(
 
         dead = min(processes(folder))
         os.kill(dead, signal.SIGKILL)
+        give_up_at = time.monotonic() + PATIENCE
         while len(processes(folder)) < 3:  # until another one is at work in its place
+            assert time.monotonic() < give_up_at
             with suppress(httpx.TransportError):  # where the dead one was to answer
                 before, told = told, scraped(workers, issued.key)
                 assert told[probe] >= before[probe]
