@@ -5,7 +5,7 @@ export UV_PYTHON_DOWNLOADS ?= never
 BIN := .venv/$(if $(filter Windows_NT,$(OS)),Scripts,bin)
 READY := .venv/.ready
 
-.PHONY: help demo test fast add-ons image browser bench mutants soak release-check render lint hooks clean
+.PHONY: help demo test fast add-ons image browser prometheus bench mutants soak release-check render lint hooks clean
 
 help:
 	@echo 'make demo     render the default project, start it, call it, stop it'
@@ -14,6 +14,8 @@ help:
 	@echo 'make add-ons  what people add to a service works with it'
 	@echo 'make image    images are built and run, by docker or podman; needs nginx as well'
 	@echo 'make browser  the pages /docs and /console in Chromium, as Debian has it'
+	@echo 'make prometheus'
+	@echo '           the rules and the dashboard, by Prometheus, as Debian has it'
 	@echo 'make mutants  break the generated guard on purpose; its tests must notice'
 	@echo 'make soak     let generated services live a hard life, for MINUTES (5)'
 	@echo 'make release-check'
@@ -34,7 +36,7 @@ demo: $(READY)
 	$(BIN)/python -m tools.demo
 
 test: $(READY) lint
-	$(BIN)/pytest -n 2 --dist loadgroup -m 'not add_ons and not image and not browser'
+	$(BIN)/pytest -n 2 --dist loadgroup -m 'not add_ons and not image and not browser and not prometheus'
 
 fast: $(READY)
 	$(BIN)/pytest -m 'not slow'
@@ -47,6 +49,9 @@ image: $(READY)
 
 browser: $(READY)
 	$(BIN)/pytest -m browser
+
+prometheus: $(READY)
+	$(BIN)/pytest -m prometheus
 
 mutants: $(READY)
 	$(BIN)/python -m tools.mutants

@@ -18,7 +18,7 @@ TAKEN = frozenset(
     h11 hatchling httpcore httptools httpx hvac hypothesis identify identify-cli idna iniconfig
     isodate jmespath librt mako mako-render markdown-it markdown-it-py markupsafe mdurl msal
     msal-extensions mypy mypy-extensions mypyc nodeenv normalizer opentelemetry-api packaging
-    pathspec pip platformdirs pluggy pre-commit proto-plus protobuf psutil psycopg
+    pathspec pip platformdirs pluggy pre-commit prometheus-client proto-plus protobuf psutil psycopg
     psycopg-binary pyasn1 pyasn1-modules pycparser pydantic pydantic-core pydantic-settings
     pydoc pygmentize pygments pyjwt pytest pytest-cov pytest-xdist python python-dateutil
     python-discovery python-dotenv python-json-logger python3 pyyaml requests rich rich-toolkit

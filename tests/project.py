@@ -36,6 +36,7 @@ def environment(**variables: str) -> dict[str, str]:
                 "VIRTUAL_ENV",
                 "API_KEYS",
                 "LOG_",
+                "PROMETHEUS_",
                 "RATE_LIMIT",
                 "SECRETS_",
                 "SHOW_",

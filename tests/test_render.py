@@ -151,7 +151,10 @@ def test_pyproject(project: Project, flavour: str) -> None:
     assert pyproject["tool"]["fastapi"]["entrypoint"] == "app.main:app"
     assert pyproject["tool"]["cruft"]["skip"] == [".env"]
     names = {re.split(r"[\[>]", line)[0] for line in pyproject["project"]["dependencies"]}
-    web, more = {"fastapi", "fastapi-cli", "uvicorn"}, {"alembic", "psycopg", "sqlalchemy"}
+    web, more = (
+        {"fastapi", "fastapi-cli", "uvicorn"},
+        {"alembic", "prometheus-client", "psycopg", "sqlalchemy"},
+    )
     both = {*web, "pydantic-settings", "python-json-logger", "typer"}
     assert names == (both | more if flavour == "database" else both)
     extras = pyproject["project"]["optional-dependencies"].values()

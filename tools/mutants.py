@@ -1104,6 +1104,42 @@ DATABASE = [
         "if len(self._refusals) < 10**9 else ELSEWHERE",
         "usage",
     ),
+    # What Prometheus is told.
+    Mutant(
+        "a stranger's method is a label",
+        "app/auth/metrics.py",
+        'seen.method if seen.method in _METHODS else "other"',
+        "seen.method",
+        "metrics",
+    ),
+    Mutant(
+        "what a database says is a label",
+        "app/auth/access.py",
+        "Refusal(OUT_OF_REACH, answer=_out_of_reach,",
+        'Refusal(f"{error}", answer=_out_of_reach,',
+        "metrics",
+    ),
+    Mutant(
+        "a worker tells its own share for the whole",
+        "app/auth/metrics.py",
+        "MultiProcessCollector(None) if shared else REGISTRY",
+        "REGISTRY",
+        "metrics",
+    ),
+    Mutant(
+        "one of several does not say so",
+        "app/auth/metrics.py",
+        "    if not shared and (",
+        "    if False and (",
+        "metrics",
+    ),
+    Mutant(
+        "everybody with a key is told the metrics",
+        "app/auth/metrics.py",
+        'GuardedRouter(dependencies=[require("metrics:read")])',
+        "GuardedRouter()",
+        "metrics",
+    ),
     Mutant(
         "what is refused for want of a scope counts as served",
         "app/auth/store.py",

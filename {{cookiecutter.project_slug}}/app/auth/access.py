@@ -83,12 +83,16 @@ _hang_up = WebSocketClose(_POLICY_VIOLATION)
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """Why a caller does not get in, for the log; and the answer, which does not tell a stranger."""
+    """Why a caller does not get in, for the log; and the answer, which does not tell a stranger.
+
+    Reasons are few, for they are counted: what differs from one time to the next is the cause.
+    """
 
     reason: str
     key_id: str = ""  # of an unknown key, that of its digest
     answer: JSONResponse = _stranger
     limited: Key | None = None  # whose key is in force, but has no request left
+    cause: str = ""  # for the log, in place of the reason
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer; on a WebSocket whose server cannot send a response, close the door."""
@@ -105,21 +109,22 @@ class Refusal:
         if not (logger.isEnabledFor(logging.INFO) or span.is_recording()):
             return
         path, (client, _) = masked(scope["path"]), scope.get("client") or ("", 0)
+        reason = self.cause or self.reason
         # No router has seen the request, so nobody else can tell which endpoint it was meant for.
         route = route_of(scope)
         if seen:
             seen.route = route
         if span.is_recording():
-            span.set_attributes({"api_key.id": self.key_id, "api_key.refusal": self.reason})
+            span.set_attributes({"api_key.id": self.key_id, "api_key.refusal": reason})
             if route:
                 span.set_attribute("http.route", route)
                 method = scope["method"] if scope["type"] == "http" else "WS"
                 span.update_name(f"{method} {route}")
         whose = f" ({self.key_id})" if self.key_id else ""
         logger.info(
-            *("Refused %s %r: %s%s.", scope["type"], path, self.reason, whose),
+            *("Refused %s %r: %s%s.", scope["type"], path, reason, whose),
             extra={
-                "reason": self.reason,
+                "reason": reason,
                 "key_id": self.key_id,
                 "path": path,
                 "route": route,
@@ -129,6 +134,7 @@ class Refusal:
 
 
 UNKNOWN: Final = Refusal("unknown key")
+OUT_OF_REACH: Final = "keys out of reach"
 _SLOWED: Final = Refusal("too many wrong keys", answer=_slow_down)
 
 
@@ -217,7 +223,7 @@ async def authenticate(scope: Scope, keys: KeyStore, guesses: Guesses) -> Key | 
     try:
         found = await keys.find(hashed, client)
     except StoreUnavailableError as error:
-        return Refusal(f"{error}", answer=_out_of_reach)
+        return Refusal(OUT_OF_REACH, answer=_out_of_reach, cause=f"{error}")
     if not isinstance(found, Refusal) or found.limited:
         return found
     guesses.add(client)

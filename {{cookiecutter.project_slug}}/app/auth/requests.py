@@ -4,11 +4,11 @@ import logging
 import re
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
 from secrets import token_hex
-from typing import Final
+from typing import Final, Literal
 
 from fastapi.routing import iter_route_contexts
 from opentelemetry import trace
@@ -34,26 +34,35 @@ _HEADERS: Final = {
 
 @dataclass(slots=True)
 class Seen:
-    """What is known of a request when it ends."""
+    """What is known of a request when its answer begins."""
 
     client: str  # its address
+    method: str  # of a WebSocket: WS
     key: Key | None = None
     digest: bytes = b""  # of the key's secret
     refusal: str = ""  # the reason, if it was refused
     limited: bool = False  # that was a limit of its key
-    route: str = ""  # if somebody has looked for it already
+    route: str | None = None  # as it was declared, if somebody has looked for it
     status: int = 0  # of a WebSocket that was opened: 101
+    seconds: float = 0.0  # since it came
+
+    @property
+    def outcome(self) -> Literal["served", "refused", "limited"]:
+        """Of who has a key in force."""
+        if not self.refusal:
+            return "served"
+        return "limited" if self.limited else "refused"
 
 
 Count = Callable[[Seen], None]
-"""Is told once of each request, when its answer begins."""
+"""Is told once of each request, when its answer begins; with its route."""
 
 
 class RequestLog:
     """ASGI middleware. Put it around everything else: an answer to an error is an answer too."""
 
-    def __init__(self, app: ASGIApp, count: Count = lambda _: None) -> None:
-        self._app, self._count = app, count
+    def __init__(self, app: ASGIApp, counts: Sequence[Count] = ()) -> None:
+        self._app, self._counts = app, counts
         self._paths: dict[int, str] | None = None  # as declared, by the id() of the route
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -61,7 +70,8 @@ class RequestLog:
             await self._app(scope, receive, send)
             return
         client, _ = scope.get("client") or ("", 0)
-        seen = scope[SEEN] = Seen(client)
+        method = "WS" if scope["type"] == "websocket" else scope["method"]
+        seen = scope[SEEN] = Seen(client, method)
         began_at, api = time.perf_counter(), scope["app"]
         id = _id_of(scope)
         id_before = request_id.set(id)
@@ -71,7 +81,11 @@ class RequestLog:
 
         def begin(status: int) -> None:
             seen.status = status
-            self._count(seen)
+            if self._counts:
+                seen.seconds = time.perf_counter() - began_at
+                self._find_route(seen, scope, api)
+            for count in self._counts:
+                count(seen)
             if seen.key:
                 span.set_attribute("api_key.id", seen.key.id)
 
@@ -93,13 +107,15 @@ class RequestLog:
             await self._app(scope, receive, send_with_headers)
         finally:
             if not seen.status:  # it got no answer at all
-                self._count(seen)
+                begin(0)
             if logger.isEnabledFor(logging.INFO):
-                milliseconds = 1000 * (time.perf_counter() - began_at)
-                _log(scope, seen, seen.route or self._route_of(scope, api), milliseconds)
+                self._find_route(seen, scope, api)
+                _log(scope, seen, 1000 * (time.perf_counter() - began_at))
             request_id.reset(id_before)
 
-    def _route_of(self, scope: Scope, api: Starlette) -> str:
+    def _find_route(self, seen: Seen, scope: Scope, api: Starlette) -> None:
+        if seen.route is not None:
+            return
         if self._paths is None:
             contexts = list(iter_route_contexts(api.routes))
             times = Counter(id(each.original_route) for each in contexts)
@@ -108,7 +124,7 @@ class RequestLog:
                 for each in contexts
                 if times[id(each.original_route)] == 1
             }
-        return self._paths.get(id(scope.get("route"))) or route_of(scope)
+        seen.route = self._paths.get(id(scope.get("route"))) or route_of(scope)
 
 
 def _id_of(scope: Scope) -> str:
@@ -134,21 +150,20 @@ def _mask(span: trace.Span, scope: Scope) -> None:
         span.set_attribute("url.query", masked(query))
 
 
-def _log(scope: Scope, seen: Seen, route: str, milliseconds: float) -> None:
-    method = "WS" if scope["type"] == "websocket" else scope["method"]
+def _log(scope: Scope, seen: Seen, milliseconds: float) -> None:
     key_id = seen.key.id if seen.key else ""
     logger.info(
         "%s %s %s %d in %.1f ms%s",
         seen.client,
-        method,
-        route or repr(masked(scope["path"])),
+        seen.method,
+        seen.route or repr(masked(scope["path"])),
         seen.status,
         milliseconds,
         f", key {key_id}" if key_id else "",
         extra={
             "client": seen.client,
-            "method": method,
-            "route": route,
+            "method": seen.method,
+            "route": seen.route,
             "status": seen.status,
             "duration_ms": round(milliseconds, 1),
             "key_id": key_id,

@@ -202,7 +202,7 @@ async def test_whoever_wants_no_lines_has_none(
 
 async def test_each_request_is_told_once_to_who_counts(keys: Keys) -> None:
     told: list[Seen] = []
-    api = GuardedAPI(keys, around=partial(RequestLog, count=told.append))
+    api = GuardedAPI(keys, around=partial(RequestLog, counts=[told.append]))
     router = GuardedRouter()
     router.add_api_route("/parts", lambda: StreamingResponse(iter(["one", "two"])))
 

@@ -4,7 +4,7 @@ import sys
 from functools import partial
 
 from app import routes
-from app.auth import GuardedAPI
+from app.auth import GuardedAPI, metrics
 from app.auth.errors import SettingsError, StoreUnavailableError
 from app.auth.logs import configure_logging
 from app.auth.requests import RequestLog
@@ -20,12 +20,13 @@ from app.settings import Settings, load_settings
 def create_app(settings: Settings) -> GuardedAPI:
     """Raises SettingsError or StoreUnavailableError if the database cannot be used."""
     configure_logging(settings.log_level, settings.log_format)
+    metrics.prepare()
     service = open_service(settings, migrate=True)
     service.adopt_env_keys()
     store = DatabaseKeyStore(settings)
     app = GuardedAPI(
         keys=store,
-        around=partial(RequestLog, count=store.count),
+        around=partial(RequestLog, counts=[store.count, metrics.count]),
         **ABOUT,
         openapi_tags=[{"name": "API keys", "description": "To manage them: `keys:manage`."}],
         openapi_url="/openapi.json" if settings.show_docs else None,
@@ -36,6 +37,7 @@ def create_app(settings: Settings) -> GuardedAPI:
     app.include_router(routes.public)
     app.include_router(routes.guarded)
     app.include_router(api_keys)
+    app.include_router(metrics.router)
     if settings.show_docs:
         app.include_router(docs)
     if settings.show_console:

@@ -25,6 +25,7 @@ from app.settings import load_settings
 # `app.main` reads the settings when it is imported. The tests never use your own keys.
 os.environ["API_KEYS"] = new_secret()
 os.environ["DATABASE_URL"] = f"sqlite:///{mkdtemp()}/keys.db"
+os.environ.pop("PROMETHEUS_MULTIPROC_DIR", None)
 
 from tests.auth.databases import Databases, PostgreSQLDatabases, SQLiteDatabases, postgresql
 from tests.auth.servers import LiveServer

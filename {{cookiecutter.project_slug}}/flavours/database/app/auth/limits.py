@@ -188,7 +188,7 @@ class _Sliding:
         return self.limit.requests - len(self._times)
 
     def resets_in(self, now: int, _: float) -> float:
-        return (self._times[0] + self._span - now) / SECOND
+        return (self._times[0] + self._span - now) / SECOND if self._times else 0.0
 
     def _slide(self, now: int) -> int:
         while self._times and self._times[0] <= now - self._span:

@@ -95,8 +95,9 @@ class DayOfUse(BaseModel):
 
     id: str
     day: date
-    served: int
-    refused: int
+    served: int = 0
+    refused: int = 0
+    limited: int = 0
 
 
 class StrangerUse(BaseModel):

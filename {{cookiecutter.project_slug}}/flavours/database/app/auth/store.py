@@ -17,7 +17,7 @@ from time import monotonic
 from typing import Any, TypeVar
 
 from app.auth import clock
-from app.auth.access import UNKNOWN, Admission, Refusal, problem
+from app.auth.access import OUT_OF_REACH, UNKNOWN, Admission, Refusal, problem
 from app.auth.engine import PATIENCE, Hold, connect
 from app.auth.errors import SettingsError, StoreUnavailableError
 from app.auth.keys import Key
@@ -27,7 +27,7 @@ from app.auth.networks import is_within
 from app.auth.queries import NOWHERE, Position, Queries, Secret
 from app.auth.requests import Seen
 from app.auth.settings import AuthSettings
-from app.auth.usage import Counts, Outcome
+from app.auth.usage import Counts
 
 logger = logging.getLogger(__name__)
 
@@ -68,7 +68,7 @@ class DatabaseKeyStore:
         self._hold = Hold(settings.database_url)
         self._limiter = open_limiter(settings.valkey_url, self._used_since, self._clock.now)
         self._counted = 0.0
-        self._counted_until = self._silent_until = -inf
+        self._counted_until = self._silent_until = self._wrote_at = -inf
         self._used: dict[bytes, float] = {}  # when each secret was last let in
         self._counts = Counts()
         self._thinned_on: date | None = None
@@ -87,12 +87,15 @@ class DatabaseKeyStore:
     def count(self, seen: Seen) -> None:
         """For a RequestLog: what a key is used for, and who is refused without one."""
         if seen.key:
-            outcome: Outcome = "served"
-            if seen.refusal:
-                outcome = "limited" if seen.limited else "refused"
-            self._counts.use(seen.digest, self._clock.now(), outcome, seen.client)
-        elif seen.refusal and seen.status != 503:  # who is no stranger for all that is known
+            self._counts.use(seen.digest, self._clock.now(), seen.outcome, seen.client)
+        elif seen.refusal and seen.refusal != OUT_OF_REACH:  # who may be no stranger
             self._counts.refuse(seen.client, self._clock.now(), seen.refusal)
+
+    def ages(self) -> tuple[float, float]:
+        """Seconds since it began to ask for what it knows of the keys, and to write down how they
+        are used; that it does once a minute at least."""
+        now = monotonic()
+        return now - self._asked_at, now - self._wrote_at
 
     # What the guard asks.
 
@@ -129,10 +132,11 @@ class DatabaseKeyStore:
         if charge.over:
             headers = charge.headers(secret.limits)
             return Refusal(
-                f"over its limit of {charge.over}",
+                "over its limit",
                 secret.key.id,
                 problem(429, f"Too many requests: {charge.over}", headers),
                 limited=secret.key,
+                cause=f"over its limit of {charge.over}",
             )
         self._used[digest] = now
         return Admission(secret.key, headers_of(charge, secret.limits))
@@ -321,6 +325,7 @@ class DatabaseKeyStore:
             self._problem, self._written_at = "", now.timestamp()
             self._counted_until = -inf if stopping else began_at + COUNTED_FOR
             self._silent_until = began_at + SEEN_EVERY
+            self._wrote_at = began_at
 
     async def _look_after(self, now: datetime) -> None:
         """What is due every few minutes, or once a day."""

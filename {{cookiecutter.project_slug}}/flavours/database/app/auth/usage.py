@@ -217,15 +217,15 @@ def of_key(connection: sa.Connection, key: KeyView, since: datetime, now: dateti
 def by_day(connection: sa.Connection, ids: Sequence[str], since: datetime) -> list[DayOfUse]:
     """Of these keys, the days on which they were used, the oldest first."""
     secret, start = api_key_secrets.c, api_key_usage.c.starts_at
-    hours = sa.select(secret.key_id, start, _sum("served"), _sum("refused"))
+    hours = sa.select(secret.key_id, start, *_sums())
     hours = hours.join(api_key_usage, secret.digest == api_key_usage.c.digest)
     hours = hours.where(secret.key_id.in_(ids), start >= _hour_of(since).replace(hour=0))
     days: dict[tuple[str, date], DayOfUse] = {}  # summed up here: to each database a day is another
     for row in connection.execute(hours.group_by(secret.key_id, start).order_by(start)):
         id, day = row.key_id, row.starts_at.date()
-        used = days.setdefault((id, day), DayOfUse(id=id, day=day, served=0, refused=0))
-        used.served += int(row.served)
-        used.refused += int(row.refused)
+        used = days.setdefault((id, day), DayOfUse(id=id, day=day))
+        for outcome in OUTCOMES:
+            setattr(used, outcome, getattr(used, outcome) + int(row._mapping[outcome]))
     return list(days.values())
 
 

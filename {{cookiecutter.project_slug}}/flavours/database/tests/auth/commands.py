@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[2]
 HIDDEN = {
     *("API_KEYS", "DATABASE_URL", "KEY_PREFIX", "KEY_MAX_STALENESS"),
     *("LOG_FORMAT", "LOG_LEVEL", "RATE_LIMIT", "SECRETS_DIR", "SECRETS_VAULT", "VALKEY_URL"),
-    *("SHOW_CONSOLE", "SHOW_DOCS"),
+    *("SHOW_CONSOLE", "SHOW_DOCS", "PROMETHEUS_MULTIPROC_DIR"),
     *("PYTHONIOENCODING", "PYTHONUNBUFFERED", "PYTHONUTF8"),
 }
 PATIENCE = 120  # seconds: no test is decided by how busy the machine is

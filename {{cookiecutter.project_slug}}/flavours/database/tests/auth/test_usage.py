@@ -424,9 +424,9 @@ async def test_a_page_of_keys_is_told_by_day_in_one_request(
             return [tuple(each.values()) for each in answer.json()]
 
         first, next = (f"{NOON + timedelta(days=days):%Y-%m-%d}" for days in range(2))
-        of_today = [(one.id, next, 2, 0), (two.id, next, 0, 1)]
+        of_today = [(one.id, next, 2, 0, 0), (two.id, next, 0, 1, 0)]
         assert sorted(await told(1)) == sorted(of_today)
-        assert sorted(await told(14)) == sorted([(one.id, first, 3, 0), *of_today])
+        assert sorted(await told(14)) == sorted([(one.id, first, 3, 0, 0), *of_today])
         time.return_value += 86400
         assert await told(1) == []
 
