@@ -63,7 +63,7 @@ release-check: $(READY)
 	$(BIN)/python -m tools.release_check $(ROWS)
 
 bench: $(READY)
-	$(BIN)/python -m tools.bench both
+	$(BIN)/python -m tools.bench all
 
 render: $(READY)
 	$(BIN)/python -m tools.render

@@ -26,10 +26,13 @@ SETTINGS: Final = {
     *(
         "LOG_FORMAT",
         "LOG_LEVEL",
+        "PROMETHEUS_MULTIPROC_DIR",
+        "RATE_LIMIT",
         "SECRETS_DIR",
         "SECRETS_VAULT",
         "SHOW_CONSOLE",
         "SHOW_DOCS",
+        "VALKEY_URL",
         "VAULT_MAX_STALENESS",
     ),
 }

@@ -2,10 +2,10 @@
 
 import logging
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
-from typing import Annotated, Any, Final, Protocol
+from typing import Annotated, Any, Final, NamedTuple, Protocol
 
 from fastapi import HTTPException, Security, WebSocketException, params
 from fastapi.dependencies.models import Dependant
@@ -138,12 +138,11 @@ OUT_OF_REACH: Final = "keys out of reach"
 _SLOWED: Final = Refusal("too many wrong keys", answer=_slow_down)
 
 
-@dataclass(frozen=True, slots=True)
-class Admission:
-    """A caller who gets in, and what the answer is to tell of the limits."""
+class Admission(NamedTuple):
+    """A caller who gets in, and the headers that tell it of its limits, in lower case."""
 
     caller: Key
-    headers: Sequence[tuple[bytes, bytes]]
+    headers: Mapping[str, str]
 
 
 def route_of(scope: Scope) -> str:

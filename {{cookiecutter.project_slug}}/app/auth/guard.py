@@ -14,6 +14,7 @@ from collections.abc import (
     Collection,
     Iterable,
     Iterator,
+    Mapping,
     Sequence,
 )
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -325,10 +326,11 @@ def _not_stored(send: Send) -> Send:
     return send_not_stored
 
 
-def _with_headers(send: Send, headers: Sequence[tuple[bytes, bytes]]) -> Send:
+def _with_headers(send: Send, headers: Mapping[str, str]) -> Send:
     def send_with_headers(message: Message) -> Awaitable[None]:
         if message["type"] == "http.response.start":
-            message["headers"] = [*message.get("headers", ()), *headers]
+            told = [(name.encode(), value.encode()) for name, value in headers.items()]
+            message["headers"] = [*message.get("headers", ()), *told]
         return send(message)
 
     return send_with_headers

@@ -2,12 +2,13 @@
 
 import tracemalloc
 from collections.abc import Iterator
-from unittest.mock import patch
+from unittest.mock import AsyncMock, patch
 
 import pytest
 from fastapi import WebSocket
 
 from app.auth import GuardedAPI, GuardedRouter, PublicRouter, require
+from app.auth.access import Refusal
 from app.auth.guesses import MOST, PAUSE, Guesses
 from app.auth.keys import new_secret
 from app.constants import MISSING_KEY_STATUS
@@ -88,6 +89,18 @@ async def test_what_an_address_has_no_key_for_is_not_looked_up(
     asked = keys.found
     assert await guess(api, 10) == [429] * 10
     assert keys.found == asked
+
+
+async def test_a_key_that_has_ended_is_told_no_more_there(
+    api: GuardedAPI, keys: Keys, time: Time
+) -> None:
+    await guess(api, MANY + 1)
+    ended = keys.issue()
+    with patch.object(keys, "find", AsyncMock(return_value=Refusal("revoked key", "1"))):
+        assert await status_of(api, ended, client=THERE) == MISSING_KEY_STATUS
+        answer = await answer_of(api, ended, client=HERE)
+    assert answer == await answer_of(api, new_secret().encode(), client=HERE)
+    assert answer.status == 429
 
 
 async def test_who_sends_no_key_does_not_guess(api: GuardedAPI, time: Time) -> None:

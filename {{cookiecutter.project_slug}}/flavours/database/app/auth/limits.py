@@ -9,9 +9,10 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from functools import lru_cache
 from math import ceil
 from time import monotonic_ns
-from typing import Any, Final, Protocol
+from typing import Final, NamedTuple, Protocol
 
 from app.auth.errors import SettingsError
 
@@ -72,8 +73,7 @@ def written(limits: Iterable[Limit]) -> str:
     return " ".join(map(str, limits))
 
 
-@dataclass(frozen=True, slots=True)
-class Charge:
+class Charge(NamedTuple):
     """What a request was charged: nothing, if one of the limits had none left."""
 
     left: Sequence[int]  # of each limit, after it
@@ -81,21 +81,24 @@ class Charge:
     over: Limit | None = None
     wait: float = 0.0  # seconds until it may be tried again
 
-    def headers(self, limits: Sequence[Limit]) -> dict[str, str]:
-        """As the IETF's draft on RateLimit fields has them."""
-        told = zip(limits, self.left, self.resets_in, strict=True)
-        headers = {
-            "RateLimit-Policy": ", ".join(_policy(limit) for limit in limits),
-            "RateLimit": ", ".join(
-                f'"{limit.period}";r={left};t={ceil(seconds)}' for limit, left, seconds in told
-            ),
-        }
-        return {**headers, "Retry-After": f"{ceil(self.wait)}"} if self.over else headers
+
+def headers_of(charge: Charge, limits: tuple[Limit, ...]) -> dict[str, str]:
+    """As the IETF's draft on RateLimit fields has them."""
+    told = [
+        f'"{limit.period}";r={left};t={ceil(seconds)}'
+        for limit, left, seconds in zip(limits, *charge[:2], strict=True)
+    ]
+    headers = {"ratelimit-policy": _policies(limits), "ratelimit": ", ".join(told)}
+    return {**headers, "retry-after": f"{ceil(charge.wait)}"} if charge.over else headers
 
 
-def _policy(limit: Limit) -> str:
-    window = f";w={limit.seconds}" if limit.seconds else ""  # a month has no fixed length
-    return f'"{limit.period}";q={limit.requests}{window}'
+@lru_cache
+def _policies(limits: tuple[Limit, ...]) -> str:
+    return ", ".join(
+        # A month has no fixed length.
+        f'"{limit.period}";q={limit.requests}' + f";w={limit.seconds}" * bool(limit.seconds)
+        for limit in limits
+    )
 
 
 Used = Callable[[str, datetime], Awaitable[int]]
@@ -226,9 +229,3 @@ def calendar_period(period: str, moment: float) -> tuple[datetime, float]:
         return today, (today + timedelta(days=1)).timestamp()
     first = today.replace(day=1)
     return first, (first + timedelta(days=32)).replace(day=1).timestamp()
-
-
-def headers_of(charge: Charge, limits: Sequence[Limit]) -> list[tuple[bytes, bytes]]:
-    """For an answer of ASGI."""
-    told: dict[str, Any] = charge.headers(limits)
-    return [(name.lower().encode(), value.encode()) for name, value in told.items()]

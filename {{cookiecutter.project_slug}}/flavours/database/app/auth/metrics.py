@@ -7,7 +7,7 @@ force, reasons those in this code. So a stranger makes no series.
 import os
 import sys
 from collections.abc import Callable, Iterator
-from functools import cache
+from functools import cache, lru_cache
 from multiprocessing import parent_process
 from pathlib import Path
 from typing import Final
@@ -65,9 +65,11 @@ def _add_seconds(route: str) -> Callable[[float], None]:
     return _seconds.labels(route).observe
 
 
-@cache
+@lru_cache(3 * MOST_KEYS)
 def _add_use(key_id: str, outcome: str) -> Callable[[], None]:
-    return _uses.labels(key_id, outcome).inc
+    if key_id not in _keys and len(_keys) < MOST_KEYS:
+        _keys.add(key_id)
+    return _uses.labels(key_id if key_id in _keys else "others", outcome).inc
 
 
 @cache
@@ -75,20 +77,12 @@ def _add_refusal(reason: str) -> Callable[[], None]:
     return _refusals.labels(reason).inc
 
 
-def _label_of(key_id: str) -> str:
-    if key_id not in _keys:
-        if len(_keys) >= MOST_KEYS:
-            return "others"
-        _keys.add(key_id)
-    return key_id
-
-
 def count(seen: Seen) -> None:
     """For a RequestLog."""
     route = seen.route or ""
     _add_request(route, seen.method if seen.method in _METHODS else "other", seen.status)()
     if seen.key:
-        _add_use(_label_of(seen.key.id), seen.outcome)()
+        _add_use(seen.key.id, seen.outcome)()
     if seen.refusal:
         _add_refusal(seen.refusal)()
     else:

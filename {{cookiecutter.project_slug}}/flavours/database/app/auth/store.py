@@ -130,11 +130,11 @@ class DatabaseKeyStore:
             return secret.key
         charge = await self._limiter.charge(secret.key.id, secret.limits)
         if charge.over:
-            headers = charge.headers(secret.limits)
+            told = headers_of(charge, secret.limits)
             return Refusal(
                 "over its limit",
                 secret.key.id,
-                problem(429, f"Too many requests: {charge.over}", headers),
+                problem(429, f"Too many requests: {charge.over}", told),
                 limited=secret.key,
                 cause=f"over its limit of {charge.over}",
             )

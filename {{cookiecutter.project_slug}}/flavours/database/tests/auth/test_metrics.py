@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
+from uuid import uuid4
 
 import httpx
 import pytest
@@ -26,8 +27,8 @@ from starlette.responses import PlainTextResponse, StreamingResponse
 from app.auth import GuardedAPI, GuardedRouter, PublicRouter, metrics, require
 from app.auth.access import OUT_OF_REACH
 from app.auth.errors import SettingsError, StoreUnavailableError
-from app.auth.keys import new_secret
-from app.auth.requests import RequestLog
+from app.auth.keys import Key, new_secret
+from app.auth.requests import RequestLog, Seen
 from app.auth.service import KeyService
 from app.auth.store import DatabaseKeyStore
 from app.constants import API_KEY_HEADER, MISSING_KEY_STATUS
@@ -129,6 +130,35 @@ async def test_each_request_counts_by_route_and_by_key(
         ("api_key_requests_total", "key-0", "refused"): 1,
         ("api_key_refusals_total", "missing scope reports:read"): 1,
         ("api_key_refusals_total", "no key"): 1,
+    }
+
+
+async def test_what_a_limit_refuses_is_told_apart(
+    service: GuardedAPI, key_service: KeyService, told: Told
+) -> None:
+    made = key_service.create("key", limits=["1/hour"], actor="test")
+    for _ in range(3):
+        await status_of(service, made.key.encode())
+    assert told().items() >= {
+        (("api_key_requests_total", made.id, "served"), 1),
+        (("api_key_requests_total", made.id, "limited"), 2),
+        (("api_key_refusals_total", "over its limit"), 2),
+    }
+
+
+async def test_keys_beyond_the_first_ten_thousand_are_told_together(
+    api: GuardedAPI, keys: Keys, told: Told, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second, third = (
+        Key(f"{number}", "", frozenset()) for number in (uuid4(), uuid4(), uuid4())
+    )
+    monkeypatch.setattr(metrics, "MOST_KEYS", len(metrics._keys) + 1)
+    for key in (first, second, third, first):
+        metrics.count(Seen("", "GET", key, route="/", status=200))
+    counted = {each: value for each, value in told().items() if each[0].startswith("api_key_")}
+    assert counted == {
+        ("api_key_requests_total", first.id, "served"): 2,
+        ("api_key_requests_total", "others", "served"): 2,
     }
 
 

@@ -442,3 +442,65 @@ async def test_counting_adds_no_statement_to_a_request(
     assert not added.called
     await store.flush()
     assert key_service.usage(issued.id, WEEK).total == 21
+
+
+# From where.
+
+
+async def test_networks_of_a_key_are_told_apart_up_to_a_hundred_a_day(
+    service: GuardedAPI, store: DatabaseKeyStore, key_service: KeyService
+) -> None:
+    key = key_service.create("key", actor="test").key.encode()
+    other = key_service.create("other", actor="test").key.encode()
+
+    def networks() -> list[int]:
+        count = sa.select(sa.func.count()).select_from(api_key_networks)
+        count = count.group_by(api_key_networks.c.digest)
+        with transaction(key_service.engine) as connection:
+            return sorted(connection.scalars(count))
+
+    with clock_at(NOON) as time:
+        for number in range(130):
+            for last in (1, 2):
+                await status_of(service, key, client=(f"10.0.{number}.{last}", 1))
+            if number % 50 == 10:
+                await store.flush()
+        await status_of(service, other, client=("10.0.0.1", 1))
+        await store.flush()
+        assert networks() == [
+            1,
+            111,
+        ]  # what was there when it was looked at, and no more after that
+        await status_of(service, key, client=("10.9.9.9", 1))
+        await store.flush()
+        assert networks() == [1, 111]
+        time.return_value += 86400
+        await status_of(service, key, client=("10.0.0.1", 1))
+        await store.flush()
+        assert networks() == [1, 112]
+        time.return_value += 40 * 86400
+        await store.flush()
+        assert networks() == []
+
+
+async def test_a_network_that_is_known_is_not_written_again(
+    service: GuardedAPI, store: DatabaseKeyStore, key_service: KeyService
+) -> None:
+    key = key_service.create("key", actor="test").key.encode()
+    for _ in range(3):
+        await status_of(service, key)
+        with patch.object(store._queries, "note_networks") as note:
+            await store.flush()
+    note.assert_not_called()
+
+
+def test_networks_take_no_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("app.auth.usage.MOST_NETWORKS", 5)
+    monkeypatch.setattr("app.auth.usage.MOST_NOTED", 12)
+    counts = Counts()
+    for number in range(100):
+        counts.use(b"key", 0.0, "served", f"10.0.{number}.1")
+        assert len(counts.networks(0.0)) <= 5
+        if number % 5 == 4:
+            counts.noted(counts.networks(0.0))
+        assert len(counts._noted) <= 12 + 5
