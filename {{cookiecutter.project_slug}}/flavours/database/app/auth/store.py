@@ -130,14 +130,10 @@ class DatabaseKeyStore:
             return secret.key
         charge = await self._limiter.charge(secret.key.id, secret.limits)
         if charge.over:
-            told = headers_of(charge, secret.limits)
-            return Refusal(
-                "over its limit",
-                secret.key.id,
-                problem(429, f"Too many requests: {charge.over}", told),
-                limited=secret.key,
-                cause=f"over its limit of {charge.over}",
-            )
+            answer = problem(429, f"Too many requests: {charge.over}")
+            answer.raw_headers += headers_of(charge, secret.limits)
+            cause = f"over its limit of {charge.over}"
+            return Refusal("over its limit", secret.key.id, answer, secret.key, cause)
         self._used[digest] = now
         return Admission(secret.key, headers_of(charge, secret.limits))
 
@@ -309,7 +305,7 @@ class DatabaseKeyStore:
             while batches:
                 await self._run(self._threads, None, self._queries.add, batches[0])
                 batches.popleft()
-            if networks := self._counts.networks(now.timestamp()):
+            if networks := self._counts.networks():
                 await self._run(self._threads, None, self._queries.note_networks, networks)
                 self._counts.noted(networks)
             if not (starting or stopping):  # nobody is to wait for it

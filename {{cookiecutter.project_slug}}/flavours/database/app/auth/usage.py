@@ -41,6 +41,7 @@ ELSEWHERE: Final = "elsewhere"  # all further ones
 Outcome = Literal["served", "refused", "limited"]
 OUTCOMES: Final = get_args(Outcome)
 Row = dict[str, Any]
+_Network = tuple[int, bytes, str]  # a day, a secret's digest, and from where it was used
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,15 +59,15 @@ class Counts:
     def __init__(self) -> None:
         self._uses = Counter[tuple[bytes, int, Outcome]]()
         self._refusals = Counter[tuple[str, int, str]]()
-        self._networks: set[tuple[bytes, str]] = set()  # of a secret, on this day
-        self._noted: set[tuple[bytes, str]] = set()  # those of them that are written down
-        self._day = 0
+        self._networks: set[_Network] = set()
+        self._noted: set[_Network] = set()  # those of them that are written down
         self._batches = deque[Batch]()
         self._number = 0
 
     def use(self, digest: bytes, now: float, outcome: Outcome, client: str) -> None:
-        self._uses[digest, int(now) // HOUR, outcome] += 1
-        network = digest, _network_of(client)
+        hour = int(now) // HOUR
+        self._uses[digest, hour, outcome] += 1
+        network = hour // 24, digest, _network_of(client)
         if network not in self._noted and len(self._networks) < MOST_NETWORKS:
             self._networks.add(network)
 
@@ -89,22 +90,27 @@ class Counts:
         self._add(api_key_refusals, named)
         return self._batches
 
-    def networks(self, now: float) -> list[Row]:
-        """From where secrets were used on this day and that is not written down yet."""
-        day = int(now) // DAY
-        if day != self._day or len(self._noted) > MOST_NOTED:
-            self._day, self._noted = day, set()
-        starts_at = datetime.fromtimestamp(day * DAY, UTC)
+    def networks(self) -> list[Row]:
+        """From where secrets were used, on which day, if that is not written down yet."""
         return [
-            {"digest": digest, "network": network, "starts_at": starts_at}
-            for digest, network in self._networks
+            {
+                "digest": digest,
+                "network": network,
+                "starts_at": datetime.fromtimestamp(day * DAY, UTC),
+            }
+            for day, digest, network in self._networks
         ]
 
     def noted(self, rows: Iterable[Row]) -> None:
         """They are written down."""
-        networks = {(row["digest"], row["network"]) for row in rows}
-        self._noted |= networks
+        networks = {
+            (int(row["starts_at"].timestamp()) // DAY, row["digest"], row["network"])
+            for row in rows
+        }
         self._networks -= networks
+        if len(self._noted) > MOST_NOTED:
+            self._noted.clear()
+        self._noted |= networks
 
     def _add(self, table: sa.Table, rows: Sequence[Row]) -> None:
         for first in range(0, len(rows), AT_ONCE):
@@ -146,12 +152,11 @@ def note_networks(connection: sa.Connection, rows: Sequence[Row]) -> None:
     """Write down from where secrets were used on a day: of each the first hundred networks."""
     known = api_key_networks.c
     days = {(row["digest"], row["starts_at"]) for row in rows}
-    counted = sa.select(known.digest, sa.func.count()).group_by(known.digest)
-    counted = counted.where(
-        known.digest.in_({digest for digest, _ in days}), known.starts_at == rows[0]["starts_at"]
-    )
-    full = {digest for digest, count in connection.execute(counted) if count >= MOST_OF_A_SECRET}
-    if new := [row for row in rows if row["digest"] not in full]:
+    counted = sa.select(known.digest, known.starts_at).group_by(known.digest, known.starts_at)
+    counted = counted.where(sa.tuple_(known.digest, known.starts_at).in_(days))
+    full = connection.execute(counted.having(sa.func.count() >= MOST_OF_A_SECRET))
+    days -= {(row.digest, row.starts_at) for row in full}
+    if new := [row for row in rows if (row["digest"], row["starts_at"]) in days]:
         dialect = import_module(f"sqlalchemy.dialects.{connection.dialect.name}")
         connection.execute(dialect.insert(api_key_networks).on_conflict_do_nothing(), new)
 

@@ -113,16 +113,16 @@ class ValkeyLimiter:
         if self._problem:
             logger.info("Valkey is back: the servers count together.")
             self._problem = ""
-        is_over, left, resets = answer
-        resets_in = [
-            period[1] - moment if period else reset / 1_000_000
-            for period, reset in zip(periods, resets, strict=True)
+        is_over, *told = answer
+        told = [
+            (left, period[1] - moment if period else reset / 1_000_000)
+            for period, left, reset in zip(periods, *told, strict=True)
         ]
         if not is_over:
-            return Charge(left, resets_in)
-        waits = [wait if n <= 0 else 0.0 for n, wait in zip(left, resets_in, strict=True)]
-        wait = max(waits)
-        return Charge([max(0, n) for n in left], resets_in, limits[waits.index(wait)], wait)
+            return Charge(told)
+        waits = [wait if left <= 0 else 0.0 for left, wait in told]
+        over = limits[waits.index(max(waits))]
+        return Charge([(max(0, left), wait) for left, wait in told], over, max(waits))
 
     async def _ask(
         self,
