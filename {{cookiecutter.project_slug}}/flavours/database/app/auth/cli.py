@@ -116,6 +116,8 @@ def create(
             actor=_actor(),
             show=partial(_show, as_json=as_json),
         )
+        if (limit or quota) and service.counts_limits_apart():
+            _note("Several servers run, and each counts for itself: name a VALKEY_URL for them.")
 
 
 def _limits(sliding: Iterable[str], quotas: Iterable[str]) -> list[str]:

@@ -182,6 +182,7 @@ class KeyService:
     def __init__(self, settings: AuthSettings) -> None:
         self.engine = connect(settings.database_url)
         self._prefix = settings.key_prefix
+        self._shares_limits = bool(settings.valkey_url)
         self._env_keys = {ENV_ID + id_of(hashed): hashed for hashed in settings.api_keys}
 
     def adopt_env_keys(self) -> None:
@@ -328,6 +329,16 @@ class KeyService:
         alive = (each for each in servers if each.seen_at > min(now, latest) - clock.DAY)
         longest: float = max((each.max_staleness for each in alive), default=0.0)
         return max(longest, LEAST_STALENESS)
+
+    def counts_limits_apart(self) -> bool:
+        """Whether several servers run now, each of which counts for itself."""
+        with transaction(self.engine) as connection:
+            lately = clock.now(connection) - timedelta(minutes=2)
+            server = api_key_servers.c
+            running = sa.select(sa.func.count()).where(
+                server.max_staleness > 0, server.seen_at > lately
+            )
+            return not self._shares_limits and (connection.scalar(running) or 0) > 1
 
     def _active(self, change: _Change, id: str, by: Key | None) -> KeyView:
         key = change.view(id)

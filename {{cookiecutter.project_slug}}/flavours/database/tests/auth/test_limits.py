@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from app.auth import GuardedAPI, GuardedRouter
+from app.auth.engine import Hold, transaction
 from app.auth.errors import StoreUnavailableError
 from app.auth.limits import (
     MOST_SLIDING,
@@ -27,6 +28,7 @@ from app.auth.limits import (
     parse_limits,
     with_default,
 )
+from app.auth.models import api_keys
 from app.auth.service import KeyService
 from app.auth.store import DatabaseKeyStore
 from app.constants import MISSING_KEY_STATUS
@@ -462,8 +464,6 @@ async def test_a_limit_that_comes_later_is_counted_apart_and_said_once(
 
 
 def test_what_is_held_ends_with_who_holds_it(database_url: sa.URL) -> None:
-    from app.auth.engine import Hold
-
     one, two = Hold(database_url), Hold(database_url)
     try:
         assert one.take()
@@ -537,3 +537,23 @@ def test_a_limit_and_a_quota_are_told_apart(options: tuple[str, str], told: str)
 def test_what_bounds_nothing_is_told_in_one_line(options: tuple[str, str], told: str) -> None:
     assert complaint("keys", "create", "key", *options) == told
     assert all(key["name"] != "key" for key in keys("list"))
+
+
+async def test_where_servers_count_apart_the_command_says_so(
+    database_url: sa.URL, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def says_so(*options: str) -> bool:
+        return "each counts for itself" in run("keys", "create", "key", *options).stderr
+
+    one, _ = a_service()
+    two, _ = a_service()
+    async with one.router.lifespan_context(one):
+        assert not says_so("--limit", "5/minute")
+    with transaction(KeyService(load_settings()).engine, write=True) as connection:
+        connection.execute(sa.update(api_keys).values(limits=""))
+    async with one.router.lifespan_context(one), two.router.lifespan_context(two):
+        assert says_so("--limit", "5/minute")
+        assert says_so("--quota", "5/day")
+        assert not says_so()
+        monkeypatch.setenv("VALKEY_URL", "valkey://127.0.0.1:6379")
+        assert not says_so("--limit", "5/minute")
