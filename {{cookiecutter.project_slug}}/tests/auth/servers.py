@@ -14,7 +14,7 @@ import uvicorn
 from starlette.types import ASGIApp, Message, Scope
 
 from app.auth import GuardedAPI, GuardedRouter
-from app.auth.access import UNKNOWN, Refusal
+from app.auth.access import UNKNOWN, Admission, Refusal
 from app.auth.errors import UnguardedRouteError
 from app.auth.keys import Key, digest, new_secret
 from app.constants import API_KEY_HEADER
@@ -56,7 +56,7 @@ class Keys:
     def knows(self, digest: bytes) -> bool:
         return digest in self._keys
 
-    async def find(self, digest: bytes, client: str = "") -> Key | Refusal:
+    async def find(self, digest: bytes, client: str = "") -> Key | Admission | Refusal:
         self.found += 1
         if digest not in self._keys:
             return UNKNOWN

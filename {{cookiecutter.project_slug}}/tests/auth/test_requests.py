@@ -13,7 +13,8 @@ from starlette.responses import PlainTextResponse, StreamingResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app.auth import Caller, GuardedAPI, GuardedRouter, PublicRouter, require
-from app.auth.keys import digest, with_prefix
+from app.auth.access import Admission, Refusal, problem
+from app.auth.keys import Key, digest, with_prefix
 from app.auth.logs import add_request_id
 from app.auth.requests import RequestLog, Seen, request_id
 from app.constants import MISSING_KEY_STATUS
@@ -229,6 +230,43 @@ async def test_each_request_is_told_once_to_who_counts(keys: Keys) -> None:
         (True, ""),
     ]
     assert {each.digest for each in told if each.key} == {digest(secret)}
+
+
+class LimitedKeys(Keys):
+    """Of which each lets its caller in once."""
+
+    async def find(self, digest: bytes, client: str = "") -> Key | Admission | Refusal:
+        key = self._keys[digest]
+        self.found += 1
+        if self.found > 1:
+            return Refusal("over its limit", key.id, problem(429, "Too many requests"), key)
+        return Admission(key, [(b"ratelimit", b'"minute";r=0;t=60')])
+
+
+async def test_a_limit_is_told_to_its_caller_and_to_who_counts() -> None:
+    keys, told = LimitedKeys(), list[Seen]()
+    api, router = (
+        GuardedAPI(keys, around=partial(RequestLog, counts=[told.append])),
+        GuardedRouter(),
+    )
+
+    @router.get("/x")
+    async def x() -> None: ...
+
+    @router.get("/scoped", dependencies=[require("a:b")])
+    async def scoped() -> None: ...
+
+    api.include_router(router)
+    secret = keys.issue()
+    first = await answer_of(api, secret, path="/x")
+    assert (first.status, first.header("ratelimit")) == (200, '"minute";r=0;t=60')
+    assert first.header("cache-control") == "no-store"
+    assert (await answer_of(api, secret, path="/x")).status == 429
+    keys.found = 0
+    assert (await answer_of(api, secret, path="/scoped")).status == 403
+    assert [seen.outcome for seen in told] == ["served", "limited", "refused"]
+    assert {seen.key.id for seen in told if seen.key} == {"key-0"}
+    assert {seen.digest for seen in told} == {digest(secret)}
 
 
 # The id.

@@ -257,22 +257,23 @@ def _begin_in_sqlite(patience: float, connection: sa.Connection) -> None:
 
 
 class Hold:
-    """What one process has at a time, in all that use the database; it ends with the process."""
+    """What one process has at a time, of all that use the database; it ends with the process."""
 
     def __init__(self, url: sa.URL) -> None:
         self._url = url
         self._held: sqlite3.Connection | sa.Connection | None = None
 
     def take(self) -> bool:
-        """Whether this one has it now."""
-        if isinstance(self._held, sa.Connection):
-            try:
-                self._held.exec_driver_sql("SELECT 1")
-            except exc.SQLAlchemyError:  # the server has gone, and with it what was held
-                self.release()
-        if self._held is None:
-            sqlite = self._url.get_backend_name() == "sqlite"
-            self._held = (_hold_file if sqlite else _hold_lock)(self._url)
+        """Whether this one has it now. Raises StoreUnavailableError."""
+        try:
+            if isinstance(self._held, sa.Connection) and not _is_alive(self._held):
+                self.release()  # the server has gone, and with it what was held
+            if self._held is None:
+                sqlite = self._url.get_backend_name() == "sqlite"
+                self._held = (_hold_file if sqlite else _hold_lock)(self._url)
+        except (exc.SQLAlchemyError, sqlite3.Error) as error:
+            reason = _reason(error, self._url)
+            raise StoreUnavailableError(f"DATABASE_URL: out of reach: {reason}") from None
         return self._held is not None
 
     def release(self) -> None:
@@ -289,20 +290,36 @@ def _hold_file(url: sa.URL) -> sqlite3.Connection | None:
     )
     try:
         held.execute("BEGIN EXCLUSIVE")
-    except sqlite3.OperationalError:
+    except sqlite3.OperationalError as error:
         held.close()
-        return None
+        if error.sqlite_errorcode & 0xFF == sqlite3.SQLITE_BUSY:
+            return None
+        raise
     return held
 
 
 def _hold_lock(url: sa.URL) -> sa.Connection | None:
     """In a transaction that stays open, for a pooler may give each another server."""
     held = connect(url).connect()
-    held.exec_driver_sql("SET LOCAL idle_in_transaction_session_timeout = 0")
-    if held.scalar(sa.select(sa.func.pg_try_advisory_xact_lock(_LOCK + 1))):
-        return held
+    try:
+        with _cut_off_in_time(held):
+            held.exec_driver_sql("SET LOCAL idle_in_transaction_session_timeout = 0")
+            if held.scalar(sa.select(sa.func.pg_try_advisory_xact_lock(_LOCK + 1))):
+                return held
+    except BaseException:
+        held.invalidate()
+        raise
     held.close()
     return None
+
+
+def _is_alive(held: sa.Connection) -> bool:
+    try:
+        with _cut_off_in_time(held):
+            held.exec_driver_sql("SELECT 1")
+    except exc.SQLAlchemyError:
+        return False
+    return True
 
 
 # The schema.

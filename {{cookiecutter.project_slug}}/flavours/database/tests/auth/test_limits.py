@@ -557,3 +557,16 @@ async def test_where_servers_count_apart_the_command_says_so(
         assert not says_so()
         monkeypatch.setenv("VALKEY_URL", "valkey://127.0.0.1:6379")
         assert not says_so("--limit", "5/minute")
+
+
+def test_what_cannot_be_held_is_out_of_reach(tmp_path: Path) -> None:
+    nowhere = Hold(sa.URL.create("sqlite", database=f"{tmp_path}/no/such/folder/keys.db"))
+    with pytest.raises(StoreUnavailableError, match="DATABASE_URL: out of reach: unable to open"):
+        nowhere.take()
+    (tmp_path / "keys.db-limits").write_bytes(b"no database, but long enough to be read as one" * 9)
+    with pytest.raises(StoreUnavailableError, match="file is not a database"):
+        Hold(sa.URL.create("sqlite", database=f"{tmp_path}/keys.db")).take()
+    nobody = sa.make_url("postgresql+psycopg://nobody:swordfish@127.0.0.1:1/none")
+    with pytest.raises(StoreUnavailableError) as caught:
+        Hold(nobody).take()
+    assert "swordfish" not in f"{caught.value}"

@@ -44,6 +44,15 @@ async def test_a_running_service_follows_the_file(service: GuardedAPI, env_file:
     assert await let_in(service) == []
 
 
+async def test_an_address_that_guesses_is_slowed_but_for_valid_keys(
+    service: GuardedAPI, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("app.auth.guesses.MANY", 2)
+    statuses = [await status_of(service, new_secret().encode()) for _ in range(4)]
+    assert statuses == [MISSING_KEY_STATUS] * 3 + [429]
+    assert await status_of(service, A.encode()) == 200
+
+
 @pytest.fixture
 def mounted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder of secrets, with the keys in `API_KEYS`."""
