@@ -128,7 +128,9 @@ class Answers:
     statuses: list[int] = field(default_factory=list)
 
     def latest(self) -> int:
-        return self.statuses[-1] if self.statuses else 0
+        latest = self.statuses[-1] if self.statuses else 0
+        # What is refused again and again is slowed.
+        return MISSING_KEY_STATUS if latest == 429 else latest
 
     def accepted_after(self, moment: float) -> list[float]:
         """How long after that moment the requests were sent that were let in nevertheless."""
@@ -191,7 +193,7 @@ def revoke_once(
     measured.accepted += sum(len(answers.accepted_after(returned_at)) for answers in all_answers)
     for answers in all_answers:
         measured.intervals += [later - sent for sent, later in pairwise(answers.sent_at)]
-        known = sum(map(answers.statuses.count, (200, MISSING_KEY_STATUS)))
+        known = sum(map(answers.statuses.count, (200, MISSING_KEY_STATUS, 429)))
         measured.others += len(answers.statuses) - known
 
 

@@ -29,7 +29,8 @@ from tools.render import render_over
 FOLDER: Final = ROOT / ".cache" / "soak"
 HEADER: Final = "api-key"
 LIVES: Final = 20.0  # seconds of one life of the servers
-LET_IN, REFUSED, UNAVAILABLE = 200, 403, 503
+LET_IN, REFUSED, SLOWED, UNAVAILABLE = 200, 403, 429, 503
+UNKNOWN_FOR: Final = 1.0  # seconds for which a new key may be one of the guesses of an address
 STRANGER: Final = "0b0d9a52-6c1c-4f4e-9a53-7f6f1b8f7a11"  # not-a-key
 
 
@@ -79,7 +80,7 @@ def watch(urls: list[str], keys: Keys, stop: threading.Event) -> None:
         keys.requests += 1
         if status == 0:
             time.sleep(0.02)
-        elif status not in (LET_IN, REFUSED, UNAVAILABLE):
+        elif status not in (LET_IN, REFUSED, SLOWED, UNAVAILABLE):
             keys.faults.append(f"an answer {status}")
         elif status == LET_IN and secret in (STRANGER, None):
             keys.faults.append("a stranger was let in")
@@ -87,6 +88,8 @@ def watch(urls: list[str], keys: Keys, stop: threading.Event) -> None:
             keys.faults.append(f"let in {sent_at - keys.revoked[f'{secret}']:.3f} s after `revoke`")
         elif status == REFUSED and sent_at > keys.valid.get(f"{secret}", float("inf")):
             keys.faults.append("a valid key was refused")
+        elif status == SLOWED and sent_at > keys.valid.get(f"{secret}", float("inf")) + UNKNOWN_FOR:
+            keys.faults.append("a valid key was slowed")
 
 
 def open_and_close(folder: Path, stop: threading.Event) -> None:
