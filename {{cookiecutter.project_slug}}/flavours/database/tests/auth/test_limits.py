@@ -1,6 +1,7 @@
 """Limits hold exactly, in one process and in many, and cost nobody else anything."""
 
 import asyncio
+import math
 import re
 from collections.abc import AsyncGenerator, Callable, Sequence
 from datetime import UTC, datetime, timedelta
@@ -17,6 +18,7 @@ from hypothesis import strategies as st
 from app.auth import GuardedAPI, GuardedRouter
 from app.auth.engine import Hold, transaction
 from app.auth.errors import StoreUnavailableError
+from app.auth.keys import digest
 from app.auth.limits import (
     MOST_SLIDING,
     SECOND,
@@ -36,6 +38,7 @@ from app.settings import load_settings
 from tests.auth.commands import Project, complaint, keys, run
 from tests.auth.servers import answer_of, ask, status_of
 from tests.auth.services import make_service
+from tests.auth.test_store import statements
 from tests.auth.test_usage import clock_at, with_scopes
 
 DAY = timedelta(days=1)
@@ -257,6 +260,20 @@ async def test_over_its_limit_a_key_is_told_when_to_try_again(
     assert (refused.header("ratelimit") or "").startswith('"minute";r=0;t=')
     assert '"month";r=48;' in (refused.header("ratelimit") or "")
     assert refused.header("cache-control") == "no-store"
+
+
+async def test_a_warm_request_with_limits_and_addresses_costs_no_query_and_no_write(
+    service: GuardedAPI, store: DatabaseKeyStore, key_service: KeyService
+) -> None:
+    limits, networks = ["99/minute", "99/month"], ["127.0.0.0/8"]
+    made = key_service.create("key", limits=limits, networks=networks, actor="test")
+    assert await status_of(service, made.key.encode()) == 200
+    store._trusted_until = math.inf
+    with patch("app.auth.access.digest", side_effect=digest) as digests, statements() as seen:
+        for _ in range(98):
+            assert await status_of(service, made.key.encode()) == 200
+        assert await status_of(service, made.key.encode()) == 429
+    assert (digests.call_count, seen) == (99, [])
 
 
 async def test_a_key_without_a_limit_is_told_of_none(
