@@ -113,6 +113,29 @@ def starlette_exporter_behind_a_key(app):
     guarded.add_route("/metrics", handle_metrics)
 
 
+# The same, where there is a /metrics already.
+
+
+def prometheus_fastapi_instrumentator_beside_ours(app):
+    from prometheus_fastapi_instrumentator import Instrumentator
+
+    Instrumentator().instrument(app).expose(app, endpoint="/theirs")
+
+
+def starlette_exporter_beside_ours(app):
+    from starlette_exporter import PrometheusMiddleware, handle_metrics
+
+    app.add_middleware(PrometheusMiddleware)
+    app.add_route("/theirs", handle_metrics)
+
+
+def starlette_exporter_beside_ours_behind_a_key(app):
+    from starlette_exporter import PrometheusMiddleware, handle_metrics
+
+    app.add_middleware(PrometheusMiddleware)
+    guarded.add_route("/theirs", handle_metrics)
+
+
 def _table():
     from sqlalchemy import create_engine
     from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column

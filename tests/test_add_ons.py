@@ -51,6 +51,12 @@ class Service(Project):
         call = f"    add_ons.{function}(app)\n"
         main.write_text(text.replace("    return app\n", f"{call}    return app\n"), "utf-8")
 
+    def declare(self, argument: str) -> None:
+        """Give it to the application."""
+        main = self.path / "app" / "main.py"
+        text = main.read_text("utf-8").replace("around=", f"{argument}, around=")
+        main.write_text(text, "utf-8")
+
     def start_refused(self) -> str:
         """What the start says instead of serving."""
         command = (self.bin / "python", "-m", "uvicorn", "app.main:app", "--port", "0")
@@ -100,6 +106,14 @@ def bin(projects: dict[str, Project]) -> Path:
 def service(projects: dict[str, Project], bin: Path, tmp_path: Path) -> Service:
     shutil.copytree(projects["env"].path, tmp_path / "service")
     return Service(tmp_path / "service", bin)
+
+
+@pytest.fixture
+def with_metrics(projects: dict[str, Project], bin: Path, tmp_path: Path) -> Service:
+    """One that has a page /metrics of its own."""
+    source, target = projects["database"].path, tmp_path / "service"
+    shutil.copytree(source, target, ignore=lambda *_: [".venv"])
+    return Service(target, bin)
 
 
 # Routers, and what works as it is.
@@ -157,9 +171,7 @@ def test_a_page_is_refused_until_it_is_declared_public(service: Service, functio
     path = declaration.split('"')[1]
     assert f"Neither guarded nor public: {path} (" in said
     assert "a page that a package adds to the application into public_paths" in said
-    main = service.path / "app" / "main.py"
-    text = main.read_text("utf-8").replace("around=", f"{declaration}, around=")
-    main.write_text(text, "utf-8")
+    service.declare(declaration)
     with service.running() as url:
         assert get(url + page)[0] == 200
         service.guards(f"{url}/secure-endpoint")
@@ -171,6 +183,25 @@ def test_the_same_page_asks_for_a_key_on_a_guarded_router(service: Service, func
     with service.running() as url:
         service.guards(f"{url}/secure-endpoint")
         assert re.search("User|secure-endpoint", service.guards(url + PAGES[function][2]))
+
+
+@pytest.mark.parametrize(
+    "function", ["prometheus_fastapi_instrumentator_beside_ours", "starlette_exporter_beside_ours"]
+)
+def test_beside_our_metrics_theirs_have_another_path(with_metrics: Service, function: str) -> None:
+    with_metrics.add(function)
+    with_metrics.declare('public_paths=["/theirs"]')
+    with with_metrics.running() as url:
+        with_metrics.guards(f"{url}/secure-endpoint")
+        assert "secure-endpoint" in get(f"{url}/theirs")[2]
+        assert "api_requests_total" in with_metrics.guards(f"{url}/metrics")
+
+
+def test_beside_our_metrics_theirs_ask_for_a_key_too(with_metrics: Service) -> None:
+    with_metrics.add("starlette_exporter_beside_ours_behind_a_key")
+    with with_metrics.running() as url:
+        with_metrics.guards(f"{url}/secure-endpoint")
+        assert "starlette_requests_total" in with_metrics.guards(f"{url}/theirs")
 
 
 # MCP.

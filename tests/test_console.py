@@ -2,6 +2,7 @@
 
 import re
 import sqlite3
+import time
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ from typing import Any, Literal
 from urllib.parse import urlsplit
 
 import pytest
-from playwright.sync_api import Page, Route, expect
+from playwright.sync_api import Page, expect
 
 from tests.browser import HOST, new_page, watched
 from tests.project import ROOT, Project, get, render, run
@@ -315,35 +316,45 @@ def test_the_life_of_a_key(service: Service, page: Page) -> None:
     assert complaints == []
 
 
-def test_limits_and_networks_are_sent_if_filled_in_and_shown_if_there_are_any(
-    service: Service, page: Page
-) -> None:
+def test_limits_and_networks_hold_and_are_shown(service: Service, page: Page) -> None:
     unlock(page, service.console(), service.keys[0])
-    limits = {
-        "limits": ["600/minute", "50000/month"],
-        "networks": ["10.0.0.0/8", "192.0.2.7"],
-    }
-    for filled in (limits, {}):
-        click(page, "New key")
-        page.get_by_label(NAME).fill("limited")
-        if filled:
-            page.get_by_label("Limits optional").fill("600/minute 50000/month")
-            page.get_by_label("Networks optional").fill("10.0.0.0/8, 192.0.2.7")
-        with page.expect_request("**/api-keys") as asked:
-            click(page, "Make it")
-        assert asked.value.post_data_json == {"name": "limited", "scopes": []} | filled
-        page.goto("about:blank")
-        unlock(page, service.console(), service.keys[0])
+    click(page, "New key")
+    page.get_by_label(NAME).fill("metered")
+    page.get_by_label("Limits optional").fill("2/hour 50000/month")
+    page.get_by_label("Networks optional").fill("127.0.0.0/8, 2001:db8::7")
+    click(page, "Make it")
+    near = keep_secret(page)
+    facts = page.locator("#facts")
+    expect(facts).to_contain_text("Limits2/hour, 50000/month")
+    expect(facts).to_contain_text("Networks127.0.0.0/8, 2001:db8::7/128")
+    assert [service.status(near) for _ in range(5)] == [200, 200, 429, 429, 429]
 
-    def tell_more(route: Route) -> None:
-        answer = route.fetch(url=route.request.url.replace(HOST, "127.0.0.1"))
-        route.fulfill(response=answer, json=answer.json() | limits | {"limited": 7})
+    click(page, "All keys", "link")
+    click(page, "New key")
+    page.get_by_label(NAME).fill("elsewhere")
+    page.get_by_label("Networks optional").fill("192.0.2.0/24")
+    click(page, "Make it")
+    far = keep_secret(page)
+    expect(facts).to_contain_text("Networks192.0.2.0/24")
+    expect(facts).not_to_contain_text("Limits")
+    assert service.status(far) == 403
 
-    page.route(re.compile(r"/api-keys/\w{17}(/usage\?.*)?$"), tell_more)
-    open_key(page, "billing")
-    expect(page.locator("#facts")).to_contain_text("600/minute, 50000/month")
-    expect(page.locator("#facts")).to_contain_text("10.0.0.0/8, 192.0.2.7")
-    expect(page.locator("#totals")).to_contain_text("Limited7")
+    def used() -> bool:
+        """Written down a few seconds later."""
+        told = service.manage_keys("usage")["keys"]
+        return any(key["name"] == "metered" and key["limited"] == 3 for key in told)
+
+    give_up_at = time.monotonic() + 30
+    while not used():
+        assert time.monotonic() < give_up_at
+        time.sleep(0.5)
+    click(page, "All keys", "link")
+    expect(page.locator("#totals")).to_contain_text("Over a limit3")
+    open_key(page, "metered")
+    expect(page.locator("#totals dd")).to_have_text(["2", "0", "3"])
+    chart = page.get_by_role("img", name="2 served, 0 refused, 3 limited")
+    expect(chart.locator(".limited")).to_have_count(1)
+    expect(page.locator("#secrets td")).to_have_text(["yes", "2", "0", "3"])
 
 
 def test_a_page_that_is_left_is_locked(service: Service, page: Page) -> None:
@@ -459,27 +470,69 @@ def test_what_one_may_not_do_is_said_and_locks_nothing(service: Service, page: P
     service.manage_keys("revoke", manager["id"])
 
 
-def test_when_to_try_again_is_said(service: Service, page: Page) -> None:
+def test_what_is_no_limit_and_no_network_is_said(service: Service, page: Page) -> None:
     unlock(page, service.console(), service.keys[0])
+    click(page, "New key")
+    page.get_by_label(NAME).fill("mistyped")
+    said = page.get_by_role("dialog").get_by_role("status")
+    for label, typed, answer in (
+        ("Limits optional", "2/fortnight", "'2/fortnight' is not a limit; write one like"),
+        ("Limits optional", "20000/minute", "'20000/minute' is too many: 10000 at most"),
+        ("Networks optional", "10.0.0.7/8", "an address within a network; write 10.0.0.0/8."),
+        ("Networks optional", "nearby", "'nearby' is no address; write one like 192.0.2.7"),
+    ):
+        page.get_by_label(label).fill(typed)
+        click(page, "Make it")
+        expect(said).to_contain_text(answer)
+        page.get_by_label(label).fill("")
+    click(page, "Cancel")
+    page.get_by_role("searchbox").fill("mistyped")
+    expect(page.get_by_text("No key has this")).to_be_visible()
 
-    def limit(route: Route) -> None:
-        headers = {"Retry-After": "12"}
-        route.fulfill(status=429, headers=headers, json={"detail": "Over 600/minute"})
 
-    page.route("**/api-keys?search=shop*", limit)
+def test_a_manager_with_limits_makes_no_key_without_and_is_told_when_to_try_again(
+    service: Service, page: Page
+) -> None:
+    bounds = ("--scope", "keys:manage", "--limit", "60/hour", "--from", "127.0.0.0/8")
+    manager = service.manage_keys("create", "bounded manager", *bounds)
+    unlock(page, service.console(), manager["key"])
+    click(page, "New key")
+    page.get_by_label(NAME).fill("as free")
+    said = page.get_by_role("dialog").get_by_role("status")
+    click(page, "Make it")
+    expect(said).to_have_text("No key that you manage may send more than yours: 60/hour.")
+    page.get_by_label("Limits optional").fill("60/hour")
+    click(page, "Make it")
+    elsewhere = "No key that you manage may be used from elsewhere than yours: 127.0.0.0/8."
+    expect(said).to_have_text(elsewhere)
+    page.get_by_label("Networks optional").fill("127.0.0.1")
+    click(page, "Make it")
+    assert service.status(keep_secret(page)) == 200
+    click(page, "All keys", "link")
+    expect(page.locator("#keys")).to_contain_text("as free")
+
+    while service.status(manager["key"]) == 200:
+        pass
     page.get_by_role("searchbox").fill("shop")
-    message = page.locator("#message")
-    expect(message).to_have_text("Too many requests: Over 600/minute. Try again in 12 seconds.")
-    page.get_by_role("searchbox").fill("web shop")
-    expect(page.locator("#keys tr")).to_have_count(1)
+    over = re.compile(r"^Too many requests: 60/hour\. Try again in (60|59) minutes\.$")
+    expect(page.locator("#message")).to_have_text(over)
+    expect(page.get_by_role("button", name="Lock", exact=True)).to_be_visible()
+    click(page, "New key")
+    page.get_by_label(NAME).fill("too late")
+    click(page, "Make it")
+    expect(said).to_have_text(over)
+    service.manage_keys("revoke", manager["id"])
 
+
+def test_a_database_out_of_reach_is_said(service: Service, page: Page) -> None:
+    unlock(page, service.console(), service.keys[0])
     click(page, "New key")
     page.get_by_label(NAME).fill("waits")
     with closing(sqlite3.connect(service.path / "keys.db")) as busy:
         busy.execute("BEGIN IMMEDIATE")
         click(page, "Make it")
         said = page.get_by_role("dialog").get_by_role("status")
-        again = "The keys are out of reach. Try again in a second."
+        again = "The keys are out of reach. Try again in 1 second."
         expect(said).to_have_text(again, timeout=30_000)
     click(page, "Make it")
     assert service.status(keep_secret(page)) == 200

@@ -25,7 +25,7 @@ from uuid import uuid4
 import pytest
 import yaml
 
-from tests.project import Project, environment, get, render, run
+from tests.project import Project, environment, get, render, run, valkey
 
 Rendered = Callable[..., Project]
 
@@ -89,13 +89,14 @@ def test_whatever_is_asked_for_is_told(rendered: Rendered) -> None:
         assert used <= labels | {"job", "instance", "le"}, expression
 
 
-def test_reasons_that_are_asked_for_are_those_of_the_code(rendered: Rendered) -> None:
+def test_reasons_and_outcomes_that_are_asked_for_are_those_of_the_code(rendered: Rendered) -> None:
     project = rendered()
-    code = "".join(project.read(f"app/auth/{name}.py") for name in ("access", "queries"))
-    for rule in rules(project).values():
-        for reasons in re.findall(r'reason=~?"([^"]*)"', rule["expr"]):
-            for reason in reasons.split("|"):
-                assert f'"{reason}"' in code, reason
+    files = ("access", "queries", "requests")
+    code = "".join(project.read(f"app/auth/{name}.py") for name in files)
+    for expression in expressions(project):
+        for asked in re.findall(r'(?:reason|outcome)=~?"([^"]*)"', expression):
+            for each in asked.split("|"):
+                assert f'"{each}"' in code, each
 
 
 def test_each_alert_says_what_to_do(rendered: Rendered) -> None:
@@ -192,6 +193,14 @@ RAISED: dict[str, tuple[dict[str, str], int, dict[str, str]]] = {
         15,
         {"key_id": "k"},
     ),
+    "KeyOverItsLimit": (
+        {
+            'api_key_requests_total{key_id="k",outcome="limited"}': "0+6x30",
+            'api_key_requests_total{key_id="k",outcome="served"}': "0+4x30",
+        },
+        15,
+        {"key_id": "k"},
+    ),
     "UsageNotWritten": ({"api_key_usage_age_seconds": "0+60x30"}, 9, {"instance": "a"}),
     "CountersGoBack": (
         {'api_requests_total{route="/x",status="200"}': "5 1 5 1 5 1 5 1"},
@@ -214,6 +223,10 @@ QUIET = {  # the same, and no reason to call anybody
     "EndedKeyInUse": {'api_key_refusals_total{reason="expired key"}': "0+0.9x30"},
     "KeyRefused": {
         'api_key_requests_total{key_id="k",outcome="refused"}': "0+6x30",
+        'api_key_requests_total{key_id="k",outcome="served"}': "0+7x30",
+    },
+    "KeyOverItsLimit": {
+        'api_key_requests_total{key_id="k",outcome="limited"}': "0+6x30",
         'api_key_requests_total{key_id="k",outcome="served"}': "0+7x30",
     },
     "UsageNotWritten": {"api_key_usage_age_seconds": "0 60 60 60 60 60 60 60 60 60"},
@@ -398,7 +411,7 @@ def project(template: Path, tmp_path_factory: pytest.TempPathFactory) -> Project
     project = render(template, tmp_path_factory.mktemp("prometheus"))
     routes = project.path / "app" / "routes.py"
     routes.write_text(routes.read_text("utf-8") + ENDPOINTS, "utf-8")
-    project.run("uv", "sync", "--quiet", "--no-dev")
+    project.run("uv", "sync", "--quiet")
     return project
 
 
@@ -409,6 +422,7 @@ def test_prometheus_is_told_the_truth_and_calls_for_help(project: Project, tmp_p
     project.run("uv", "run", "--no-sync", JOB, "db", "upgrade")
     reader = project.manage_keys("create", "prometheus", "--scope", "metrics:read")["key"]
     weak = project.manage_keys("create", "weak")
+    metered = project.manage_keys("create", "metered", "--quota", "1/month")
     gone = project.manage_keys("create", "gone")
     project.manage_keys("revoke", gone["id"])
     alerts = {name: rule["expr"] for name, rule in rules(project).items()}
@@ -419,23 +433,26 @@ def test_prometheus_is_told_the_truth_and_calls_for_help(project: Project, tmp_p
     several = {"PROMETHEUS_MULTIPROC_DIR": f"{tmp_path}/metrics", "LOG_LEVEL": "ERROR"}
     with (
         ThreadPoolExecutor(8) as threads,
-        project.serving(*command, "--workers", "2", **several) as url,
+        valkey(project) as shared,
+        project.serving(*command, "--workers", "2", VALKEY_URL=shared, **several) as url,
         asking(project, url, reader, tmp_path, brought) as prometheus,
     ):
 
-        def call(path: str, key: str, times: int, status: int) -> None:
+        def call(path: str, key: str, times: int, *statuses: int) -> None:
             """Each on a connection of its own, so that both workers answer."""
             answers = threads.map(lambda _: get(url + path, {"api-key": key})[0], range(times))
-            assert set(answers) == {status}
+            assert set(answers) <= {*statuses}
 
         def everything(times: int) -> None:
             call("/secure-endpoint", owner, 2 * times, 200)
             call("/failing", owner, times, 500)
             call("/slow", owner, 8, 200)
             call("/api-keys", weak["key"], times, 403)
+            call("/secure-endpoint", metered["key"], times, 429)
             call("/secure-endpoint", gone["key"], times, 403)
-            call("/secure-endpoint", f"{uuid4()}", 14 * times, 403)
+            call("/secure-endpoint", f"{uuid4()}", 14 * times, 403, 429)  # who is slowed
 
+        call("/", metered["key"], 1, 200)
         # Counters are seen to grow once they are seen.
         everything(1)
         served = f'sum(api_requests_total{{job="{JOB}",route="/secure-endpoint",status="200"}})'
@@ -448,14 +465,16 @@ def test_prometheus_is_told_the_truth_and_calls_for_help(project: Project, tmp_p
         by_key = f'api_key_requests_total{{key_id="{weak["id"]}",outcome="refused"}}'
         prometheus.until(f"sum({by_key}) == 51")
         assert prometheus.value("sum(api_request_seconds_count{route='/slow'})") == 16
-        prometheus.until("sum(api_key_refusals_total{reason='unknown key'}) == 714")
+        strangers = 'api_key_refusals_total{reason=~"unknown key|too many wrong keys"}'
+        prometheus.until(f"sum({strangers}) == 714")
         assert len(list((tmp_path / "metrics").glob("counter_*.db"))) == 2
 
         # Each panel has something to show, and each alert can be told of.
         for title, asked in panels(project).items():
             for expression in asked:
                 assert prometheus.until(expression), title
-        for name in ("Errors", "Slow", "Strangers", "EndedKeyInUse", "KeyRefused"):
+        raised = ("Errors", "Slow", "Strangers", "EndedKeyInUse", "KeyRefused", "KeyOverItsLimit")
+        for name in raised:
             assert prometheus.until(alerts[name]), name
         routes = {each["metric"]["route"] for each in prometheus.ask(alerts["Slow"])}
         assert routes == {"/slow"}
@@ -464,6 +483,8 @@ def test_prometheus_is_told_the_truth_and_calls_for_help(project: Project, tmp_p
         }
         (refused,) = prometheus.ask(alerts["KeyRefused"])
         assert refused["metric"]["key_id"] == weak["id"]
+        (limited,) = prometheus.ask(alerts["KeyOverItsLimit"])
+        assert limited["metric"]["key_id"] == metered["id"]
         for name in ("NotScraped", "KeysOutOfReach", "UsageNotWritten", "CountersGoBack"):
             assert prometheus.ask(alerts[name]) == [], name
         written = alerts["UsageNotWritten"].replace("> 300", "> 0")
@@ -478,6 +499,6 @@ def test_prometheus_is_told_the_truth_and_calls_for_help(project: Project, tmp_p
         assert prometheus.ask(alerts["NotScraped"]) == []
 
         # Prometheus itself calls for help.
-        for name in ("KeysOutOfReach", "EndedKeyInUse", "Strangers", "KeyRefused"):
+        for name in ("KeysOutOfReach", *raised[2:]):
             prometheus.until(f'ALERTS{{alertname="{name}", alertstate="firing"}}')
         prometheus.until('ALERTS{alertname="Errors"}')

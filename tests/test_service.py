@@ -108,12 +108,12 @@ async def test_reports(client: httpx.AsyncClient, secrets: list[str], ids: list[
 
 def test_its_own_tests_pass(project: Project, answers: dict[str, str]) -> None:
     """Whatever the endpoints are: the suite takes long, so half of the combinations have others,
-    and no management over HTTP."""
+    no management over HTTP, and no pages."""
     if answers.get("missing_key_status"):
         project.run("uv", "run", "pytest", "tests/test_routes.py")
         main = re.sub(r".*\bapi_keys\b.*\n", "", project.read("app/main.py"))
         texts = {"app/main.py": main, "app/routes.py": ROUTES, "tests/test_routes.py": TEST_ROUTES}
-        with replaced(project, texts):
+        with replaced(project, texts), without_pages(project):
             check_suite(project)
             project.run("uv", "run", "ruff", "check")
             project.run("uv", "run", "mypy")
@@ -131,6 +131,31 @@ def replaced(project: Project, texts: dict[str, str]) -> Iterator[None]:
     finally:
         for name, text in before.items():
             (project.path / name).write_text(text, "utf-8")
+
+
+@contextmanager
+def without_pages(project: Project) -> Iterator[None]:
+    """As the module of each page says, to the letter."""
+    texts, gone = dict[str, str](), list[str]()
+    for page in ("docs", "console"):
+        if not (project.path / "app" / page).exists():
+            continue
+        told = project.read(f"app/{page}/__init__.py").partition("To have none,")[2]
+        named, _, deleted = told.partition('"""')[0].partition("delete this folder")
+        for name in (f"app/{each}" for each in re.findall("`(.+?)`", named)):
+            # Whether the OpenAPI document is hidden is another matter.
+            line = rf"(?m)^(?!.*openapi_url).*\b(show_)?{page}\b.*\n"
+            texts[name] = re.sub(line, "", texts.get(name) or project.read(name))
+        gone += [f"app/{page}", *re.findall("`(.+?)`", deleted)]
+    with TemporaryDirectory(dir=project.path.parent) as folder, replaced(project, texts):
+        kept = {name: Path(folder, f"{number}") for number, name in enumerate(gone)}
+        for name, place in kept.items():
+            (project.path / name).rename(place)
+        try:
+            yield
+        finally:
+            for name, place in kept.items():
+                place.rename(project.path / name)
 
 
 def check_suite(project: Project) -> None:

@@ -40,7 +40,5 @@ def are_within(inner: Sequence[Network], outer: Sequence[Network]) -> bool:
 
 
 def _is_within(network: Network, outer: Iterable[Network]) -> bool:
-    return any(
-        network.version == each.version and network.subnet_of(each)  # type: ignore[arg-type]
-        for each in outer
-    )
+    first, last = network.network_address, network.broadcast_address
+    return any(first in each and last in each for each in outer)

@@ -141,8 +141,10 @@ class NewKey(BaseModel):
 
     name: str = Field(description="1 to 100 characters, all of them visible or spaces")
     scopes: list[Scope] = []
-    limits: list[LimitText] = Field(default=[], description="As 600/minute, or 50000/month")
-    networks: list[str] = Field(default=[], description="As 10.0.0.0/8; from everywhere, if none")
+    limits: Annotated[list[LimitText], Field(description="As 600/minute, or 50000/month")] = []
+    networks: Annotated[
+        list[str], Field(description="As 10.0.0.0/8; from everywhere, if none")
+    ] = []
     expires_at: Annotated[AwareDatetime, Written] | None = None
 
 

@@ -132,7 +132,8 @@ class ValkeyLimiter:
         moment: float,
         used: Sequence[int],
     ) -> Any:
-        names, arguments = [], []
+        names: list[str] = []
+        arguments: list[int] = []
         for limit, period, count in zip(limits, periods, used, strict=True):
             # In braces: what a cluster keeps in one place.
             name = f"{COMMAND}:" + "{" + key_id + "}" + f":{limit}"

@@ -48,17 +48,17 @@ export function everyPeriod(days, used) {
   );
   for (const each of used) {
     const period = periods.get(each.starts_at.slice(0, length));
-    for (const outcome of OUTCOMES) if (period) period[outcome] += each[outcome] ?? 0;
+    for (const outcome of OUTCOMES) if (period) period[outcome] += each[outcome];
   }
   return [...periods.values()];
 }
 
 export function totalOf(period) {
-  return sum(OUTCOMES, (outcome) => period[outcome] ?? 0);
+  return sum(OUTCOMES, (outcome) => period[outcome]);
 }
 
 function told(period) {
-  return OUTCOMES.map((outcome) => `${count(period[outcome] ?? 0)} ${outcome}`).join(", ");
+  return OUTCOMES.map((outcome) => `${count(period[outcome])} ${outcome}`).join(", ");
 }
 
 function nothing() {

@@ -13,20 +13,15 @@ export function makeKey(desk) {
   );
 }
 
-/** What was filled in. An older service knows no limits and networks, and is not told of any. */
 function newKey(parts) {
   const words = (name) => parts[name].value.split(/[\s,]+/).filter(Boolean);
   const end = parts["new-end"].value;
-  const filled = {
-    expires_at: end && new Date(end).toISOString(),
-    limits: words("new-limits"),
-    networks: words("new-networks"),
-  };
-  const optional = Object.entries(filled).filter(([, value]) => value.length);
   return {
     name: parts["new-name"].value,
     scopes: words("new-scopes"),
-    ...Object.fromEntries(optional),
+    limits: words("new-limits"),
+    networks: words("new-networks"),
+    expires_at: end ? new Date(end).toISOString() : null,
   };
 }
 

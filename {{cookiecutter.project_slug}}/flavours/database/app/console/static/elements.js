@@ -2,8 +2,8 @@
 // wherever it goes: nothing here reads HTML.
 
 const MOMENT = new Intl.DateTimeFormat("en-GB", { dateStyle: "medium", timeStyle: "short" });
-const AGO = new Intl.RelativeTimeFormat("en-GB", { numeric: "auto" });
-const UNITS = [["day", 86400], ["hour", 3600], ["minute", 60]]; // in seconds
+const RELATIVE = new Intl.RelativeTimeFormat("en-GB", { numeric: "auto" });
+const UNITS = [["day", 86400], ["hour", 3600], ["minute", 60], ["second", 1]]; // in seconds
 const NUMBER = new Intl.NumberFormat("en-GB");
 
 export function element(name, attributes = {}, ...content) {
@@ -44,7 +44,7 @@ export function count(number) {
 }
 
 export function countCell(number) {
-  return cell(count(number ?? 0), "number");
+  return cell(count(number), "number");
 }
 
 /** A term and what it stands for, in a list of such pairs. */
@@ -58,9 +58,20 @@ export function moment(text, otherwise) {
 
 export function ago(text, otherwise) {
   if (!text) return otherwise;
-  const seconds = (new Date(text) - Date.now()) / 1000;
-  const [unit, length] = UNITS.find(([, length]) => -seconds >= length) ?? [];
-  return time(text, unit ? AGO.format(Math.round(seconds / length), unit) : "just now");
+  const seconds = (Date.now() - new Date(text)) / 1000;
+  if (seconds < 60) return time(text, "just now");
+  const [unit, length] = unitOf(seconds);
+  return time(text, RELATIVE.format(-Math.round(seconds / length), unit));
+}
+
+/** As "in 12 seconds". */
+export function later(seconds) {
+  const [unit, length] = unitOf(seconds);
+  return RELATIVE.format(Math.ceil(seconds / length), unit);
+}
+
+function unitOf(seconds) {
+  return UNITS.find(([, length]) => seconds >= length);
 }
 
 function time(text, shown) {

@@ -43,8 +43,8 @@ function factsOf(key) {
     pair("Ends", moment(key.expires_at, "never")),
     pair("Last use", ago(key.last_used_at, "never")),
   ];
-  if (key.limits?.length) facts.push(pair("Limits", key.limits.join(", ")));
-  if (key.networks?.length) facts.push(pair("Networks", key.networks.join(", ")));
+  if (key.limits.length) facts.push(pair("Limits", key.limits.join(", ")));
+  if (key.networks.length) facts.push(pair("Networks", key.networks.join(", ")));
   if (key.revoked_at) facts.push(pair("Revoked", moment(key.revoked_at)));
   if (key.old_key_expires_at) {
     facts.push(pair("Old secret ends", moment(key.old_key_expires_at)));
@@ -57,7 +57,7 @@ async function showUsage({ session }, parts, path) {
   const days = Number(parts.days.value);
   const used = await session.read(`${path}/usage`, { days });
   if (days !== Number(parts.days.value)) return; // another choice was made meanwhile
-  const { served, refused, limited = 0 } = used;
+  const { served, refused, limited } = used;
   parts.totals.replaceChildren(
     pair("Served", count(served)),
     pair("Refused", count(refused)),

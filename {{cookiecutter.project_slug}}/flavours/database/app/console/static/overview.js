@@ -102,7 +102,7 @@ function search({ place }, { search }, turnTo) {
 
 async function showUsage({ session }, parts) {
   const { keys, strangers } = await session.read("/usage", { days: 7 });
-  const total = (items, name) => count(items.reduce((sum, item) => sum + (item[name] ?? 0), 0));
+  const total = (items, name) => count(items.reduce((sum, item) => sum + item[name], 0));
   parts.totals.replaceChildren(
     pair("Served", total(keys, "served")),
     pair("Refused for want of a scope", total(keys, "refused")),

@@ -1,5 +1,7 @@
 // What the service is asked under /api-keys, and what it answers.
 
+import { later } from "./elements.js";
+
 const HEADER = document.querySelector('meta[name="key-header"]').content;
 
 /** The service does not accept the key, or does no longer. */
@@ -69,8 +71,8 @@ function isRefusal(answer) {
 async function resultOf(answer) {
   if (answer.ok) return answer.json();
   const reason = await reasonOf(answer);
-  if (answer.status === 429) throw new Failure(`Too many requests: ${reason}. ${later(answer)}`, 429);
-  if (answer.status === 503) throw new Failure(`The keys are out of reach. ${later(answer)}`, 503);
+  if (answer.status === 429) throw new Failure(`${reason}. ${again(answer)}`, 429);
+  if (answer.status === 503) throw new Failure(`The keys are out of reach. ${again(answer)}`, 503);
   throw new Failure(`${reason}.`, answer.status);
 }
 
@@ -81,8 +83,7 @@ async function reasonOf(answer) {
   return detail ?? `${answer.status} ${answer.statusText}`;
 }
 
-function later(answer) {
+function again(answer) {
   const seconds = Number(answer.headers.get("retry-after"));
-  if (!seconds) return "Try again in a moment.";
-  return `Try again in ${seconds === 1 ? "a second" : `${seconds} seconds`}.`;
+  return `Try again ${seconds ? later(seconds) : "in a moment"}.`;
 }
