@@ -666,6 +666,13 @@ ENV = [
         "guesses",
     ),
     Mutant(
+        "what callers write for an address takes memory",
+        "app/auth/addresses.py",
+        "client[:64]",
+        "client",
+        "guesses",
+    ),
+    Mutant(
         "each address of an IPv6 network guesses for itself",
         "app/auth/guesses.py",
         "network_of(client, 32, 64)",
@@ -1303,8 +1310,22 @@ DATABASE = [
     Mutant(
         "a quota begins once for each who finds out",
         "app/auth/limits.py",
-        "if ends_at > self.ends_at:",
-        "if ends_at >= self.ends_at:",
+        "        if not self.covers(moment):  # or another",
+        "        if True:  # or another",
+        "limits",
+    ),
+    Mutant(
+        "a clock that was far ahead ends a quota for good",
+        "app/auth/limits.py",
+        "self.ends_at - 2 * CALENDAR[self.limit.period] <= moment < self.ends_at",
+        "moment < self.ends_at",
+        "limits",
+    ),
+    Mutant(
+        "who came before midnight takes a day back",
+        "app/auth/limits.py",
+        "self.ends_at - 2 * CALENDAR[self.limit.period] <= moment",
+        "self.ends_at - CALENDAR[self.limit.period] <= moment",
         "limits",
     ),
     Mutant(
@@ -1373,8 +1394,8 @@ DATABASE = [
     Mutant(
         "who stops keeps others from counting",
         "app/auth/engine.py",
-        "        with suppress(exc.SQLAlchemyError):\n                held.close()",
-        "        pass",
+        "        if held:\n            held.close()\n",
+        "",
         "limits",
     ),
     Mutant(
@@ -1383,6 +1404,21 @@ DATABASE = [
         "                self.release()\n",
         "                pass\n",
         "limits",
+    ),
+    Mutant(
+        "a database that freezes holds up who counts limits",
+        "app/auth/engine.py",
+        "                with _cut_off_in_time(self._held):\n"
+        '                    self._held.exec_driver_sql("SELECT 1")\n',
+        '                self._held.exec_driver_sql("SELECT 1")\n',
+        "replicas",
+    ),
+    Mutant(
+        "a database that freezes holds up a stop",
+        "app/auth/engine.py",
+        "            held.invalidate()",
+        "            pass",
+        "replicas",
     ),
     Mutant(
         "a limit that comes later is counted apart",
@@ -1455,6 +1491,13 @@ DATABASE = [
         "            return await self._local.charge(key_id, limits)",
         "            self._problem = problem\n"
         "            return Charge([(limit.requests, 0.0) for limit in limits])",
+        "valkey",
+    ),
+    Mutant(
+        "without Valkey a quota is what it was the last time",
+        "app/auth/valkey.py",
+        "            self._local.forget_quotas()\n",
+        "",
         "valkey",
     ),
     Mutant(

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from app.auth import GuardedAPI, GuardedRouter
 from app.auth.errors import StoreUnavailableError
+from app.auth.keys import new_secret
 from app.auth.limits import (
     MOST_SLIDING,
     SECOND,
@@ -24,6 +25,7 @@ from app.auth.limits import (
     LocalLimiter,
     are_within,
     calendar_period,
+    headers_of,
     parse_limits,
     with_default,
 )
@@ -175,6 +177,7 @@ async def test_no_window_has_more_than_the_limit_and_nobody_waits_for_less(
             now += later
             charge = await limiter.charge(f"{whose}", limits)
             assert (charge.over is None) is oracles[whose].lets_in(now)
+            assert min(lefts(charge)) >= 0
             if charge.over:
                 # Then, and no sooner, there is room.
                 assert 0 < charge.wait <= SECONDS[charge.over.period]
@@ -205,6 +208,19 @@ async def test_after_the_wait_one_gets_in() -> None:
         charge = await limiter.charge("key", limits)
         assert (charge.over, charge.wait) == (Limit(3, "hour"), 3540)
         assert lefts(charge) == [1, 0]  # what one limit refuses is charged to none
+
+
+async def test_of_several_limits_the_longest_wait_is_told() -> None:
+    limits, now = parse_limits(["1/minute", "2/hour"]), 0.0
+    limiter = LocalLimiter(nothing_used, lambda: 0.0)
+    with patch("app.auth.limits.monotonic_ns", lambda: int(now * SECOND)):
+        assert (await limiter.charge("key", limits)).over is None
+        now = 3590.0
+        assert (await limiter.charge("key", limits)).over is None
+        now = 3590.5
+        charge = await limiter.charge("key", limits)
+    assert (charge.over, charge.wait) == (limits[0], 59.5)
+    assert dict(headers_of(charge, limits))[b"retry-after"] == b"60"  # who came sooner would fail
 
 
 async def test_counts_of_keys_that_rest_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -355,6 +371,15 @@ async def test_the_default_holds_for_keys_without_one(
         assert statuses == [200] * allowed + [429] * (3 - allowed)
 
 
+async def test_who_is_over_a_limit_does_not_guess(
+    service: GuardedAPI, key_with: MakeKey, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("app.auth.guesses.MANY", 3)
+    key = key_with("1/hour")
+    assert [await status_of(service, key) for _ in range(10)] == [200] + [429] * 9
+    assert await status_of(service, new_secret().encode()) == MISSING_KEY_STATUS
+
+
 async def test_a_limited_key_that_is_revoked_is_refused_as_any_other(
     service: GuardedAPI, store: DatabaseKeyStore, key_service: KeyService
 ) -> None:
@@ -386,6 +411,47 @@ async def test_a_quota_begins_anew_with_its_period_and_outlives_the_service(
         assert refused.header("retry-after") == f"{ends_at - NOON.timestamp():.0f}"
         time.return_value = next.timestamp()
         assert [await status_of(again, key) for _ in range(4)] == [200] * 3 + [429]
+
+
+async def test_what_a_limit_refused_uses_up_no_quota(
+    service: GuardedAPI, store: DatabaseKeyStore, key_with: MakeKey
+) -> None:
+    key = key_with("1/hour", "3/month")
+    assert [await status_of(service, key) for _ in range(4)] == [200] + [429] * 3
+    await store.flush()
+    again, _ = a_service()
+    assert '"month";r=1;' in ((await answer_of(again, key)).header("ratelimit") or "")
+
+
+async def test_a_clock_that_was_far_ahead_ends_no_quota() -> None:
+    moment, limits = NOON + 90 * DAY, parse_limits(["1/day", "1/month"])
+    limiter = LocalLimiter(nothing_used, lambda: moment.timestamp())
+    assert (await limiter.charge("key", limits)).over is None
+    assert (await limiter.charge("key", limits)).over
+    moment = NOON
+    assert (await limiter.charge("key", limits)).over is None
+    refused = await limiter.charge("key", limits)
+    assert 0 < refused.wait <= 31 * DAY.total_seconds()
+
+
+async def test_who_comes_before_midnight_takes_no_day_back() -> None:
+    midnight = calendar_period("day", NOON.timestamp())[1]
+    moment, limits = midnight - 1, parse_limits(["1/day"])
+    told = asyncio.Event()
+
+    async def used(_: str, since: datetime) -> int:
+        if since.timestamp() < midnight:
+            await told.wait()
+        return 0
+
+    limiter = LocalLimiter(used, lambda: moment)
+    early = asyncio.create_task(limiter.charge("key", limits))
+    await asyncio.sleep(0)
+    moment = midnight
+    assert (await limiter.charge("key", limits)).over is None
+    told.set()
+    await early
+    assert (await limiter.charge("key", limits)).over
 
 
 async def test_many_that_find_out_at_once_that_a_month_began_count_exactly(
@@ -441,6 +507,14 @@ async def test_without_limits_there_may_be_many(database_url: sa.URL) -> None:
     two, _ = a_service()
     async with one.router.lifespan_context(one), two.router.lifespan_context(two):
         pass
+
+
+async def test_a_limit_of_a_key_that_was_revoked_keeps_nobody_out(
+    database_url: sa.URL, key_service: KeyService
+) -> None:
+    made = key_service.create("key", limits=["1/second"], actor="test")
+    key_service.revoke(made.id, actor="test")
+    await test_without_limits_there_may_be_many(database_url)
 
 
 async def test_a_limit_that_comes_later_is_counted_apart_and_said_once(
