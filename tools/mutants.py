@@ -1562,10 +1562,17 @@ DATABASE = [
         "networks",
     ),
     Mutant(
+        "a manager without a limit of his own is freer than the default",
+        "app/auth/service.py",
+        "with_default(parse_limits(each), self._rate_limit)",
+        "parse_limits(each)",
+        "networks",
+    ),
+    Mutant(
         "a manager makes a key that may send more",
         "app/auth/service.py",
         "if not limits_are_within(",
-        'if by.id == "" and not limits_are_within(',
+        "if not by.id and not limits_are_within(",
         "networks",
     ),
     Mutant(
