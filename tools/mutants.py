@@ -1414,6 +1414,13 @@ DATABASE = [
         "replicas",
     ),
     Mutant(
+        "who names a file by a link counts apart",
+        "app/auth/engine.py",
+        'Path(f"{url.database}").resolve()  # a link',
+        'Path(f"{url.database}")  # a link',
+        "limits",
+    ),
+    Mutant(
         "a database that freezes holds up a stop",
         "app/auth/engine.py",
         "            held.invalidate()",

@@ -288,14 +288,17 @@ class Hold:
 
 def _hold_file(url: sa.URL) -> sqlite3.Connection | None:
     """A database of its own, beside that of the keys: SQLite knows how to lock one everywhere."""
+    path = Path(f"{url.database}").resolve()  # a link is another name of the same
     held = sqlite3.connect(
-        f"{url.database}-limits", timeout=0, isolation_level=None, check_same_thread=False
+        f"{path}-limits", timeout=0, isolation_level=None, check_same_thread=False
     )
     try:
         held.execute("BEGIN EXCLUSIVE")
-    except sqlite3.OperationalError:
+    except sqlite3.Error as error:
         held.close()
-        return None
+        if error.sqlite_errorcode & 0xFF == sqlite3.SQLITE_BUSY:
+            return None
+        raise
     return held
 
 

@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from app.auth import GuardedAPI, GuardedRouter
+from app.auth.engine import Hold
 from app.auth.errors import StoreUnavailableError
 from app.auth.keys import new_secret
 from app.auth.limits import (
@@ -536,8 +537,6 @@ async def test_a_limit_that_comes_later_is_counted_apart_and_said_once(
 
 
 def test_what_is_held_ends_with_who_holds_it(database_url: sa.URL) -> None:
-    from app.auth.engine import Hold
-
     one, two = Hold(database_url), Hold(database_url)
     try:
         assert one.take()
@@ -557,6 +556,25 @@ def test_what_is_held_ends_with_who_holds_it(database_url: sa.URL) -> None:
     finally:
         one.release()
         two.release()
+
+
+def test_a_file_is_held_whatever_it_is_called(tmp_path: Path) -> None:
+    (tmp_path / "link.db").symlink_to("keys.db")
+    file, link = (
+        Hold(sa.URL.create("sqlite", database=str(tmp_path / name)))
+        for name in ("keys.db", "link.db")
+    )
+    assert file.take()
+    assert not link.take()
+    file.release()
+    assert link.take()
+    link.release()
+
+
+def test_what_cannot_be_held_is_not_said_to_be_held_by_others(tmp_path: Path) -> None:
+    (tmp_path / "keys.db-limits").write_text("no database" * 100)
+    with pytest.raises(StoreUnavailableError, match="out of reach: file is not a database"):
+        Hold(sa.URL.create("sqlite", database=str(tmp_path / "keys.db"))).take()
 
 
 # Several processes, as a supervisor starts them.
