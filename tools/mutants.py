@@ -41,8 +41,8 @@ ENV = [
     Mutant(
         "a request without a key gets in",
         "app/auth/access.py",
-        "    if isinstance(offered, Refusal):\n        return offered",
-        '    if isinstance(offered, Refusal):\n        return Key("", "", frozenset())',
+        "        return _SLOWED if slowed else offered",
+        '        return Key("", "", frozenset())',
         "access",
     ),
     Mutant(
@@ -166,8 +166,8 @@ ENV = [
     Mutant(
         "out of reach looks like a wrong key",
         "app/auth/access.py",
-        'return Refusal(f"{error}", answer=_out_of_reach)',
-        'return Refusal(f"{error}")',
+        "Refusal(OUT_OF_REACH, answer=_out_of_reach, ",
+        "Refusal(OUT_OF_REACH, ",
         "store",
     ),
     Mutant(
@@ -313,10 +313,10 @@ ENV = [
     Mutant(
         "the routes are checked before a lifespan adds some",
         "app/auth/guard.py",
-        "            async with self.keys.follow(), lifespan(app) as state:\n"
-        "                self.check_routes()  # now, for a lifespan may have added some\n",
-        "            self.check_routes()\n"
-        "            async with self.keys.follow(), lifespan(app) as state:\n",
+        "                async with self.keys.follow(), lifespan(app) as state:\n"
+        "                    self.check_routes()  # now, for a lifespan may have added some\n",
+        "                self.check_routes()\n"
+        "                async with self.keys.follow(), lifespan(app) as state:\n",
         "guard",
     ),
     Mutant(
@@ -601,6 +601,98 @@ ENV = [
         "yield from _encoded(data, 0, values)",
         "scan",
     ),
+    # Who guesses is slowed, learns nothing, and takes no memory; valid keys get in.
+    Mutant(
+        "a valid key is refused where somebody guesses",
+        "app/auth/access.py",
+        "    if slowed and not keys.knows(hashed):",
+        "    if slowed:",
+        "guesses",
+    ),
+    Mutant(
+        "a guess costs a question however many there were",
+        "app/auth/access.py",
+        "    if slowed and not keys.knows(hashed):",
+        "    if slowed and not hashed:",
+        "guesses",
+    ),
+    Mutant(
+        "where somebody guesses a key that has ended is told apart",
+        "app/auth/access.py",
+        "    guesses.add(client)\n    if slowed:\n        return _SLOWED\n",
+        "    guesses.add(client)\n",
+        "guesses",
+    ),
+    Mutant(
+        "where somebody guesses who sends no key is told apart",
+        "app/auth/access.py",
+        "return _SLOWED if slowed else offered",
+        "return offered",
+        "guesses",
+    ),
+    Mutant(
+        "guesses that were slowed are forgotten",
+        "app/auth/access.py",
+        "        guesses.add(client)\n        return _SLOWED",
+        "        return _SLOWED",
+        "guesses",
+    ),
+    Mutant(
+        "one wrong key less is many",
+        "app/auth/guesses.py",
+        "> MANY * PAUSE",
+        "> MANY * PAUSE - PAUSE",
+        "guesses",
+    ),
+    Mutant(
+        "who guessed for long waits for as long",
+        "app/auth/guesses.py",
+        "min(ahead, MANY * PAUSE)",
+        "ahead",
+        "guesses",
+    ),
+    Mutant(
+        "guesses from everywhere take memory",
+        "app/auth/guesses.py",
+        "    if len(self._calm_at) >= MOST:",
+        "    if len(self._calm_at) >= 100 * MOST:",
+        "guesses",
+    ),
+    Mutant(
+        "who goes on to guess is forgotten for others",
+        "app/auth/guesses.py",
+        "self._calm_at.pop(source, None)",
+        "self._calm_at.get(source)",
+        "guesses",
+    ),
+    Mutant(
+        "what callers write for an address takes memory",
+        "app/auth/addresses.py",
+        "client[:64]",
+        "client",
+        "guesses",
+    ),
+    Mutant(
+        "each address of an IPv6 network guesses for itself",
+        "app/auth/guesses.py",
+        "network_of(client, 32, 64)",
+        "network_of(client, 32, 128)",
+        "guesses",
+    ),
+    Mutant(
+        "what forwards IPv4 as IPv6 is one address for all",
+        "app/auth/addresses.py",
+        'getattr(address, "ipv4_mapped", None) or address',
+        "address",
+        "guesses",
+    ),
+    Mutant(
+        "what stops the start-up is told with its frames",
+        "app/auth/guard.py",
+        "and self._problem:",
+        "and not self._problem:",
+        "scopes",
+    ),
 ]
 
 
@@ -732,8 +824,8 @@ DATABASE = [
     Mutant(
         "old knowledge counts while the database is out of reach",
         "app/auth/store.py",
-        "if secret is None or monotonic() > self._trusted_until:",
-        "if secret is None or monotonic() > self._trusted_until + 5.0:",
+        "        if monotonic() > self._trusted_until:\n            return None",
+        "        if monotonic() > self._trusted_until + 5.0:\n            return None",
         "store",
     ),
     Mutant(
@@ -1142,9 +1234,9 @@ DATABASE = [
     ),
     Mutant(
         "what is refused for want of a scope counts as served",
-        "app/auth/store.py",
-        '"refused" if seen.refusal else "served"',
-        '"refused" if seen.status else "served"',
+        "app/auth/requests.py",
+        "        if not self.refusal:",
+        "        if self.status:",
         "usage",
     ),
     Mutant(
@@ -1167,6 +1259,401 @@ DATABASE = [
         "max(1000, 10 * habits.busiest_before)",
         "1000",
         "unusual",
+    ),
+    # Limits hold, for a key as a whole, and are told.
+    Mutant(
+        "a window is a moment too long",
+        "app/auth/limits.py",
+        "self._times[0] <= now - self._span",
+        "self._times[0] < now - self._span",
+        "limits",
+    ),
+    Mutant(
+        "what one limit refuses is charged to others",
+        "app/auth/limits.py",
+        "        if over is None:\n"
+        "            for count in counts:\n"
+        "                count.add(now)\n",
+        "        for count in counts:\n"
+        "            if not count.wait(now, moment):\n"
+        "                count.add(now)\n",
+        "limits",
+    ),
+    Mutant(
+        "who waits as told is refused once more",
+        "app/auth/limits.py",
+        "            if (needed := count.wait(now, moment)) > wait:",
+        "            if (needed := count.wait(now, moment)) > 0.0:",
+        "limits",
+    ),
+    Mutant(
+        "a second that has begun is not waited for",
+        "app/auth/limits.py",
+        'f"{ceil(charge.wait)}"',
+        'f"{int(charge.wait)}"',
+        "limits",
+    ),
+    Mutant(
+        "a default is forgotten for who has a quota",
+        "app/auth/limits.py",
+        "own if any(limit.seconds for limit in own) else",
+        "own if own else",
+        "limits",
+    ),
+    Mutant(
+        "a start forgets what was used of a quota",
+        "app/auth/limits.py",
+        "await self._used(key_id, begins_at))",
+        "0)",
+        "limits",
+    ),
+    Mutant(
+        "a quota begins once for each who finds out",
+        "app/auth/limits.py",
+        "        if not self.covers(moment):  # or another",
+        "        if True:  # or another",
+        "limits",
+    ),
+    Mutant(
+        "a clock that was far ahead ends a quota for good",
+        "app/auth/limits.py",
+        "self.ends_at - 2 * CALENDAR[self.limit.period] <= moment < self.ends_at",
+        "moment < self.ends_at",
+        "limits",
+    ),
+    Mutant(
+        "who came before midnight takes a day back",
+        "app/auth/limits.py",
+        "self.ends_at - 2 * CALENDAR[self.limit.period] <= moment",
+        "self.ends_at - CALENDAR[self.limit.period] <= moment",
+        "limits",
+    ),
+    Mutant(
+        "counts of keys that rest take memory",
+        "app/auth/limits.py",
+        "len(self._counts) >= self._forget_at:",
+        "len(self._counts) >= 10**9:",
+        "limits",
+    ),
+    Mutant(
+        "a quota is forgotten while its key rests",
+        "app/auth/limits.py",
+        "isinstance(count, _Sliding) and count.is_idle(now)",
+        "isinstance(count, _Quota) or count.is_idle(now)",
+        "limits",
+    ),
+    Mutant(
+        "each secret of a key has the limit for itself",
+        "app/auth/store.py",
+        "charge(secret.key.id, secret.limits)",
+        "charge(digest.hex(), secret.limits)",
+        "limits",
+    ),
+    Mutant(
+        "a key that was seen is let in without a charge",
+        "app/auth/store.py",
+        "secret is None or secret.limits or secret.networks",
+        "secret is None or secret.networks",
+        "limits",
+    ),
+    Mutant(
+        "who is over a limit counts as who guesses",
+        "app/auth/access.py",
+        "not isinstance(found, Refusal) or found.limited",
+        "not isinstance(found, Refusal)",
+        "limits",
+    ),
+    Mutant(
+        "who gets in is not told what is left",
+        "app/auth/guard.py",
+        "                send = _with_headers(send, caller.headers)\n",
+        "",
+        "limits",
+    ),
+    Mutant(
+        "what a limit refuses counts as refused",
+        "app/auth/requests.py",
+        '"limited" if self.limited else "refused"',
+        '"refused"',
+        "limits",
+    ),
+    Mutant(
+        "what a limit refuses uses up a quota",
+        "app/auth/usage.py",
+        "sa.func.sum(usage.served + usage.refused))",
+        "sa.func.sum(usage.served + usage.refused + usage.limited))",
+        "limits",
+    ),
+    Mutant(
+        "several processes count apart and do not say so",
+        "app/auth/engine.py",
+        "        return self._held is not None",
+        "        return True",
+        "limits",
+    ),
+    Mutant(
+        "who stops keeps others from counting",
+        "app/auth/engine.py",
+        "        if held:\n            held.close()\n",
+        "",
+        "limits",
+    ),
+    Mutant(
+        "a hold outlives the server that gave it",
+        "app/auth/engine.py",
+        "                self.release()\n",
+        "                pass\n",
+        "limits",
+    ),
+    Mutant(
+        "a database that freezes holds up who counts limits",
+        "app/auth/engine.py",
+        "                with _cut_off_in_time(self._held):\n"
+        '                    self._held.exec_driver_sql("SELECT 1")\n',
+        '                self._held.exec_driver_sql("SELECT 1")\n',
+        "replicas",
+    ),
+    Mutant(
+        "who names a file by a link counts apart",
+        "app/auth/engine.py",
+        'Path(f"{url.database}").resolve()  # a link',
+        'Path(f"{url.database}")  # a link',
+        "limits",
+    ),
+    Mutant(
+        "a database that freezes holds up a stop",
+        "app/auth/engine.py",
+        "            held.invalidate()",
+        "            pass",
+        "replicas",
+    ),
+    Mutant(
+        "a limit that comes later is counted apart",
+        "app/auth/store.py",
+        "                    self._has_limits |= bool(secret.limits)\n",
+        "",
+        "limits",
+    ),
+    Mutant(
+        "a limit of a key that was revoked keeps others out",
+        "app/auth/queries.py",
+        '            api_keys.c.limits != "", api_keys.c.revoked_at.is_(None)\n',
+        '            api_keys.c.limits != ""\n',
+        "limits",
+    ),
+    # So they do over servers, and without Valkey each counts for itself.
+    Mutant(
+        "a window of Valkey is a moment too long",
+        "app/auth/valkey.py",
+        "tonumber(oldest) <= now - span",
+        "tonumber(oldest) < now - span",
+        "valkey",
+    ),
+    Mutant(
+        "Valkey charges to others what one limit refuses",
+        "app/auth/valkey.py",
+        "  if not over then",
+        "  if left[i] > 0 then",
+        "valkey",
+    ),
+    Mutant(
+        "Valkey keeps counts for ever",
+        "app/auth/valkey.py",
+        "  redis.call('EXPIRE', key, ARGV[4 * i])\n",
+        "",
+        "valkey",
+    ),
+    Mutant(
+        "a clock of Valkey that was ahead keeps keys out",
+        "app/auth/valkey.py",
+        "if latest > now + span then",
+        "if latest > now + 1e15 then",
+        "valkey",
+    ),
+    Mutant(
+        "a Valkey without memory begins quotas anew",
+        "app/auth/valkey.py",
+        "await self._used(key_id, period[0]) if period else -1 for",
+        "0 for",
+        "valkey",
+    ),
+    Mutant(
+        "a quota goes on in Valkey when its period is over",
+        "app/auth/valkey.py",
+        'names.append(f"{name}:{begins_at:%Y-%m-%d}")',
+        "names.append(name)",
+        "valkey",
+    ),
+    Mutant(
+        "servers that share Valkey count apart",
+        "app/auth/valkey.py",
+        '"{" + key_id + "}"',
+        '"{" + key_id + "}" + f"{id(self)}"',
+        "valkey",
+    ),
+    Mutant(
+        "without Valkey nobody counts",
+        "app/auth/valkey.py",
+        "            self._problem = problem\n"
+        "            return await self._local.charge(key_id, limits)",
+        "            self._problem = problem\n"
+        "            return Charge([(limit.requests, 0.0) for limit in limits])",
+        "valkey",
+    ),
+    Mutant(
+        "without Valkey a quota is what it was the last time",
+        "app/auth/valkey.py",
+        "            self._local.forget_quotas()\n",
+        "",
+        "valkey",
+    ),
+    Mutant(
+        "who asks a frozen Valkey hangs",
+        "app/auth/valkey.py",
+        "asyncio.timeout(PATIENCE)",
+        "asyncio.timeout(None)",
+        "valkey",
+    ),
+    Mutant(
+        "a Valkey out of reach is waited for each time",
+        "app/auth/valkey.py",
+        "monotonic() + PAUSE",
+        "monotonic()",
+        "valkey",
+    ),
+    Mutant(
+        "each request says that Valkey is out of reach",
+        "app/auth/valkey.py",
+        "            if self._problem != problem:",
+        "            if problem:",
+        "valkey",
+    ),
+    # A key is used from where it may be, and no manager hands on more than it has.
+    Mutant(
+        "who calls from elsewhere uses up a limit",
+        "app/auth/store.py",
+        "        if secret.networks and not is_within(client, secret.networks):\n"
+        '            return Refusal("a key from another address than its own", secret.key.id)\n'
+        "        if not secret.limits:\n"
+        "            self._used[digest] = now\n"
+        "            return secret.key\n"
+        "        charge = await self._limiter.charge(secret.key.id, secret.limits)\n",
+        "        if secret.limits:\n"
+        "            charge = await self._limiter.charge(secret.key.id, secret.limits)\n"
+        "        if secret.networks and not is_within(client, secret.networks):\n"
+        '            return Refusal("a key from another address than its own", secret.key.id)\n'
+        "        if not secret.limits:\n"
+        "            self._used[digest] = now\n"
+        "            return secret.key\n",
+        "networks",
+    ),
+    Mutant(
+        "a key that was seen gets in from elsewhere",
+        "app/auth/store.py",
+        "secret is None or secret.limits or secret.networks",
+        "secret is None or secret.limits",
+        "networks",
+    ),
+    Mutant(
+        "a key for everywhere is within any networks",
+        "app/auth/networks.py",
+        "(bool(inner) and all(",
+        "(all(",
+        "networks",
+    ),
+    Mutant(
+        "a manager renews a key that is freer",
+        "app/auth/service.py",
+        '        self._may_be_as_free(change, by, " ".join(key.limits), " ".join(key.networks))\n',
+        "",
+        "networks",
+    ),
+    Mutant(
+        "a manager without a limit of his own is freer than the default",
+        "app/auth/service.py",
+        "with_default(parse_limits(each), self._rate_limit)",
+        "parse_limits(each)",
+        "networks",
+    ),
+    Mutant(
+        "a manager makes a key that may send more",
+        "app/auth/service.py",
+        "if not limits_are_within(",
+        "if not by.id and not limits_are_within(",
+        "networks",
+    ),
+    Mutant(
+        "SQLite lets a key move to other addresses",
+        "app/auth/migrations/versions/0004_limits.py",
+        "WHEN NEW.networks <> OLD.networks BEGIN",
+        "WHEN NEW.id <> OLD.id BEGIN",
+        "changes",
+    ),
+    Mutant(
+        "PostgreSQL lets a key move to other addresses",
+        "app/auth/migrations/versions/0004_limits.py",
+        "WHEN (NEW.networks <> OLD.networks)",
+        "WHEN (NEW.id <> OLD.id)",
+        "changes",
+    ),
+    # From where keys are used is noted in little space, and what is unusual is told once.
+    Mutant(
+        "networks are noted for all days as one",
+        "app/auth/usage.py",
+        "network = hour // 24, digest, _network_of(client)",
+        "network = 0, digest, _network_of(client)",
+        "usage",
+    ),
+    Mutant(
+        "a secret has networks without end",
+        "app/auth/usage.py",
+        "sa.func.count() >= MOST_OF_A_SECRET",
+        "sa.func.count() >= 10**9",
+        "usage",
+    ),
+    Mutant(
+        "networks take memory",
+        "app/auth/usage.py",
+        "len(self._networks) < MOST_NETWORKS",
+        "len(self._networks) < 10**9",
+        "usage",
+    ),
+    Mutant(
+        "networks that could not be written are forgotten",
+        "app/auth/store.py",
+        "                await self._run(self._threads, None, self._queries.note_networks, networks)\n"
+        "                self._counts.noted(networks)",
+        "                self._counts.noted(networks)\n"
+        "                await self._run(self._threads, None, self._queries.note_networks, networks)",
+        "usage",
+    ),
+    Mutant(
+        "networks of yesterday evening are forgotten at midnight",
+        "app/auth/unusual.py",
+        "by_day.c.starts_at >= today - DAY",
+        "by_day.c.starts_at >= today",
+        "unusual",
+    ),
+    Mutant(
+        "who always calls from many networks is unusual",
+        "app/auth/unusual.py",
+        "max(10, 3 * habits.networks_before)",
+        "10",
+        "unusual",
+    ),
+    Mutant(
+        "what was unusual once is never told again",
+        "app/auth/unusual.py",
+        "        connection.execute(over)\n",
+        "",
+        "unusual",
+    ),
+    Mutant(
+        "a key beyond the most has series of its own",
+        "app/auth/metrics.py",
+        'key_id if key_id in _keys else "others"',
+        "key_id",
+        "metrics",
     ),
     # What `keys doctor` finds.
     Mutant(

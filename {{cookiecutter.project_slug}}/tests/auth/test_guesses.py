@@ -66,6 +66,13 @@ async def test_who_guesses_is_slowed_and_valid_keys_of_that_address_get_in(
     assert await guess(api, MANY + 2) == [MISSING_KEY_STATUS] * (MANY + 1) + [429]
 
 
+async def test_who_goes_on_is_slowed_all_the_while(api: GuardedAPI, time: Time) -> None:
+    await guess(api, MANY + 1)
+    for _ in range(4 * MANY):
+        time.now += PAUSE / 2
+        assert await guess(api, 1) == [429]
+
+
 async def test_slowed_refusals_look_alike_and_say_when_to_try_again(
     api: GuardedAPI, keys: Keys, time: Time
 ) -> None:
@@ -154,6 +161,16 @@ def test_guesses_from_everywhere_take_no_memory(time: Time) -> None:
     assert len(guesses._calm_at) == MOST
     assert peak < 5_000_000
     assert guesses.are_many("192.0.2.1")  # who goes on is not forgotten for others
+
+
+def test_what_is_no_address_is_kept_nowhere(time: Time) -> None:
+    guesses = Guesses()
+    tracemalloc.start()
+    for number in range(1000):
+        guesses.add(f"{number:020000}")
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 1_000_000
 
 
 async def test_scopes_that_are_missing_are_no_guesses(

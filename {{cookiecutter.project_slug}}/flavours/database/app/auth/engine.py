@@ -4,7 +4,7 @@ import os
 import socket
 import sqlite3
 from collections.abc import Callable, Generator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from threading import Timer
@@ -96,8 +96,7 @@ def transaction(
             if engine.pool is not pool:  # let go of meanwhile: nobody would close it
                 connection.detach()
     except (exc.SQLAlchemyError, engine.dialect.loaded_dbapi.Error) as error:
-        reason = _reason(error, engine.url)
-        raise StoreUnavailableError(f"DATABASE_URL: out of reach: {reason}") from None
+        raise _out_of_reach(error, engine.url) from None
 
 
 # PostgreSQL.
@@ -265,32 +264,37 @@ class Hold:
 
     def take(self) -> bool:
         """Whether this one has it now. Raises StoreUnavailableError."""
-        try:
-            if isinstance(self._held, sa.Connection) and not _is_alive(self._held):
-                self.release()  # the server has gone, and with it what was held
-            if self._held is None:
-                sqlite = self._url.get_backend_name() == "sqlite"
+        if isinstance(self._held, sa.Connection):
+            try:
+                with _cut_off_in_time(self._held):
+                    self._held.exec_driver_sql("SELECT 1")
+            except exc.SQLAlchemyError:  # the server has gone, and with it what was held
+                self.release()
+        if self._held is None:
+            sqlite = self._url.get_backend_name() == "sqlite"
+            try:
                 self._held = (_hold_file if sqlite else _hold_lock)(self._url)
-        except (exc.SQLAlchemyError, sqlite3.Error) as error:
-            reason = _reason(error, self._url)
-            raise StoreUnavailableError(f"DATABASE_URL: out of reach: {reason}") from None
+            except (exc.SQLAlchemyError, sqlite3.Error) as error:
+                raise _out_of_reach(error, self._url) from None
         return self._held is not None
 
     def release(self) -> None:
         held, self._held = self._held, None
+        if isinstance(held, sa.Connection):
+            held.invalidate()  # which hangs up: who said goodbye might wait for an answer
         if held:
-            with suppress(exc.SQLAlchemyError):
-                held.close()
+            held.close()
 
 
 def _hold_file(url: sa.URL) -> sqlite3.Connection | None:
     """A database of its own, beside that of the keys: SQLite knows how to lock one everywhere."""
+    path = Path(f"{url.database}").resolve()  # a link is another name of the same
     held = sqlite3.connect(
-        f"{url.database}-limits", timeout=0, isolation_level=None, check_same_thread=False
+        f"{path}-limits", timeout=0, isolation_level=None, check_same_thread=False
     )
     try:
         held.execute("BEGIN EXCLUSIVE")
-    except sqlite3.OperationalError as error:
+    except sqlite3.Error as error:
         held.close()
         if error.sqlite_errorcode & 0xFF == sqlite3.SQLITE_BUSY:
             return None
@@ -300,26 +304,14 @@ def _hold_file(url: sa.URL) -> sqlite3.Connection | None:
 
 def _hold_lock(url: sa.URL) -> sa.Connection | None:
     """In a transaction that stays open, for a pooler may give each another server."""
-    held = connect(url).connect()
-    try:
+    with ExitStack() as stack:
+        held = stack.enter_context(connect(url).connect())
         with _cut_off_in_time(held):
             held.exec_driver_sql("SET LOCAL idle_in_transaction_session_timeout = 0")
             if held.scalar(sa.select(sa.func.pg_try_advisory_xact_lock(_LOCK + 1))):
+                stack.pop_all()
                 return held
-    except BaseException:
-        held.invalidate()
-        raise
-    held.close()
     return None
-
-
-def _is_alive(held: sa.Connection) -> bool:
-    try:
-        with _cut_off_in_time(held):
-            held.exec_driver_sql("SELECT 1")
-    except exc.SQLAlchemyError:
-        return False
-    return True
 
 
 # The schema.
@@ -360,8 +352,9 @@ def schema_of(engine: sa.Engine) -> str | None:
         return FIRST_SCHEMA if inspector.has_table("api_keys") else None
 
 
-def _reason(error: Exception, url: sa.URL) -> str:
-    """The driver's own words, in one line, and without the password."""
+def _out_of_reach(error: Exception, url: sa.URL) -> StoreUnavailableError:
+    """In the driver's own words, in one line, and without the password."""
     cause = getattr(error, "orig", None) or error
     said = " ".join(f"{cause}".split()).rstrip(".") or type(cause).__name__
-    return said.replace(str(url.password), "***") if url.password else said
+    reason = said.replace(str(url.password), "***") if url.password else said
+    return StoreUnavailableError(f"DATABASE_URL: out of reach: {reason}")

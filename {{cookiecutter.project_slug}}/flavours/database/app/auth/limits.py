@@ -17,7 +17,7 @@ from typing import Final, NamedTuple, Protocol
 from app.auth.errors import SettingsError
 
 SLIDING: Final = {"second": 1, "minute": 60, "hour": 3600}  # in seconds
-CALENDAR: Final = ("day", "month")
+CALENDAR: Final = {"day": 86_400, "month": 31 * 86_400}  # in seconds, at most
 SECOND: Final = 1_000_000_000  # nanoseconds: fractions of a second do not add up to one
 MOST_SLIDING: Final = 10_000  # requests, for each takes memory until it has slid out
 MOST: Final = 1_000_000_000
@@ -151,9 +151,9 @@ class LocalLimiter:
             ]
         moment = self._now()
         for count in counts:
-            if isinstance(count, _Quota) and moment >= count.ends_at:
+            if isinstance(count, _Quota) and not count.covers(moment):
                 begins_at, ends_at = calendar_period(count.limit.period, moment)
-                count.begin(ends_at, await self._used(key_id, begins_at))
+                count.begin(moment, ends_at, await self._used(key_id, begins_at))
         now = monotonic_ns()  # nobody else gets a turn from here on
         over, wait = None, 0.0
         for count in counts:
@@ -166,6 +166,13 @@ class LocalLimiter:
 
     async def close(self) -> None:
         """It asks nobody."""
+
+    def forget_quotas(self) -> None:
+        """Others have counted meanwhile: look again what is written down."""
+        for counts in self._counts.values():
+            for count in counts:
+                if isinstance(count, _Quota):
+                    count.ends_at = 0.0
 
     def _forget_idle(self) -> None:
         now = monotonic_ns()
@@ -211,8 +218,12 @@ class _Quota:
         self.ends_at = 0.0  # seconds since the epoch
         self._used = 0
 
-    def begin(self, ends_at: float, used: int) -> None:
-        if ends_at > self.ends_at:  # or another request has found out meanwhile
+    def covers(self, moment: float) -> bool:
+        # Who came just before it began waits for no other one; but a clock may have been far ahead.
+        return self.ends_at - 2 * CALENDAR[self.limit.period] <= moment < self.ends_at
+
+    def begin(self, moment: float, ends_at: float, used: int) -> None:
+        if not self.covers(moment):  # or another request has found out meanwhile
             self.ends_at, self._used = ends_at, used
 
     def wait(self, _: int, moment: float) -> float:

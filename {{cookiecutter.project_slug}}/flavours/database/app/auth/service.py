@@ -18,7 +18,7 @@ from app.auth.engine import LONG_PATIENCE, check_schema, connect, transaction
 from app.auth.errors import SettingsError, StoreUnavailableError
 from app.auth.keys import Key, digest, id_of, is_scope, masked, new_secret, with_prefix
 from app.auth.limits import are_within as limits_are_within
-from app.auth.limits import parse_limits, written
+from app.auth.limits import parse_limits, with_default, written
 from app.auth.models import (
     ENV_ID,
     LEAST_STALENESS,
@@ -183,6 +183,7 @@ class KeyService:
         self.engine = connect(settings.database_url)
         self._prefix = settings.key_prefix
         self._shares_limits = bool(settings.valkey_url)
+        self._rate_limit = settings.rate_limit  # of keys that have none of their own
         self._env_keys = {ENV_ID + id_of(hashed): hashed for hashed in settings.api_keys}
 
     def adopt_env_keys(self) -> None:
@@ -375,8 +376,11 @@ class KeyService:
         if by is None:
             return
         caller = change.view(by.id)
-        theirs = parse_limits(caller.limits)
-        if not limits_are_within(parse_limits(limits.split()), theirs):
+        theirs, asked = (
+            with_default(parse_limits(each), self._rate_limit)
+            for each in (caller.limits, limits.split())
+        )
+        if not limits_are_within(asked, theirs):
             raise ForbiddenError(
                 f"No key that you manage may send more than yours: {written(theirs)}"
             )

@@ -12,7 +12,7 @@ from valkey.asyncio import BlockingConnectionPool, Valkey
 from valkey.exceptions import ValkeyError
 
 from app.auth.errors import SettingsError
-from app.auth.limits import Charge, Limit, Limiter, Used, calendar_period
+from app.auth.limits import Charge, Limit, LocalLimiter, Used, calendar_period
 from app.auth.settings import VALKEY_URL_FORM
 from app.constants import COMMAND
 
@@ -74,7 +74,7 @@ class ValkeyLimiter:
     Raises SettingsError for an address that is none.
     """
 
-    def __init__(self, url: str, local: Limiter, used: Used, now: Callable[[], float]) -> None:
+    def __init__(self, url: str, local: LocalLimiter, used: Used, now: Callable[[], float]) -> None:
         self._local, self._used, self._now = local, used, now
         try:
             pool = BlockingConnectionPool.from_url(
@@ -113,6 +113,7 @@ class ValkeyLimiter:
         if self._problem:
             logger.info("Valkey is back: the servers count together.")
             self._problem = ""
+            self._local.forget_quotas()
         is_over, *told = answer
         told = [
             (left, period[1] - moment if period else reset / 1_000_000)

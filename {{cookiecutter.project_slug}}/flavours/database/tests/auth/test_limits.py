@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from app.auth import GuardedAPI, GuardedRouter
 from app.auth.engine import Hold, transaction
 from app.auth.errors import StoreUnavailableError
-from app.auth.keys import digest
+from app.auth.keys import digest, new_secret
 from app.auth.limits import (
     MOST_SLIDING,
     SECOND,
@@ -27,6 +27,7 @@ from app.auth.limits import (
     LocalLimiter,
     are_within,
     calendar_period,
+    headers_of,
     parse_limits,
     with_default,
 )
@@ -180,6 +181,7 @@ async def test_no_window_has_more_than_the_limit_and_nobody_waits_for_less(
             now += later
             charge = await limiter.charge(f"{whose}", limits)
             assert (charge.over is None) is oracles[whose].lets_in(now)
+            assert min(lefts(charge)) >= 0
             if charge.over:
                 # Then, and no sooner, there is room.
                 assert 0 < charge.wait <= SECONDS[charge.over.period]
@@ -210,6 +212,19 @@ async def test_after_the_wait_one_gets_in() -> None:
         charge = await limiter.charge("key", limits)
         assert (charge.over, charge.wait) == (Limit(3, "hour"), 3540)
         assert lefts(charge) == [1, 0]  # what one limit refuses is charged to none
+
+
+async def test_of_several_limits_the_longest_wait_is_told() -> None:
+    limits, now = parse_limits(["1/minute", "2/hour"]), 0.0
+    limiter = LocalLimiter(nothing_used, lambda: 0.0)
+    with patch("app.auth.limits.monotonic_ns", lambda: int(now * SECOND)):
+        assert (await limiter.charge("key", limits)).over is None
+        now = 3590.0
+        assert (await limiter.charge("key", limits)).over is None
+        now = 3590.5
+        charge = await limiter.charge("key", limits)
+    assert (charge.over, charge.wait) == (limits[0], 59.5)
+    assert dict(headers_of(charge, limits))[b"retry-after"] == b"60"  # who came sooner would fail
 
 
 async def test_counts_of_keys_that_rest_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -374,6 +389,15 @@ async def test_the_default_holds_for_keys_without_one(
         assert statuses == [200] * allowed + [429] * (3 - allowed)
 
 
+async def test_who_is_over_a_limit_does_not_guess(
+    service: GuardedAPI, key_with: MakeKey, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("app.auth.guesses.MANY", 3)
+    key = key_with("1/hour")
+    assert [await status_of(service, key) for _ in range(10)] == [200] + [429] * 9
+    assert await status_of(service, new_secret().encode()) == MISSING_KEY_STATUS
+
+
 async def test_a_limited_key_that_is_revoked_is_refused_as_any_other(
     service: GuardedAPI, store: DatabaseKeyStore, key_service: KeyService
 ) -> None:
@@ -405,6 +429,47 @@ async def test_a_quota_begins_anew_with_its_period_and_outlives_the_service(
         assert refused.header("retry-after") == f"{ends_at - NOON.timestamp():.0f}"
         time.return_value = next.timestamp()
         assert [await status_of(again, key) for _ in range(4)] == [200] * 3 + [429]
+
+
+async def test_what_a_limit_refused_uses_up_no_quota(
+    service: GuardedAPI, store: DatabaseKeyStore, key_with: MakeKey
+) -> None:
+    key = key_with("1/hour", "3/month")
+    assert [await status_of(service, key) for _ in range(4)] == [200] + [429] * 3
+    await store.flush()
+    again, _ = a_service()
+    assert '"month";r=1;' in ((await answer_of(again, key)).header("ratelimit") or "")
+
+
+async def test_a_clock_that_was_far_ahead_ends_no_quota() -> None:
+    moment, limits = NOON + 90 * DAY, parse_limits(["1/day", "1/month"])
+    limiter = LocalLimiter(nothing_used, lambda: moment.timestamp())
+    assert (await limiter.charge("key", limits)).over is None
+    assert (await limiter.charge("key", limits)).over
+    moment = NOON
+    assert (await limiter.charge("key", limits)).over is None
+    refused = await limiter.charge("key", limits)
+    assert 0 < refused.wait <= 31 * DAY.total_seconds()
+
+
+async def test_who_comes_before_midnight_takes_no_day_back() -> None:
+    midnight = calendar_period("day", NOON.timestamp())[1]
+    moment, limits = midnight - 1, parse_limits(["1/day"])
+    told = asyncio.Event()
+
+    async def used(_: str, since: datetime) -> int:
+        if since.timestamp() < midnight:
+            await told.wait()
+        return 0
+
+    limiter = LocalLimiter(used, lambda: moment)
+    early = asyncio.create_task(limiter.charge("key", limits))
+    await asyncio.sleep(0)
+    moment = midnight
+    assert (await limiter.charge("key", limits)).over is None
+    told.set()
+    await early
+    assert (await limiter.charge("key", limits)).over
 
 
 async def test_many_that_find_out_at_once_that_a_month_began_count_exactly(
@@ -462,6 +527,14 @@ async def test_without_limits_there_may_be_many(database_url: sa.URL) -> None:
         pass
 
 
+async def test_a_limit_of_a_key_that_was_revoked_keeps_nobody_out(
+    database_url: sa.URL, key_service: KeyService
+) -> None:
+    made = key_service.create("key", limits=["1/second"], actor="test")
+    key_service.revoke(made.id, actor="test")
+    await test_without_limits_there_may_be_many(database_url)
+
+
 async def test_a_limit_that_comes_later_is_counted_apart_and_said_once(
     database_url: sa.URL, key_service: KeyService, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -500,6 +573,25 @@ def test_what_is_held_ends_with_who_holds_it(database_url: sa.URL) -> None:
     finally:
         one.release()
         two.release()
+
+
+def test_a_file_is_held_whatever_it_is_called(tmp_path: Path) -> None:
+    (tmp_path / "link.db").symlink_to("keys.db")
+    file, link = (
+        Hold(sa.URL.create("sqlite", database=str(tmp_path / name)))
+        for name in ("keys.db", "link.db")
+    )
+    assert file.take()
+    assert not link.take()
+    file.release()
+    assert link.take()
+    link.release()
+
+
+def test_what_cannot_be_held_is_not_said_to_be_held_by_others(tmp_path: Path) -> None:
+    (tmp_path / "keys.db-limits").write_text("no database" * 100)
+    with pytest.raises(StoreUnavailableError, match="out of reach: file is not a database"):
+        Hold(sa.URL.create("sqlite", database=str(tmp_path / "keys.db"))).take()
 
 
 # Several processes, as a supervisor starts them.
@@ -574,16 +666,3 @@ async def test_where_servers_count_apart_the_command_says_so(
         assert not says_so()
         monkeypatch.setenv("VALKEY_URL", "valkey://127.0.0.1:6379")
         assert not says_so("--limit", "5/minute")
-
-
-def test_what_cannot_be_held_is_out_of_reach(tmp_path: Path) -> None:
-    nowhere = Hold(sa.URL.create("sqlite", database=f"{tmp_path}/no/such/folder/keys.db"))
-    with pytest.raises(StoreUnavailableError, match="DATABASE_URL: out of reach: unable to open"):
-        nowhere.take()
-    (tmp_path / "keys.db-limits").write_bytes(b"no database, but long enough to be read as one" * 9)
-    with pytest.raises(StoreUnavailableError, match="file is not a database"):
-        Hold(sa.URL.create("sqlite", database=f"{tmp_path}/keys.db")).take()
-    nobody = sa.make_url("postgresql+psycopg://nobody:swordfish@127.0.0.1:1/none")
-    with pytest.raises(StoreUnavailableError) as caught:
-        Hold(nobody).take()
-    assert "swordfish" not in f"{caught.value}"

@@ -2,13 +2,15 @@
 
 import httpx
 import pytest
+import sqlalchemy as sa
 
 from app.auth import GuardedAPI
-from app.auth.keys import new_secret
+from app.auth.keys import Key, new_secret
 from app.auth.networks import are_within, is_within, parse_networks
-from app.auth.service import MANAGE, KeyService
+from app.auth.service import MANAGE, ForbiddenError, KeyService
 from app.auth.store import DatabaseKeyStore
 from app.constants import API_KEY_HEADER, MISSING_KEY_STATUS
+from app.settings import load_settings
 from tests.auth.servers import answer_of, ask, status_of
 
 
@@ -134,6 +136,20 @@ async def test_nobody_makes_or_renews_a_key_that_is_freer_than_his(
         assert "No key that you manage may" in refused.json()["detail"]
     assert (await client.post(f"/api-keys/{free.id}/rotate")).status_code == 403
     assert (await client.post(f"/api-keys/{made.json()['id']}/rotate")).status_code == 200
+
+
+def test_the_default_limit_binds_who_manages_as_well(
+    database_url: sa.URL, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RATE_LIMIT", "5/minute")
+    service = KeyService(load_settings())
+    made = service.create("manager", [MANAGE], actor="test")
+    manager = Key(made.id, made.name, frozenset(made.scopes))
+    for limits in ([], ["5/minute"], ["9/day"], ["1/second", "4/minute"]):
+        service.create("key", limits=limits, actor="test", by=manager)
+    for limits in (["6/minute"], ["1/second"]):
+        with pytest.raises(ForbiddenError, match="may send more than yours: 5/minute"):
+            service.create("key", limits=limits, actor="test", by=manager)
 
 
 async def test_what_is_no_limit_and_no_address_is_told(

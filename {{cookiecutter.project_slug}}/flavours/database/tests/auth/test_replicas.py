@@ -21,7 +21,7 @@ from typing import Any, Self
 import pytest
 import sqlalchemy as sa
 
-from app.auth.engine import connect
+from app.auth.engine import Hold, connect
 from app.auth.errors import StoreUnavailableError
 from app.auth.keys import new_secret
 from app.auth.schema import upgrade
@@ -390,6 +390,27 @@ async def test_a_database_that_freezes_is_missed_only_meanwhile(
         finally:
             postgresql_in_trouble.thaw()
         await until_status(service, secrets[0].encode(), 200)
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGSTOP"), reason="needs POSIX: nothing else freezes")
+async def test_a_database_that_freezes_holds_up_neither_who_counts_limits_nor_a_stop(
+    postgresql_in_trouble: OwnPostgreSQL, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("app.auth.engine.PATIENCE", 1.0)
+    hold = Hold(load_settings().database_url)
+    assert await asyncio.to_thread(hold.take)
+    postgresql_in_trouble.freeze()
+    try:
+        with pytest.raises(StoreUnavailableError, match="DATABASE_URL: out of reach"):
+            await asyncio.wait_for(asyncio.to_thread(hold.take), 30)
+    finally:
+        postgresql_in_trouble.thaw()
+    assert await asyncio.to_thread(hold.take)
+    postgresql_in_trouble.freeze()
+    try:
+        await asyncio.wait_for(asyncio.to_thread(hold.release), 30)
+    finally:
+        postgresql_in_trouble.thaw()
 
 
 class Proxy:

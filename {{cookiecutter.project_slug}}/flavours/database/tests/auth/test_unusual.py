@@ -147,6 +147,15 @@ def test_use_from_far_more_networks_than_before(
     assert found(connection, key) == [problem] * is_unusual
 
 
+def test_networks_of_an_evening_are_not_forgotten_at_midnight(connection: sa.Connection) -> None:
+    key, secret = a_key(connection)
+    use(connection, secret, 13 * HOUR, 1)
+    use_from(connection, secret, 13 * HOUR, 11)
+    assert len(found(connection, key)) == 1
+    assert len(found(connection, key, now=NOW - 13 * HOUR)) == 1
+    assert found(connection, key, now=NOW + DAY) == []
+
+
 # In the log.
 
 

@@ -495,6 +495,18 @@ async def test_a_network_that_is_known_is_not_written_again(
     note.assert_not_called()
 
 
+async def test_networks_that_cannot_be_written_are_written_later(
+    service: GuardedAPI, store: DatabaseKeyStore, key_service: KeyService
+) -> None:
+    key = key_service.create("key", actor="test").key.encode()
+    await status_of(service, key)
+    with patch.object(store._queries, "note_networks", side_effect=StoreUnavailableError("gone")):
+        await store.flush()
+    await store.flush()
+    with transaction(key_service.engine) as connection:
+        assert connection.scalars(sa.select(api_key_networks.c.digest)).all() == [digest(key)]
+
+
 def test_networks_take_no_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("app.auth.usage.MOST_NETWORKS", 5)
     monkeypatch.setattr("app.auth.usage.MOST_NOTED", 12)
