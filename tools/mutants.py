@@ -691,7 +691,7 @@ ENV = [
         "app/auth/guard.py",
         "and self._problem:",
         "and not self._problem:",
-        "scopes",
+        "guard",
     ),
 ]
 
@@ -1616,6 +1616,13 @@ DATABASE = [
         "app/auth/usage.py",
         "len(self._networks) < MOST_NETWORKS",
         "len(self._networks) < 10**9",
+        "usage",
+    ),
+    Mutant(
+        "networks that are noted take memory",
+        "app/auth/usage.py",
+        "if len(self._noted) > MOST_NOTED:",
+        "if len(self._noted) > 10**9:",
         "usage",
     ),
     Mutant(
