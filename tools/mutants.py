@@ -691,7 +691,7 @@ ENV = [
         "app/auth/guard.py",
         "and self._problem:",
         "and not self._problem:",
-        "scopes",
+        "guard",
     ),
 ]
 
@@ -1586,14 +1586,14 @@ DATABASE = [
         "SQLite lets a key move to other addresses",
         "app/auth/migrations/versions/0004_limits.py",
         "WHEN NEW.networks <> OLD.networks BEGIN",
-        "WHEN NEW.id <> OLD.id BEGIN",
+        "WHEN false BEGIN",
         "changes",
     ),
     Mutant(
         "PostgreSQL lets a key move to other addresses",
         "app/auth/migrations/versions/0004_limits.py",
         "WHEN (NEW.networks <> OLD.networks)",
-        "WHEN (NEW.id <> OLD.id)",
+        "WHEN (false)",
         "changes",
     ),
     # From where keys are used is noted in little space, and what is unusual is told once.
@@ -1616,6 +1616,13 @@ DATABASE = [
         "app/auth/usage.py",
         "len(self._networks) < MOST_NETWORKS",
         "len(self._networks) < 10**9",
+        "usage",
+    ),
+    Mutant(
+        "networks that are noted take memory",
+        "app/auth/usage.py",
+        "if len(self._noted) > MOST_NOTED:",
+        "if len(self._noted) > 10**9:",
         "usage",
     ),
     Mutant(

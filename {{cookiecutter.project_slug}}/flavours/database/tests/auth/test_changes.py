@@ -406,6 +406,8 @@ MERGES = {
     " ON CONFLICT (id) DO UPDATE SET revoked_at = NULL",
     "api_keys_never_widen": "INSERT INTO api_keys SELECT * FROM api_keys"
     " ON CONFLICT (id) DO UPDATE SET scopes = '*'",
+    "api_keys_stay_where_they_are": "INSERT INTO api_keys SELECT * FROM api_keys"
+    " ON CONFLICT (id) DO UPDATE SET networks = '::/0'",
     "api_key_secrets_stay_ended": "INSERT INTO api_key_secrets SELECT * FROM api_key_secrets"
     " ON CONFLICT (digest) DO UPDATE SET ended_at = NULL",
     "api_key_events_are_final": "INSERT INTO api_key_events SELECT * FROM api_key_events"

@@ -514,6 +514,6 @@ def test_networks_take_no_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     for number in range(100):
         counts.use(b"key", 0.0, "served", f"10.0.{number}.1")
         assert len(counts.networks()) <= 5
-        if number % 5 == 4:
+        if number % 20 == 19:
             counts.noted(counts.networks())
         assert len(counts._noted) <= 12 + 5
