@@ -52,7 +52,7 @@ def parse_limits(written: Iterable[str]) -> tuple[Limit, ...]:
         if limit.requests > (most := MOST_SLIDING if limit.seconds else MOST):
             raise ValueError(f"{text!r} is too many: {most} at most; quotas are of a day or month")
         if period in limits:
-            raise ValueError(f"{text!r} is the second limit for a {period}; give one")
+            raise ValueError(f"{text!r} is a second limit per {period}; give one")
         limits[period] = limit
     return tuple(limits[period] for period in (*SLIDING, *CALENDAR) if period in limits)
 

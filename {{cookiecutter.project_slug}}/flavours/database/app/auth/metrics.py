@@ -34,23 +34,27 @@ from app.auth.store import DatabaseKeyStore
 
 FOLDER: Final = "PROMETHEUS_MULTIPROC_DIR"  # where several processes put what they count
 _KINDS: Final = ("counter_", "gauge_", "histogram_", "summary_")  # how the names of files begin
-MOST_KEYS: Final = 10_000  # that are told apart
+MOST_KEYS: Final = 10_000  # further ones are told together
 _METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "WS"})
 _BUCKETS: Final = (0.005, 0.025, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0)  # seconds
 
 disable_created_metrics()  # as many series more, which tell when each began
-_requests = Counter("api_requests", "Requests that were answered", ["route", "method", "status"])
+_ours: Final = CollectorRegistry()  # or an exporter of yours that is open to all would tell it
+_requests = Counter(
+    "api_requests", "Requests that were answered", ["route", "method", "status"], registry=_ours
+)
 _seconds = Histogram(
     "api_request_seconds",
     "Seconds until the answer began, of requests that were not refused",
     ["route"],
     buckets=_BUCKETS,
+    registry=_ours,
 )
-_uses = Counter("api_key_requests", "Requests with a key in force", ["key_id", "outcome"])
-_refusals = Counter("api_key_refusals", "Requests that were refused", ["reason"])
-
-
-_keys: Final[set[str]] = set()
+_uses = Counter(
+    "api_key_requests", "Requests with a key in force", ["key_id", "outcome"], registry=_ours
+)
+_refusals = Counter("api_key_refusals", "Requests that were refused", ["reason"], registry=_ours)
+_keys: Final[set[str]] = set()  # that are told apart
 
 # To find a series takes longer than to count, so each is looked for once.
 
@@ -136,7 +140,8 @@ def metrics(request: Request) -> Response:
     if not shared and (parent_process() or "gunicorn" in sys.modules):
         raise HTTPException(503, f"One of several processes is asked for all: set {FOLDER}")
     told = CollectorRegistry()
-    told.register(MultiProcessCollector(None) if shared else REGISTRY)
+    for each in [MultiProcessCollector(None)] if shared else [_ours, REGISTRY]:
+        told.register(each)
     told.register(_Ages(request.app.keys))
     encode, media_type = choose_encoder(request.headers.get("accept", ""))
     return Response(encode(told), headers={"Content-Type": media_type})

@@ -90,7 +90,7 @@ def test_what_is_no_limit_names_one(given: str, problem: str) -> None:
 
 
 def test_of_each_period_there_is_one() -> None:
-    with pytest.raises(ValueError, match="second limit for a minute"):
+    with pytest.raises(ValueError, match="second limit per minute"):
         parse_limits(["5/minute", "6/minute"])
 
 

@@ -19,7 +19,7 @@ import pytest
 from fastapi import WebSocket
 from hypothesis import given
 from hypothesis import strategies as st
-from prometheus_client import REGISTRY, Counter, Metric
+from prometheus_client import REGISTRY, Counter, Metric, generate_latest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as open_metrics
 from prometheus_client.parser import text_string_to_metric_families as text_metrics
 from starlette.responses import PlainTextResponse, StreamingResponse
@@ -52,10 +52,10 @@ def series(families: Iterable[Metric]) -> dict[Series, float]:
 @pytest.fixture
 def told() -> Told:
     """What was counted here since the test began."""
-    before = series(REGISTRY.collect())
+    before = series(metrics._ours.collect())
 
     def since() -> dict[Series, float]:
-        now = series(REGISTRY.collect())
+        now = series(metrics._ours.collect())
         counted = {each: value - before.get(each, 0.0) for each, value in now.items()}
         return {
             each: value
@@ -194,10 +194,10 @@ async def test_a_stream_counts_when_it_begins(api: GuardedAPI, keys: Keys, told:
 
 async def test_the_seconds_are_those_until_the_answer_begins(api: GuardedAPI, keys: Keys) -> None:
     secret, name = keys.issue(), "api_request_seconds"
-    before = series(REGISTRY.collect())
+    before = series(metrics._ours.collect())
     with patch("app.auth.requests.time.perf_counter", side_effect=[10.0, 10.3, 99.0, 99.0]):
         await ask(api, secret, path="/items/1")
-    after = series(REGISTRY.collect())
+    after = series(metrics._ours.collect())
     took = {
         label: after[name + label, *more] - before.get((name + label, *more), 0.0)
         for label, *more in (
@@ -227,10 +227,10 @@ async def test_whatever_a_stranger_sends_is_no_label(
     public = PublicRouter()
     public.add_api_route("/{name}", lambda name: None)
     api.include_router(public)
-    before = set(series(REGISTRY.collect()))
+    before = set(series(metrics._ours.collect()))
     headers = [(b"x-request-id", id), (b"user-agent", sent)]
     await ask(api, sent, path=f"/{path}", method=method, headers=headers, type=type, body=b"")
-    for name, *labels in set(series(REGISTRY.collect())) - before:
+    for name, *labels in set(series(metrics._ours.collect())) - before:
         if name == "api_requests_total":
             assert labels[0] in {*metrics._METHODS, "other"}
             assert labels[1] in {"", "/{name}"}
@@ -311,6 +311,14 @@ async def test_a_page_of_somebody_else_does_not_make_it_public(store: DatabaseKe
     service.include_router(metrics.router)
     service.add_route("/metrics", lambda _: PlainTextResponse("theirs"))
     assert await status_of(service, path="/metrics") == MISSING_KEY_STATUS
+
+
+async def test_an_exporter_that_is_open_to_all_tells_no_key(
+    api: GuardedAPI, keys: Keys, told: Told
+) -> None:
+    await status_of(api, keys.issue(), path="/items/1")
+    assert ("api_key_requests_total", "key-0", "served") in told()
+    assert b"api_key" not in generate_latest()
 
 
 async def test_no_key_and_nothing_that_was_sent_is_told(
