@@ -1214,8 +1214,8 @@ DATABASE = [
     Mutant(
         "a worker tells its own share for the whole",
         "app/auth/metrics.py",
-        "MultiProcessCollector(None) if shared else REGISTRY",
-        "REGISTRY",
+        "[MultiProcessCollector(None)] if shared else [_ours, REGISTRY]",
+        "[_ours, REGISTRY]",
         "metrics",
     ),
     Mutant(

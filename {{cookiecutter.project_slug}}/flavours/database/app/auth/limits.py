@@ -138,17 +138,16 @@ class LocalLimiter:
 
     def __init__(self, used: Used, now: Callable[[], float]) -> None:
         self._used, self._now = used, now
-        self._counts: dict[str, Sequence[_Sliding | _Quota]] = {}
+        self._counts: dict[str, tuple[Sequence[Limit], Sequence[_Sliding | _Quota]]] = {}
         self._forget_at = MOST_IDLE
 
     async def charge(self, key_id: str, limits: Sequence[Limit]) -> Charge:
-        counts = self._counts.get(key_id)
-        if counts is None:
+        known, counts = self._counts.get(key_id, ((), ()))
+        if known is not limits and known != limits:
             if len(self._counts) >= self._forget_at:
                 self._forget_idle()
-            counts = self._counts[key_id] = [
-                _Sliding(limit) if limit.seconds else _Quota(limit) for limit in limits
-            ]
+            counts = [_Sliding(limit) if limit.seconds else _Quota(limit) for limit in limits]
+            self._counts[key_id] = limits, counts
         moment = self._now()
         for count in counts:
             if isinstance(count, _Quota) and not count.covers(moment):
@@ -169,7 +168,7 @@ class LocalLimiter:
 
     def forget_quotas(self) -> None:
         """Others have counted meanwhile: look again what is written down."""
-        for counts in self._counts.values():
+        for _, counts in self._counts.values():
             for count in counts:
                 if isinstance(count, _Quota):
                     count.ends_at = 0.0
@@ -177,9 +176,9 @@ class LocalLimiter:
     def _forget_idle(self) -> None:
         now = monotonic_ns()
         self._counts = {
-            id: counts
-            for id, counts in self._counts.items()
-            if not all(isinstance(count, _Sliding) and count.is_idle(now) for count in counts)
+            id: known
+            for id, known in self._counts.items()
+            if not all(isinstance(count, _Sliding) and count.is_idle(now) for count in known[1])
         }
         self._forget_at = max(MOST_IDLE, 2 * len(self._counts))
 

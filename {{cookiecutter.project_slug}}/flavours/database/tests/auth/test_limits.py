@@ -227,6 +227,15 @@ async def test_of_several_limits_the_longest_wait_is_told() -> None:
     assert dict(headers_of(charge, limits))[b"retry-after"] == b"60"  # who came sooner would fail
 
 
+async def test_other_limits_of_a_key_begin_anew() -> None:
+    """Somebody may write them into the database."""
+    limiter = LocalLimiter(nothing_used, lambda: NOON.timestamp())
+    for written in ("1/hour", "2/hour", "1/minute 5/day", "1/hour"):
+        charge = await limiter.charge("key", parse_limits(written.split()))
+        assert charge.over is None
+    assert (await limiter.charge("key", parse_limits(["1/hour"]))).over
+
+
 async def test_counts_of_keys_that_rest_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("app.auth.limits.MOST_IDLE", 10)
     limiter, now = LocalLimiter(nothing_used, lambda: NOON.timestamp()), 0.0
