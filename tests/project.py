@@ -74,7 +74,7 @@ def run(
         text=True,
         encoding="utf-8",
         stdin=subprocess.DEVNULL,
-        timeout=900,
+        timeout=1800,  # two whole suites may share the machine
     )
     if check and result.returncode:
         raise AssertionError(

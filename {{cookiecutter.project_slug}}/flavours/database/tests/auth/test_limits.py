@@ -190,7 +190,7 @@ async def test_no_window_has_more_than_the_limit_and_nobody_waits_for_less(
         assert all(oracle.most_in_a_window(limit) <= limit.requests for limit in limits)
 
 
-@given(st.sampled_from([1, 2, 3, 7, 10]), st.integers(1, 40))
+@given(st.sampled_from([1, 2, 3, 7, 10]), st.integers(1, 10))
 async def test_steady_traffic_at_the_rate_is_never_refused(rate: int, seconds: int) -> None:
     limits = parse_limits([f"{rate}/second"])
     limiter = LocalLimiter(nothing_used, lambda: 0.0)

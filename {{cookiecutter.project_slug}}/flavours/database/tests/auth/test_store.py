@@ -940,6 +940,6 @@ async def test_a_service_without_any_key_starts_and_lets_nobody_in(
     database_url: sa.URL, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("API_KEYS", "")
-    service = make_service(load_settings())
+    service = make_service(load_settings().model_copy(update={"key_max_staleness": 30.0}))
     async with service.keys.follow():
         assert await status_of(service, new_secret().encode(), path=PROBE) == MISSING_KEY_STATUS
