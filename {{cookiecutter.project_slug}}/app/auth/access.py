@@ -208,14 +208,14 @@ async def authenticate(scope: Scope, keys: KeyStore, guesses: Guesses) -> Key | 
     from where it may, and has a request left.
 
     Every secret that arrives, known or not, costs one digest and one lookup; no lookup from an
-    address that guesses. It gets 429 for whatever others get the answer to strangers for.
+    address that guesses: it gets 429 for every key that lets nobody in.
     """
-    client, _ = scope.get("client") or ("", 0)
-    slowed = guesses.are_many(client)
     offered = scope[OFFERED]
     if isinstance(offered, Refusal):
-        return _SLOWED if slowed else offered
+        return offered
     hashed, may_be_one = offered
+    client, _ = scope.get("client") or ("", 0)
+    slowed = guesses.are_many(client)
     if slowed and not keys.knows(hashed):
         guesses.add(client)
         return _SLOWED
