@@ -140,7 +140,7 @@ def _id_of(scope: Scope) -> str:
 def _is_key(value: bytes, scope: Scope) -> bool:
     hashed = digest(canonical(value).lower())
     offered, keys = scope.get(OFFERED), scope["app"].keys
-    return (isinstance(offered, tuple) and offered[0] == hashed) or bool(keys.recall(hashed))
+    return (isinstance(offered, tuple) and offered[0] == hashed) or bool(keys.knows(hashed))
 
 
 def _mask(span: trace.Span, scope: Scope) -> None:

@@ -300,6 +300,17 @@ async def test_a_warm_request_with_limits_and_addresses_costs_no_query_and_no_wr
     assert (digests.call_count, seen) == (99, [])
 
 
+async def test_a_bounded_key_in_the_place_of_an_id_is_not_repeated_either(
+    service: GuardedAPI, key_service: KeyService, caplog: pytest.LogCaptureFixture
+) -> None:
+    made = key_service.create("key", limits=["9/hour"], networks=["127.0.0.1"], actor="test")
+    key = made.key.encode()
+    assert await status_of(service, key) == 200
+    answer = await answer_of(service, path="/health/live", headers=[(b"x-request-id", key)])
+    assert answer.header("x-request-id") not in (None, made.key)
+    assert made.key not in caplog.text
+
+
 async def test_a_key_without_a_limit_is_told_of_none(
     service: GuardedAPI, key_with: MakeKey
 ) -> None:
