@@ -259,7 +259,8 @@ class DatabaseKeyStore:
         the limits that there are would not be kept.
         """
         self._queries.name_server()
-        self._has_limits |= await self._run(self._threads, None, self._queries.has_limits)
+        if not (self._shares_limits or self._has_limits):
+            self._has_limits = await self._run(self._threads, None, self._queries.has_limits)
         if not await self._counts_alone():
             raise SettingsError(f"VALKEY_URL: {NOT_ALONE}")
         await self.flush(starting=True)

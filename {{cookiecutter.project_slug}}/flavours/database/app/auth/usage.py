@@ -137,9 +137,7 @@ def _network_of(client: str) -> str:
 
 def add(connection: sa.Connection, table: sa.Table, rows: Sequence[Row]) -> None:
     """Add counts to those that are there."""
-    # Each speaks of it in its own dialect, and to load PostgreSQL's takes a while.
-    dialect = import_module(f"sqlalchemy.dialects.{connection.dialect.name}")
-    statement = dialect.insert(table)
+    statement = _insert(connection, table)
     counts = [column.name for column in table.c if not column.primary_key]
     statement = statement.on_conflict_do_update(
         index_elements=list(table.primary_key),
@@ -157,8 +155,13 @@ def note_networks(connection: sa.Connection, rows: Sequence[Row]) -> None:
     full = connection.execute(counted.having(sa.func.count() >= MOST_OF_A_SECRET))
     days -= {(row.digest, row.starts_at) for row in full}
     if new := [row for row in rows if (row["digest"], row["starts_at"]) in days]:
-        dialect = import_module(f"sqlalchemy.dialects.{connection.dialect.name}")
-        connection.execute(dialect.insert(api_key_networks).on_conflict_do_nothing(), new)
+        connection.execute(_insert(connection, api_key_networks).on_conflict_do_nothing(), new)
+
+
+def _insert(connection: sa.Connection, table: sa.Table) -> Any:
+    """One that may meet what is there: each database speaks of that in its own dialect."""
+    # Here, for to load PostgreSQL's takes a while.
+    return import_module(f"sqlalchemy.dialects.{connection.dialect.name}").insert(table)
 
 
 def used(connection: sa.Connection, key_id: str, since: datetime) -> int:
