@@ -147,13 +147,15 @@ class Project:
         """The service's URL while it runs; `{port}` in the command is replaced by a free one."""
         with socket.create_server(("127.0.0.1", 0)) as listener:
             port = listener.getsockname()[1]
-        server = subprocess.Popen(
-            [part.format(port=port) for part in command],
-            cwd=self.path,
-            env=environment(**variables),
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
+        said = self.path.parent / f"server-{port}.log"
+        with said.open("wb") as log:
+            server = subprocess.Popen(
+                [part.format(port=port) for part in command],
+                cwd=self.path,
+                env=environment(**variables),
+                stdout=log,
+                stderr=subprocess.STDOUT,
+            )
         try:
             deadline = time.monotonic() + 60
             while True:
@@ -161,8 +163,8 @@ class Project:
                     socket.create_connection(("127.0.0.1", port), timeout=1).close()
                     break
                 except OSError:
-                    assert server.poll() is None, f"{command} ended with {server.returncode}"
-                    assert time.monotonic() < deadline, f"{command} does not listen"
+                    assert server.poll() is None, said.read_text("utf-8", "replace")
+                    assert time.monotonic() < deadline, said.read_text("utf-8", "replace")
                     time.sleep(0.05)
             yield f"http://127.0.0.1:{port}"
         finally:

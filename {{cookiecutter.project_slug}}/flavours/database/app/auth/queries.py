@@ -68,28 +68,29 @@ class Queries:
         self,
         engine: sa.Engine,
         env_keys: Iterable[bytes],
-        patience: float,
         rate_limit: tuple[Limit, ...],
     ) -> None:
         self._engine, self._env_keys = engine, frozenset(env_keys)
         self._env_ids = {ENV_ID + id_of(digest) for digest in self._env_keys}
         self._rate_limit = rate_limit  # of keys that have none of their own
-        self.patience = patience  # seconds until a question is given up
         self.name_server()
 
     def name_server(self) -> None:
         """Each process has a name of its own: this one may have forked."""
         self._server = token_hex(8)
 
-    def news(self, known: Position) -> News:
-        """What has changed since, and whether others wait for this server when they revoke."""
+    def news(self, known: Position, patience: float) -> News:
+        """What has changed since, and whether others wait for this server when they revoke.
+
+        The patience, in seconds, is that of a transaction.
+        """
         events, servers = api_key_events.c, api_key_servers.c
 
         def latest(column: sa.Column[Any]) -> sa.ScalarSelect[Any]:
             return sa.select(column).order_by(events.id.desc()).limit(1).scalar_subquery()
 
         bound = sa.select(servers.max_staleness).where(servers.id == self._server)
-        with transaction(self._engine, patience=self.patience) as connection:
+        with transaction(self._engine, patience=patience) as connection:
             # In one statement: others wait for this server if they have changed anything since.
             query = sa.select(latest(events.id), latest(events.stamp), bound.scalar_subquery())
             event, stamp, counted = connection.execute(query).one()

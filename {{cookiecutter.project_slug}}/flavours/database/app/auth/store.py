@@ -60,8 +60,8 @@ class DatabaseKeyStore:
         self._max_staleness = settings.key_max_staleness
         # A question is asked anew after that, on another connection: no less than a loaded machine
         # may need.
-        patience = min(max(self._max_staleness, 1.0), PATIENCE)
-        self._queries = Queries(self._engine, settings.api_keys, patience, settings.rate_limit)
+        self._patience = min(max(self._max_staleness, 1.0), PATIENCE)
+        self._queries = Queries(self._engine, settings.api_keys, settings.rate_limit)
         self._clock = clock.Clock()
         self._shares_limits = bool(settings.valkey_url)
         self._has_limits = bool(settings.rate_limit)
@@ -191,20 +191,20 @@ class DatabaseKeyStore:
         while self._asked_at < moment:
             await _in_time(give_up_at, self._question())
 
-    def _question(self) -> asyncio.Task[None]:
+    def _question(self, patience: float | None = None) -> asyncio.Task[None]:
         """One to the database, however many wait for the answer."""
         if not self._asking or self._asking.done():
-            self._asking = asyncio.create_task(self._ask())
+            self._asking = asyncio.create_task(self._ask(patience or self._patience))
             # Somebody has to take an error: all who waited for the answer may have given up.
             self._asking.add_done_callback(lambda asked: asked.cancelled() or asked.exception())
         return self._asking
 
-    async def _ask(self) -> None:
-        threads = self._asking_threads
+    async def _ask(self, patience: float) -> None:
+        threads, news_since = self._asking_threads, self._queries.news
         while True:
             asked_at = monotonic()
-            give_up_at = asked_at + self._queries.patience
-            news = await self._run(threads, give_up_at, self._queries.news, self._position)
+            give_up_at = asked_at + patience
+            news = await self._run(threads, give_up_at, news_since, self._position, patience)
             if news.changed is not None:
                 break
             await self._learn_everything(news.position)
@@ -264,7 +264,7 @@ class DatabaseKeyStore:
         if not await self._counts_alone():
             raise SettingsError(f"VALKEY_URL: {NOT_ALONE}")
         await self.flush(starting=True)
-        await _in_time(None, self._question())
+        await _in_time(None, self._question(PATIENCE))  # no busy machine keeps it from starting
         if ahead := self._clock.ahead:
             logger.warning("The keys' database says %s. Is this machine's clock right?", ahead)
         stop = asyncio.Event()

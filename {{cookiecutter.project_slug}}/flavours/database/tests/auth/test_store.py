@@ -450,6 +450,16 @@ async def test_others_wait_for_a_server_from_its_start_to_its_stop(
     assert store._trusted_until <= store._asked_at + LEAST_STALENESS
 
 
+async def test_a_busy_database_does_not_keep_a_service_from_starting(
+    store: DatabaseKeyStore,
+) -> None:
+    store._patience = 0.01
+    with held(store, "news") as question:
+        asyncio.get_running_loop().call_later(0.1, question.go_on.set)
+        async with store.follow():
+            assert store._asked_at > -inf
+
+
 async def test_an_answer_from_before_others_wait_is_trusted_as_if_they_did_not(
     store: DatabaseKeyStore,
 ) -> None:
@@ -636,7 +646,7 @@ async def test_a_question_that_hangs_is_given_up_and_asked_anew(
     service: GuardedAPI, store: DatabaseKeyStore, secrets: list[str]
 ) -> None:
     assert await status_of(service, secrets[0].encode()) == 200
-    store._max_staleness = store._queries.patience = 0.1
+    store._max_staleness = store._patience = 0.1
     with held(store, "news", calls=3) as question:
         for _ in range(3):
             forget_when_it_asked(store)
@@ -644,7 +654,7 @@ async def test_a_question_that_hangs_is_given_up_and_asked_anew(
             assert await asyncio.gather(*calls) == [503] * 20
             await until_given_up(store)
         assert not question.go_on.is_set()
-        store._max_staleness = store._queries.patience = 30.0
+        store._max_staleness = store._patience = 30.0
         assert await status_of(service, secrets[0].encode()) == 200
 
 
