@@ -45,6 +45,8 @@ def environment(**variables: str) -> dict[str, str]:
             )
         )
         and name not in ("DATABASE_URL", "KEY_PREFIX", "KEY_MAX_STALENESS", "TEST_DATABASE_URL")
+        # Every command would compile all that it imports, which takes as long as all the rest.
+        and name != "PYTHONDONTWRITEBYTECODE"
     }
     tools = Path(sys.prefix) / ("Scripts" if os.name == "nt" else "bin")
     return {
