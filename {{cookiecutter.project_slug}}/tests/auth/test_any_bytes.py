@@ -34,11 +34,17 @@ quick = hypothesis_settings(
 both_parsers = pytest.mark.parametrize("parser", ["httptools", "h11"])
 
 
+@pytest.fixture(scope="module")
+def without_keys() -> GuardedAPI:
+    return with_probe(GuardedAPI(Keys()))
+
+
 @quick
 @given(values=several)
-def test_any_header_bytes_are_refused_in_process(values: list[bytes]) -> None:
-    api = with_probe(GuardedAPI(Keys()))
-    assert asyncio.run(status_of(api, *values)) == MISSING_KEY_STATUS
+def test_any_header_bytes_are_refused_in_process(
+    without_keys: GuardedAPI, values: list[bytes]
+) -> None:
+    assert asyncio.run(status_of(without_keys, *values)) == MISSING_KEY_STATUS
 
 
 @pytest.fixture(params=["httptools", "h11"])

@@ -213,6 +213,15 @@ async def test_the_seconds_are_those_until_the_answer_begins(api: GuardedAPI, ke
 # In series that are few.
 
 
+@pytest.fixture(scope="module")
+def counting() -> GuardedAPI:
+    api = GuardedAPI(Keys(), around=partial(RequestLog, counts=[metrics.count]))
+    public = PublicRouter()
+    public.add_api_route("/{name}", lambda name: None)
+    api.include_router(public)
+    return api
+
+
 @given(
     path=st.text(max_size=30),
     method=st.text(st.characters(codec="ascii"), min_size=1, max_size=10),
@@ -221,15 +230,11 @@ async def test_the_seconds_are_those_until_the_answer_begins(api: GuardedAPI, ke
     type=st.sampled_from(["http", "websocket"]),
 )
 async def test_whatever_a_stranger_sends_is_no_label(
-    path: str, method: str, sent: bytes, id: bytes, type: str
+    counting: GuardedAPI, path: str, method: str, sent: bytes, id: bytes, type: str
 ) -> None:
-    api = GuardedAPI(Keys(), around=partial(RequestLog, counts=[metrics.count]))
-    public = PublicRouter()
-    public.add_api_route("/{name}", lambda name: None)
-    api.include_router(public)
     before = set(series(metrics._ours.collect()))
     headers = [(b"x-request-id", id), (b"user-agent", sent)]
-    await ask(api, sent, path=f"/{path}", method=method, headers=headers, type=type, body=b"")
+    await ask(counting, sent, path=f"/{path}", method=method, headers=headers, type=type, body=b"")
     for name, *labels in set(series(metrics._ours.collect())) - before:
         if name == "api_requests_total":
             assert labels[0] in {*metrics._METHODS, "other"}

@@ -130,7 +130,7 @@ class Poller(Line):
             key, sent_at = self.key, time.monotonic()
             if status := self.request(key):
                 self.answers.append((sent_at, key, status))
-            time.sleep(0.002)  # for others
+            time.sleep(0.01)  # for others
 
     def statuses(self, key: str, since: float = 0.0) -> list[int]:
         """Those of requests that were sent then or later."""

@@ -247,7 +247,7 @@ def bursts(chance: random.Random, at: datetime) -> int:
 
 
 def test_in_a_usual_month_nobody_cries_wolf(connection: sa.Connection) -> None:
-    """Sixty keys, a month to learn and a month to watch, looked at every hour."""
+    """Sixty keys, a month to learn and a month to watch, looked at every day."""
     chance = random.Random(1)  # noqa: S311
     loads = [people, batches, machines, bursts] * 15
     all_keys = [a_key(connection, f"key-{number}") for number in range(len(loads))]

@@ -260,7 +260,15 @@ async def test_usage_is_told_by_hour_and_by_secret(
         assert [each.served for each in key_service.all_usage(WEEK).keys] == [4]
 
 
-THINNED = [api_key_usage, api_key_refusals, api_key_networks]
+@pytest.fixture(scope="module")
+def thinned() -> Iterator[sa.Connection]:
+    """The tables, and nothing in them."""
+    engine = sa.create_engine("sqlite://")
+    tables = [api_key_usage, api_key_refusals, api_key_networks]
+    api_key_usage.metadata.create_all(engine, tables=tables)
+    with engine.connect() as connection:
+        yield connection
+    engine.dispose()
 
 
 @given(
@@ -271,11 +279,10 @@ THINNED = [api_key_usage, api_key_refusals, api_key_networks]
     )
 )
 def test_thinning_loses_nothing_and_tells_the_last_month_by_hour(
-    rows: list[tuple[int, bytes, int]],
+    thinned: sa.Connection, rows: list[tuple[int, bytes, int]]
 ) -> None:
-    engine = sa.create_engine("sqlite://")
-    api_key_usage.metadata.create_all(engine, tables=THINNED)
-    with engine.begin() as connection:
+    connection = thinned
+    with connection.begin() as transaction:
         for hours, secret, count in rows:
             when = {"starts_at": NOON - timedelta(hours=hours), "hours": 1, "refused": 1}
             add(connection, api_key_usage, [{**when, "digest": secret * 32, "served": count}])
@@ -300,7 +307,7 @@ def test_thinning_loses_nothing_and_tells_the_last_month_by_hour(
         for left in connection.execute(sa.select(api_key_usage)):
             assert left.hours == (1 if left.starts_at >= kept_from else 24)
         assert thin(connection, NOON) == 0
-    engine.dispose()
+        transaction.rollback()
 
 
 async def test_a_server_thins_once_a_day(store: DatabaseKeyStore, key_service: KeyService) -> None:
