@@ -1207,8 +1207,15 @@ DATABASE = [
     Mutant(
         "a worker tells its own share for the whole",
         "app/auth/metrics.py",
-        "[MultiProcessCollector(None)] if shared else [_ours, REGISTRY]",
+        "[_Sums()] if shared else [_ours, REGISTRY]",
         "[_ours, REGISTRY]",
+        "metrics",
+    ),
+    Mutant(
+        "a file that has just been made hides all others",
+        "app/auth/metrics.py",
+        " if path.stat().st_size]",
+        "]",
         "metrics",
     ),
     Mutant(

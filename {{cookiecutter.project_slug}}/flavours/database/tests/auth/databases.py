@@ -60,6 +60,7 @@ class PostgreSQLDatabases:
     def __init__(self, server: sa.URL) -> None:
         self._server = server
         self._url = server.set(database=f"test_{uuid4().hex}")
+        self._engine = connect(self._url)
         self._has_schema = False
         self._run(f"CREATE DATABASE {self._url.database}")
 
@@ -108,7 +109,7 @@ class PostgreSQLDatabases:
 
     @contextmanager
     def _alone(self) -> Iterator[sa.Connection]:
-        with connect(self._url).begin() as connection:
+        with self._engine.begin() as connection:
             # Those that another test has left.
             connection.exec_driver_sql(
                 "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity"
@@ -171,8 +172,11 @@ def _fill(connection: sa.Connection, rows: dict[sa.Table, list[dict[str, Any]]])
     for table in tables:
         connection.exec_driver_sql(f"ALTER TABLE {table} DISABLE TRIGGER USER")
     names = {*sa.inspect(connection).get_table_names()} - {SCHEMA_TABLE, "alembic_version"}
-    every = ", ".join(map(connection.dialect.identifier_preparer.quote, names))
-    connection.exec_driver_sql(f"TRUNCATE {every} RESTART IDENTITY")
+    if yours := names - {table.name for table in tables}:
+        every = ", ".join(map(connection.dialect.identifier_preparer.quote, yours))
+        connection.exec_driver_sql(f"TRUNCATE {every} RESTART IDENTITY")
+    for table in reversed(tables):
+        connection.execute(sa.delete(table))  # of few rows: a third of the time of TRUNCATE
     for table in tables:
         if rows.get(table):
             connection.execute(sa.insert(table), rows[table])

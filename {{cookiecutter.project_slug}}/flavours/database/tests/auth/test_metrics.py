@@ -20,6 +20,7 @@ from fastapi import WebSocket
 from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client import REGISTRY, Counter, Metric, generate_latest
+from prometheus_client.mmap_dict import MmapedDict, mmap_key
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as open_metrics
 from prometheus_client.parser import text_string_to_metric_families as text_metrics
 from starlette.responses import PlainTextResponse, StreamingResponse
@@ -458,6 +459,21 @@ async def test_so_does_one_of_gunicorn(
         ("api_keys_age_seconds",),
         ("api_key_usage_age_seconds",),
     }
+
+
+async def test_a_process_that_was_killed_as_it_began_takes_no_sums_away(
+    client_with: Callable[..., httpx.AsyncClient], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    folder = tmp_path / "metrics"
+    monkeypatch.setenv(metrics.FOLDER, f"{folder}")
+    metrics.prepare()
+    counted = MmapedDict(f"{folder}/counter_1.db")
+    counted.write_value(mmap_key("api_requests", "api_requests_total", [], [], ""), 7.0, 0.0)
+    counted.close()
+    (folder / "counter_2.db").touch()
+    answer = await client_with("metrics:read").get("/metrics")
+    assert answer.status_code == 200
+    assert series(text_metrics(answer.text))["api_requests_total",] == 7
 
 
 NO_FOLDER = "PROMETHEUS_MULTIPROC_DIR: name a folder for this alone, which the service may write to"
