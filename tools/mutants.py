@@ -566,7 +566,7 @@ ENV = [
     Mutant(
         "caches keep the answer to a caller",
         "app/auth/guard.py",
-        '                message["headers"] = [*headers, _NO_STORE]',
+        "                headers.append(_NO_STORE)",
         "                pass",
         "traces",
     ),
@@ -1366,8 +1366,8 @@ DATABASE = [
     Mutant(
         "who gets in is not told what is left",
         "app/auth/guard.py",
-        "                send = _with_headers(send, caller.headers)\n",
-        "",
+        '[*message.get("headers", ()), *more]',
+        '[*message.get("headers", ())]',
         "limits",
     ),
     Mutant(

@@ -31,6 +31,7 @@ CALLER: Final = "app.caller"
 """Where the ASGI scope of a request says who calls: a `Key`, or the `Refusal` of a stranger."""
 OFFERED: Final = "app.offered"  # what came in place of a key, until that is known
 API: Final = "app.api"  # the application that was asked for the caller
+MEANT: Final = "app.meant"  # the route of the application that a stranger is refused on
 SEEN: Final = "app.seen"  # what the log is going to tell; copies of the scope share it
 
 _HEADER: Final = API_KEY_HEADER.lower().encode()
@@ -154,7 +155,7 @@ def route_of(scope: Scope) -> str:
     if "app_root_path" in scope:  # as it was before a mount took a part of the path
         scope = {**scope, "root_path": scope["app_root_path"]}
     partial = ""
-    for route in iter_route_contexts(api.routes):
+    for route in iter_route_contexts([scope[MEANT]] if MEANT in scope else api.routes):
         try:
             match, _ = route.matches(scope)
         except Exception:  # say, a number with too many digits: no router gets further either

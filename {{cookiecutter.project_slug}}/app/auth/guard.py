@@ -32,6 +32,7 @@ from app.auth import access
 from app.auth.access import (
     API,
     CALLER,
+    MEANT,
     OFFERED,
     PROBLEM_SCHEMA,
     RESPONSES,
@@ -281,11 +282,11 @@ class _Guard:
         caller = scope.get(CALLER)
         if caller is None:
             caller = await access.authenticate(scope, self._keys, self._guesses)
+            headers: Sequence[tuple[bytes, bytes]] = ()
             if isinstance(caller, Admission):
-                send = _with_headers(send, caller.headers)
-                caller = caller.caller
+                caller, headers = caller
             if isinstance(caller, Key):
-                await self._let_in(caller, scope, receive, _not_stored(send))
+                await self._let_in(caller, scope, receive, _not_stored(send, headers))
                 return
             scope[CALLER], scope[API] = caller, self._api
         elif scope[API].keys is not self._keys:
@@ -300,38 +301,32 @@ class _Guard:
         elif self._api.is_public(route):
             await self._app(scope, receive, send)
         else:
+            scope[MEANT] = route
             await caller(scope, receive, send)
 
 
-def _not_stored(send: Send) -> Send:
-    """No cache between may keep the answer for somebody else, unless the endpoint says so.
+def _not_stored(send: Send, more: Sequence[tuple[bytes, bytes]] = ()) -> Send:
+    """No cache between may keep the answer for somebody else, unless the endpoint says so. It gets
+    more headers besides.
 
     That it may be kept is not enough: as with an Authorization header, `public` is to be said.
     """
 
     def send_not_stored(message: Message) -> Awaitable[None]:
         if message["type"] == "http.response.start":
-            headers = message.get("headers", ())
+            headers = [*message.get("headers", ()), *more]
             for place, (name, value) in enumerate(headers):
                 if name == b"cache-control":
                     if not _FOR_WHOM.search(value):
                         private = (name, b"private, " + value)
-                        message["headers"] = [*headers[:place], private, *headers[place + 1 :]]
+                        headers[place] = private
                     break
             else:
-                message["headers"] = [*headers, _NO_STORE]
+                headers.append(_NO_STORE)
+            message["headers"] = headers
         return send(message)
 
     return send_not_stored
-
-
-def _with_headers(send: Send, headers: Sequence[tuple[bytes, bytes]]) -> Send:
-    def send_with_headers(message: Message) -> Awaitable[None]:
-        if message["type"] == "http.response.start":
-            message["headers"] = [*message.get("headers", ()), *headers]
-        return send(message)
-
-    return send_with_headers
 
 
 # Whether all of this works.

@@ -7,7 +7,6 @@ the calendar, in UTC. `valkey.py` counts the same for servers that share it.
 import re
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 from math import ceil
@@ -27,8 +26,7 @@ LIMIT_PATTERN: Final = r"^[1-9][0-9]{0,9}/(" + "|".join((*SLIDING, *CALENDAR)) +
 _LIMIT: Final = re.compile(LIMIT_PATTERN)
 
 
-@dataclass(frozen=True, slots=True)
-class Limit:
+class Limit(NamedTuple):
     requests: int
     period: str
 
