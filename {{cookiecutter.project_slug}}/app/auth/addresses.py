@@ -7,7 +7,7 @@ from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 def address_of(client: str) -> IPv4Address | IPv6Address | None:
     """The IPv4 address, where an IPv6 one stands for it. A socket of this machine has none."""
     try:
-        address = ip_address(client)
+        address = ip_address(client.partition("%")[0])  # without the name of an interface
     except ValueError:
         return None
     return getattr(address, "ipv4_mapped", None) or address

@@ -117,7 +117,10 @@ def create(
             show=partial(_show, as_json=as_json),
         )
         if (limit or quota) and service.counts_limits_apart():
-            _note("Several servers run, and each counts for itself: name a VALKEY_URL for them.")
+            _note(
+                "Several servers were there lately. Where they run at once, each counts for itself:"
+                " name a VALKEY_URL for them."
+            )
 
 
 def _limits(sliding: Iterable[str], quotas: Iterable[str]) -> list[str]:
@@ -220,7 +223,9 @@ def usage(
     as_json: AsJson = False,
 ) -> None:
     """Show how often keys were used, and who was refused without one."""
-    since = since or timedelta(days=7)
+    since = timedelta(days=7) if since is None else since
+    if not since:
+        raise typer.BadParameter("that is no time at all; write --since 7d")
     with _service() as service:
         if id is None:
             everything = service.all_usage(since)
@@ -325,7 +330,7 @@ def _service() -> Generator[KeyService]:
 
 @contextmanager
 def _changing() -> Generator[KeyService]:
-    with _one_line_errors():
+    with _one_line_errors(" A secret that cannot be shown is not issued."):
         settings = load(AuthSettings)
         service = open_service(settings)
         service.adopt_env_keys()
@@ -334,13 +339,16 @@ def _changing() -> Generator[KeyService]:
 
 
 @contextmanager
-def _one_line_errors() -> Generator[None]:
+def _one_line_errors(not_shown: str = "") -> Generator[None]:
     try:
         if sys.stdout is None:
             raise _NotShownError("it is closed")
         yield
-    except (SettingsError, KeyServiceError, StoreUnavailableError, _NotShownError) as error:
+    except (SettingsError, KeyServiceError, StoreUnavailableError) as error:
         _note(f"{error}")
+        raise typer.Exit(1) from None
+    except _NotShownError as error:
+        _note(f"{error}{not_shown}")
         raise typer.Exit(1) from None
 
 
@@ -398,7 +406,7 @@ class _NotShownError(Exception):
     """Standard output does not take what there is to show."""
 
     def __init__(self, reason: str) -> None:
-        super().__init__(f"Standard output: {reason}. A secret that cannot be shown is not issued.")
+        super().__init__(f"Standard output: {reason}.")
 
 
 def _print(text: str) -> None:

@@ -1,7 +1,7 @@
 """Addresses: from where a key may be used."""
 
 from collections.abc import Iterable, Sequence
-from ipaddress import IPv4Network, IPv6Network, ip_network
+from ipaddress import IPv4Network, IPv6Network, ip_interface, ip_network
 
 from app.auth.addresses import address_of
 
@@ -16,16 +16,19 @@ def parse_networks(written: Iterable[str]) -> Networks:
 
 def _parse(text: str) -> Network:
     try:
-        return ip_network(text)
-    except ValueError:
-        pass
-    try:
         whole = ip_network(text, strict=False)
+        if "%" in text:  # any text may follow, for the name of a machine's own interface
+            raise ValueError
     except ValueError:
         raise ValueError(
             f"{text!r} is no address; write one like 192.0.2.7, 10.0.0.0/8 or 2001:db8::/32"
         ) from None
-    raise ValueError(f"{text!r} is an address within a network; write {whole}")
+    if whole.network_address != ip_interface(text).ip:
+        raise ValueError(f"{text!r} is an address within a network; write {whole}")
+    # Callers are known by their IPv4 address, where an IPv6 one stands for it.
+    if isinstance(whole, IPv6Network) and (mapped := whole.network_address.ipv4_mapped):
+        return IPv4Network((mapped, whole.prefixlen - 96))
+    return whole
 
 
 def is_within(client: str, networks: Iterable[Network]) -> bool:

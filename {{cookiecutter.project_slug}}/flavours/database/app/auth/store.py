@@ -74,6 +74,7 @@ class DatabaseKeyStore:
         self._thinned_on: date | None = None
         self._notice_at = -inf
         self._said_not_alone = False
+        self._looked_for_limits_at = -1  # so many changes
         self._secrets: dict[bytes, Secret] = {}
         self._known = array("Q")  # sorted
         self._position = NOWHERE
@@ -175,9 +176,19 @@ class DatabaseKeyStore:
 
     async def _counts_alone(self) -> bool:
         """Whether limits hold: nobody else counts for itself what this process does."""
-        if self._shares_limits or not self._has_limits:
+        if self._shares_limits:
             return True
-        return await self._run(self._threads, None, self._hold.take)
+        if not self._has_limits and self._looked_for_limits_at != (changes := self._changes):
+            self._has_limits = await self._run(self._threads, None, self._queries.has_limits)
+            self._looked_for_limits_at = changes
+        return not self._has_limits or await self._run(self._threads, None, self._hold.take)
+
+    async def _see_that_it_counts_alone(self) -> None:
+        """Others may have started meanwhile, and somebody may have made the first limit."""
+        alone = await self._counts_alone()
+        if not (alone or self._said_not_alone):
+            logger.error("VALKEY_URL: %s. Until then each lets as many in.", NOT_ALONE)
+        self._said_not_alone = not alone
 
     # What it asks the database.
 
@@ -259,8 +270,6 @@ class DatabaseKeyStore:
         the limits that there are would not be kept.
         """
         self._queries.name_server()
-        if not (self._shares_limits or self._has_limits):
-            self._has_limits = await self._run(self._threads, None, self._queries.has_limits)
         if not await self._counts_alone():
             raise SettingsError(f"VALKEY_URL: {NOT_ALONE}")
         await self.flush(starting=True)
@@ -270,7 +279,7 @@ class DatabaseKeyStore:
         stop = asyncio.Event()
         work = [
             asyncio.create_task(_keep_doing(self.catch_up, lambda: self._staleness() / 4, stop)),
-            asyncio.create_task(_keep_doing(self.flush, lambda: FLUSH_EVERY, stop)),
+            asyncio.create_task(_keep_doing(self._look_after, lambda: FLUSH_EVERY, stop)),
         ]
         try:
             yield
@@ -287,6 +296,11 @@ class DatabaseKeyStore:
         self._trusted_until = -inf
         self._engine.dispose()
         self._hold.release()
+
+    async def _look_after(self) -> None:
+        await self.flush()
+        with suppress(StoreUnavailableError):  # who reads the keys says that
+            await self._see_that_it_counts_alone()
 
     async def flush(self, *, starting: bool = False, stopping: bool = False) -> None:
         """Write when keys were last used; what cannot be written now is kept for the next time."""
@@ -310,7 +324,7 @@ class DatabaseKeyStore:
                 await self._run(self._threads, None, self._queries.note_networks, networks)
                 self._counts.noted(networks)
             if not (starting or stopping):  # nobody is to wait for it
-                await self._look_after(now)
+                await self._look_back(now)
         except BaseException as error:
             self._used, self._saw_an_end = used | self._used, True
             if not isinstance(error, StoreUnavailableError):  # it was given up halfway
@@ -324,11 +338,8 @@ class DatabaseKeyStore:
             self._silent_until = began_at + SEEN_EVERY
             self._wrote_at = began_at
 
-    async def _look_after(self, now: datetime) -> None:
+    async def _look_back(self, now: datetime) -> None:
         """What is due every few minutes, or once a day."""
-        if not await self._counts_alone() and not self._said_not_alone:
-            logger.error("VALKEY_URL: %s. Until then each lets as many in.", NOT_ALONE)
-            self._said_not_alone = True
         if now.date() != self._thinned_on:
             await self._run(self._threads, None, self._queries.thin, now)
             self._thinned_on = now.date()

@@ -40,6 +40,11 @@ class Rule:
     is_broken: Callable[[KeyView, Habits, datetime], bool]
 
 
+def _has_habits(key: KeyView, now: datetime) -> bool:
+    """What a new key does is not unusual: nobody knows yet what is usual."""
+    return key.created_at < now - timedelta(days=7)
+
+
 RULES: Final = (
     Rule(
         "silent for 30 days",
@@ -49,12 +54,16 @@ RULES: Final = (
     Rule(
         "used ten times as much as in any hour of a month",
         "ask its owner; rotate it if that was somebody else",
-        lambda _, habits, __: habits.busiest > max(1000, 10 * habits.busiest_before),
+        lambda key, habits, now: (
+            _has_habits(key, now) and habits.busiest > max(1000, 10 * habits.busiest_before)
+        ),
     ),
     Rule(
         "used from three times as many networks as on any day of a month",
         "ask its owner who has it; rotate it if that was somebody else",
-        lambda _, habits, __: habits.networks > max(10, 3 * habits.networks_before),
+        lambda key, habits, now: (
+            _has_habits(key, now) and habits.networks > max(10, 3 * habits.networks_before)
+        ),
     ),
     Rule(
         "refused 100 times in a day for want of a scope",

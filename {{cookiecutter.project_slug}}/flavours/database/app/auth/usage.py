@@ -150,11 +150,19 @@ def note_networks(connection: sa.Connection, rows: Sequence[Row]) -> None:
     """Write down from where secrets were used on a day: of each the first hundred networks."""
     known = api_key_networks.c
     days = {(row["digest"], row["starts_at"]) for row in rows}
-    counted = sa.select(known.digest, known.starts_at).group_by(known.digest, known.starts_at)
+    day = (known.digest, known.starts_at)
+    counted = sa.select(*day, sa.func.count().label("networks")).group_by(*day)
     counted = counted.where(sa.tuple_(known.digest, known.starts_at).in_(days))
-    full = connection.execute(counted.having(sa.func.count() >= MOST_OF_A_SECRET))
-    days -= {(row.digest, row.starts_at) for row in full}
-    if new := [row for row in rows if (row["digest"], row["starts_at"]) in days]:
+    counts = Counter(
+        {(row.digest, row.starts_at): row.networks for row in connection.execute(counted)}
+    )
+    new = []
+    for row in rows:
+        day = row["digest"], row["starts_at"]
+        if counts[day] < MOST_OF_A_SECRET:
+            counts[day] += 1
+            new.append(row)
+    if new:
         connection.execute(_insert(connection, api_key_networks).on_conflict_do_nothing(), new)
 
 
@@ -197,7 +205,7 @@ def thin(connection: sa.Connection, now: datetime) -> int:
 def of_key(connection: sa.Connection, key: KeyView, since: datetime, now: datetime) -> UsageView:
     secret = api_key_secrets.c
     used = sa.select(*_sums()).join(api_key_secrets, secret.digest == api_key_usage.c.digest)
-    used = used.where(secret.key_id == key.id, api_key_usage.c.starts_at >= _hour_of(since))
+    used = used.where(secret.key_id == key.id, _is_since(api_key_usage, since))
     in_force = sa.and_(
         secret.ended_at.is_(None), sa.or_(secret.expires_at.is_(None), secret.expires_at > now)
     )
@@ -239,14 +247,14 @@ def by_day(connection: sa.Connection, ids: Sequence[str], since: datetime) -> li
 
 def of_all(connection: sa.Connection, since: datetime) -> AllUsage:
     """Of the keys that were used, those that were used most come first."""
-    secret, refusal, start = api_key_secrets.c, api_key_refusals.c, _hour_of(since)
+    secret, refusal = api_key_secrets.c, api_key_refusals.c
     last_used_at = sa.func.max(secret.last_used_at).label("last_used_at")
     keys = sa.select(api_keys.c.id, api_keys.c.name, *_sums(), last_used_at)
     keys = keys.join(api_key_secrets).join(api_key_usage, secret.digest == api_key_usage.c.digest)
-    keys = keys.where(api_key_usage.c.starts_at >= start).group_by(api_keys.c.id)
+    keys = keys.where(_is_since(api_key_usage, since)).group_by(api_keys.c.id)
     often = sa.func.sum(refusal.refused)
     strangers = sa.select(refusal.network, refusal.reason, often.label("refused"))
-    strangers = strangers.where(refusal.starts_at >= start).group_by(
+    strangers = strangers.where(_is_since(api_key_refusals, since)).group_by(
         refusal.network, refusal.reason
     )
     return AllUsage(
@@ -265,6 +273,12 @@ def of_all(connection: sa.Connection, since: datetime) -> AllUsage:
 
 def _sums() -> list[sa.Label[int]]:
     return [sa.func.sum(api_key_usage.c[outcome]).label(outcome) for outcome in OUTCOMES]
+
+
+def _is_since(counted: sa.Table, moment: datetime) -> sa.ColumnElement[bool]:
+    """Of the hour or, where days are told, the day that it lies in, or later."""
+    start, hour = counted.c.starts_at, _hour_of(moment)
+    return sa.or_(start >= hour, (counted.c.hours == 24) & (start >= hour.replace(hour=0)))
 
 
 def _hour_of(moment: datetime) -> datetime:

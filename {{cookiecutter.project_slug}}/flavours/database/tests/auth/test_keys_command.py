@@ -691,6 +691,14 @@ def test_where_standard_error_is_closed_the_rest_goes_on(
 
 
 @not_on_windows
+def test_what_only_reads_and_cannot_be_shown_speaks_of_no_secret(
+    filled: Project, gone: int
+) -> None:
+    done = filled.run("-m", "app", "keys", "list", stdout=gone)
+    assert done == (1, "", "Standard output: Broken pipe.\n")
+
+
+@not_on_windows
 def test_a_revocation_that_cannot_be_shown_is_done_and_said(filled: Project, gone: int) -> None:
     id = keys("create", "billing")["id"]
     rc, _, said = filled.run("-m", "app", "keys", "revoke", id, stdout=gone)

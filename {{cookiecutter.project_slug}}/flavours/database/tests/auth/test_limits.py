@@ -546,6 +546,52 @@ async def test_of_two_processes_that_would_count_apart_one_does_not_start(
         pass
 
 
+async def test_who_runs_when_the_first_limit_is_made_counts_alone_from_then_on(
+    database_url: sa.URL, key_service: KeyService, caplog: pytest.LogCaptureFixture
+) -> None:
+    one, of_one = a_service()
+    two, of_two = a_service()
+    async with one.router.lifespan_context(one):
+        async with two.router.lifespan_context(two):
+            key_service.create("key", limits=["1/second"], actor="test")
+            for store in (of_one, of_two, of_two):
+                await store.catch_up()
+                await store._look_after()
+            assert [of_one._said_not_alone, of_two._said_not_alone] == [False, True]
+        with pytest.raises(Exception, match="VALKEY_URL: several processes count limits"):
+            async with two.router.lifespan_context(two):
+                raise AssertionError("it has started")
+
+
+async def test_who_did_not_count_alone_does_so_once_the_others_have_ended(
+    database_url: sa.URL, key_service: KeyService
+) -> None:
+    one, of_one = a_service()
+    two, of_two = a_service()
+    async with two.router.lifespan_context(two):
+        async with one.router.lifespan_context(one):
+            key_service.create("key", limits=["1/second"], actor="test")
+            for store in (of_one, of_two):
+                await store.catch_up()
+                await store._look_after()
+        assert of_two._said_not_alone
+        await of_two._look_after()
+        assert not of_two._said_not_alone
+        with pytest.raises(Exception, match="VALKEY_URL: several processes count limits"):
+            async with one.router.lifespan_context(one):
+                raise AssertionError("it has started")
+
+
+async def test_a_database_that_is_away_is_not_asked_about_limits_in_vain(
+    database_url: sa.URL,
+) -> None:
+    one, of_one = a_service()
+    async with one.router.lifespan_context(one):
+        away = StoreUnavailableError("DATABASE_URL: out of reach")
+        with patch.object(of_one, "_counts_alone", side_effect=away):
+            await of_one._look_after()
+
+
 async def test_without_limits_there_may_be_many(database_url: sa.URL) -> None:
     one, _ = a_service()
     two, _ = a_service()
@@ -573,7 +619,7 @@ async def test_a_limit_that_comes_later_is_counted_apart_and_said_once(
             assert await status_of(service, key) == 200
             assert await status_of(service, key) == 429
             for _ in range(3):
-                await store.flush()
+                await store._look_after()
     said = [each for each in caplog.messages if "several processes" in each]
     assert len(said) == 1
     assert "valkey://HOST:6379" in said[0]

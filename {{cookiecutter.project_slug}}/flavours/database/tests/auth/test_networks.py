@@ -22,6 +22,10 @@ from tests.auth.servers import answer_of, ask, status_of
         ("", "is no address"),
         ("10.0.0.7/8", "is an address within a network; write 10.0.0.0/8"),
         ("2001:db8::1/32", "write 2001:db8::/32"),
+        ("::ffff:10.1.2.3/104", "write ::ffff:a00:0/104"),
+        ("fe80::1%eth0", "is no address"),
+        ("fe80::1%a b", "is no address"),
+        ("fe80::1%\ud800", "is no address"),
     ],
 )
 def test_what_is_no_address_names_one(given: str, problem: str) -> None:
@@ -41,6 +45,10 @@ def test_what_is_no_address_names_one(given: str, problem: str) -> None:
         ("2001:db9::7", "2001:db8::/32", False),
         ("10.1.2.3", "::/0", False),
         ("fe80::1%eth0", "fe80::/10", True),
+        ("fe80::1%eth0", "fe80::1", True),
+        ("10.1.2.3", "::ffff:10.0.0.0/104", True),
+        ("11.1.2.3", "::ffff:10.0.0.0/104", False),
+        ("::ffff:10.1.2.3", "::ffff:10.1.2.3", True),
         ("", "0.0.0.0/0 ::/0", False),  # a socket of this machine has no address
         ("10.0.0.0/8", "10.0.0.0/8", False),
         ("10.1.2.3, 11.1.2.3", "10.0.0.0/8", False),

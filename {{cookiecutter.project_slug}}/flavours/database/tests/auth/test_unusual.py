@@ -88,6 +88,20 @@ def test_what_a_key_tells(connection: sa.Connection, more: dict[str, Any], probl
     assert found(connection, key) == ([problem] if problem else [])
 
 
+@pytest.mark.parametrize(("age", "is_unusual"), [(6 * DAY, False), (8 * DAY, True)])
+def test_a_new_key_has_no_habits_to_break(
+    connection: sa.Connection, age: timedelta, is_unusual: bool
+) -> None:
+    key, secret = a_key(connection, created_at=NOW - age)
+    use(connection, secret, HOUR, 5000)
+    rows = [
+        {"digest": secret, "starts_at": NOW.replace(hour=0), "network": f"{number}"}
+        for number in range(50)
+    ]
+    connection.execute(sa.insert(api_key_networks), rows)
+    assert len(found(connection, key)) == 2 * is_unusual
+
+
 @pytest.mark.parametrize(
     ("before", "lately", "is_unusual"),
     [(200, 2001, True), (200, 1999, False), (0, 1001, True), (0, 999, False), (50, 900, False)],
