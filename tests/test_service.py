@@ -316,9 +316,14 @@ PATIENT = (
 )
 
 
-def test_strangers_and_callers_see_what_the_document_says(project: Project, header: str) -> None:
+def test_strangers_and_callers_see_what_the_document_says(
+    project: Project, header: str, key_store: str
+) -> None:
     server = ("uv", "run", "python", "-c", PATIENT, "{port}")
-    with project.serving(*server, KEY_MAX_STALENESS="0.1") as url:  # which revocations wait for
+    settings = {"KEY_MAX_STALENESS": "0.1"}  # which revocations wait for
+    if key_store == "database":
+        settings["DATABASE_URL"] = "sqlite:///fuzz.db"  # what gets in there is anybody's guess
+    with project.serving(*server, **settings) as url:
         common = ("uvx", "schemathesis>=4.32,<5", "run", f"{url}/openapi.json", "--no-color")
         checks = "not_a_server_error,status_code_conformance,content_type_conformance"
         more = ",response_schema_conformance,ignored_auth"
