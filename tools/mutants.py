@@ -1228,8 +1228,8 @@ DATABASE = [
     Mutant(
         "an address has any text behind it",
         "app/auth/networks.py",
-        'if "%" in text:',
-        "if False:",
+        'None if "%" in text else ip_interface(text)',
+        "ip_interface(text)",
         "networks",
     ),
     Mutant(
@@ -1254,10 +1254,17 @@ DATABASE = [
         "unusual",
     ),
     Mutant(
+        "a file that has just gone hides all others",
+        "app/auth/metrics.py",
+        "suppress(FileNotFoundError)",
+        "suppress(ImportError)",
+        "metrics",
+    ),
+    Mutant(
         "a file that has just been made hides all others",
         "app/auth/metrics.py",
-        " if path.stat().st_size]",
-        "]",
+        "                if path.stat().st_size:",
+        "                if path.stat():",
         "metrics",
     ),
     Mutant(

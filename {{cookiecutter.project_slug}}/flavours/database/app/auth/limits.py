@@ -141,7 +141,7 @@ class LocalLimiter:
 
     async def charge(self, key_id: str, limits: Sequence[Limit]) -> Charge:
         known, counts = self._counts.get(key_id, ((), ()))
-        if known is not limits and known != limits:
+        if known != limits:
             if len(self._counts) >= self._forget_at:
                 self._forget_idle()
             counts = [_Sliding(limit) if limit.seconds else _Quota(limit) for limit in limits]

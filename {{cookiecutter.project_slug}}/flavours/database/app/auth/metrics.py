@@ -7,6 +7,7 @@ force, reasons those in this code. So a stranger makes no series.
 import os
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from functools import cache, lru_cache
 from multiprocessing import parent_process
 from pathlib import Path
@@ -121,8 +122,12 @@ class _Sums(Collector):
     def collect(self) -> Iterator[Metric]:
         # prometheus_client fails at a file that has just been made, and at one that is left so by
         # a process that was killed just then.
-        files = Path(os.environ[FOLDER]).glob("*.db")
-        yield from MultiProcessCollector.merge([f"{path}" for path in files if path.stat().st_size])
+        files = []
+        for path in Path(os.environ[FOLDER]).glob("*.db"):
+            with suppress(FileNotFoundError):  # a gauge of yours may go with its process
+                if path.stat().st_size:
+                    files.append(f"{path}")
+        yield from MultiProcessCollector.merge(files)
 
 
 class _Ages(Collector):

@@ -1,7 +1,7 @@
 """Addresses: from where a key may be used."""
 
 from collections.abc import Iterable, Sequence
-from ipaddress import IPv4Network, IPv6Network, ip_interface, ip_network
+from ipaddress import IPv4Network, IPv6Network, ip_interface
 
 from app.auth.addresses import address_of
 
@@ -16,14 +16,16 @@ def parse_networks(written: Iterable[str]) -> Networks:
 
 def _parse(text: str) -> Network:
     try:
-        whole = ip_network(text, strict=False)
-        if "%" in text:  # any text may follow, for the name of a machine's own interface
-            raise ValueError
+        # Any text may follow a percent sign, for the name of a machine's own interface.
+        given = None if "%" in text else ip_interface(text)
     except ValueError:
+        given = None
+    if given is None:
         raise ValueError(
             f"{text!r} is no address; write one like 192.0.2.7, 10.0.0.0/8 or 2001:db8::/32"
-        ) from None
-    if whole.network_address != ip_interface(text).ip:
+        )
+    whole = given.network
+    if whole.network_address != given.ip:
         raise ValueError(f"{text!r} is an address within a network; write {whole}")
     # Callers are known by their IPv4 address, where an IPv6 one stands for it.
     if isinstance(whole, IPv6Network) and (mapped := whole.network_address.ipv4_mapped):

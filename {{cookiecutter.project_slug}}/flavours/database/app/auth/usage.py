@@ -150,9 +150,9 @@ def note_networks(connection: sa.Connection, rows: Sequence[Row]) -> None:
     """Write down from where secrets were used on a day: of each the first hundred networks."""
     known = api_key_networks.c
     days = {(row["digest"], row["starts_at"]) for row in rows}
-    day = (known.digest, known.starts_at)
-    counted = sa.select(*day, sa.func.count().label("networks")).group_by(*day)
-    counted = counted.where(sa.tuple_(known.digest, known.starts_at).in_(days))
+    of_day = (known.digest, known.starts_at)
+    counted = sa.select(*of_day, sa.func.count().label("networks")).group_by(*of_day)
+    counted = counted.where(sa.tuple_(*of_day).in_(days))
     counts = Counter(
         {(row.digest, row.starts_at): row.networks for row in connection.execute(counted)}
     )

@@ -532,6 +532,12 @@ async def running(service: GuardedAPI) -> AsyncGenerator[GuardedAPI]:
         yield service
 
 
+async def assert_does_not_start(service: GuardedAPI) -> None:
+    with pytest.raises(Exception, match="VALKEY_URL: several processes count limits"):
+        async with service.router.lifespan_context(service):
+            raise AssertionError("it has started")
+
+
 async def test_of_two_processes_that_would_count_apart_one_does_not_start(
     database_url: sa.URL, key_service: KeyService
 ) -> None:
@@ -539,15 +545,13 @@ async def test_of_two_processes_that_would_count_apart_one_does_not_start(
     one, _ = a_service()
     two, _ = a_service()
     async with one.router.lifespan_context(one):
-        with pytest.raises(Exception, match="VALKEY_URL: several processes count limits"):
-            async with two.router.lifespan_context(two):
-                raise AssertionError("it has started")
+        await assert_does_not_start(two)
     async with two.router.lifespan_context(two):
         pass
 
 
 async def test_who_runs_when_the_first_limit_is_made_counts_alone_from_then_on(
-    database_url: sa.URL, key_service: KeyService, caplog: pytest.LogCaptureFixture
+    database_url: sa.URL, key_service: KeyService
 ) -> None:
     one, of_one = a_service()
     two, of_two = a_service()
@@ -558,9 +562,7 @@ async def test_who_runs_when_the_first_limit_is_made_counts_alone_from_then_on(
                 await store.catch_up()
                 await store._look_after()
             assert [of_one._said_not_alone, of_two._said_not_alone] == [False, True]
-        with pytest.raises(Exception, match="VALKEY_URL: several processes count limits"):
-            async with two.router.lifespan_context(two):
-                raise AssertionError("it has started")
+        await assert_does_not_start(two)
 
 
 async def test_who_did_not_count_alone_does_so_once_the_others_have_ended(
@@ -577,9 +579,7 @@ async def test_who_did_not_count_alone_does_so_once_the_others_have_ended(
         assert of_two._said_not_alone
         await of_two._look_after()
         assert not of_two._said_not_alone
-        with pytest.raises(Exception, match="VALKEY_URL: several processes count limits"):
-            async with one.router.lifespan_context(one):
-                raise AssertionError("it has started")
+        await assert_does_not_start(one)
 
 
 async def test_a_database_that_is_away_is_not_asked_about_limits_in_vain(

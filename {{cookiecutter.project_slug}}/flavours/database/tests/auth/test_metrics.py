@@ -392,6 +392,12 @@ def processes(folder: Path) -> set[int]:
     return {int(path.stem.partition("_")[2]) for path in folder.glob("counter_*.db")}
 
 
+def counted_by(process: int, requests: float, folder: Path) -> None:
+    counted = MmapedDict(f"{folder}/counter_{process}.db")
+    counted.write_value(mmap_key("api_requests", "api_requests_total", [], [], ""), requests, 0.0)
+    counted.close()
+
+
 def test_sums_are_exact_over_workers_and_no_death_takes_anything_back(
     key_service: KeyService, tmp_path: Path
 ) -> None:
@@ -461,15 +467,27 @@ async def test_so_does_one_of_gunicorn(
     }
 
 
+@pytest.mark.skipif(os.name == "nt", reason="Windows lets not everybody make links")
+async def test_a_process_that_has_just_ended_takes_no_sums_away(
+    client_with: Callable[..., httpx.AsyncClient], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    folder = tmp_path / "metrics"
+    monkeypatch.setenv(metrics.FOLDER, f"{folder}")
+    metrics.prepare()
+    counted_by(1, 7.0, folder)
+    (folder / "gauge_livesum_2.db").symlink_to(folder / "gone")  # listed, and then not there
+    answer = await client_with("metrics:read").get("/metrics")
+    assert answer.status_code == 200
+    assert series(text_metrics(answer.text))["api_requests_total",] == 7
+
+
 async def test_a_process_that_was_killed_as_it_began_takes_no_sums_away(
     client_with: Callable[..., httpx.AsyncClient], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     folder = tmp_path / "metrics"
     monkeypatch.setenv(metrics.FOLDER, f"{folder}")
     metrics.prepare()
-    counted = MmapedDict(f"{folder}/counter_1.db")
-    counted.write_value(mmap_key("api_requests", "api_requests_total", [], [], ""), 7.0, 0.0)
-    counted.close()
+    counted_by(1, 7.0, folder)
     (folder / "counter_2.db").touch()
     answer = await client_with("metrics:read").get("/metrics")
     assert answer.status_code == 200
