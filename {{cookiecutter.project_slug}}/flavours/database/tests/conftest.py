@@ -171,9 +171,11 @@ async def client(service: FastAPI) -> AsyncGenerator[httpx.AsyncClient]:
 
 @pytest.fixture
 async def client_with(
-    service: FastAPI, key_service: KeyService
+    service: FastAPI, key_service: KeyService, monkeypatch: pytest.MonkeyPatch
 ) -> AsyncGenerator[Callable[..., httpx.AsyncClient]]:
     """Callers whose keys have the scopes that you name: `client_with("reports:read")`."""
+    # No key is so new that the service has not heard of it: it asks for each that it does not know.
+    monkeypatch.setattr("app.auth.store.RECHECK", 0.0)
     async with AsyncExitStack() as clients:
 
         def client_with(*scopes: str) -> httpx.AsyncClient:

@@ -26,7 +26,7 @@ from app.auth.service import MANAGE, KeyService
 from app.auth.store import DatabaseKeyStore
 from app.constants import API_KEY_HEADER, MISSING_KEY_STATUS
 from tests.auth.commands import PATIENCE
-from tests.auth.servers import status_of
+from tests.auth.servers import PROBE, status_of
 
 Call = Callable[..., Coroutine[Any, Any, httpx.Response]]
 
@@ -120,6 +120,13 @@ async def test_what_is_changed_here_holds_here_at_once(service: GuardedAPI, call
     assert await status_of(service, made["key"].encode()) == 200
     await call("POST", f"/{made['id']}/revoke")
     assert await status_of(service, made["key"].encode()) == MISSING_KEY_STATUS
+
+
+async def test_callers_that_tests_make_get_in_at_once(
+    client_with: Callable[..., httpx.AsyncClient],
+) -> None:
+    for _ in range(20):
+        assert (await client_with().get(PROBE)).status_code == 200
 
 
 async def test_the_list_comes_in_pages(call: Call, key_service: KeyService, ids: list[str]) -> None:
