@@ -52,7 +52,7 @@ from variants import (
     workspace,
 )
 
-from app.auth.keys import new_secret
+from app.auth.key import new_secret
 from app.constants import MISSING_KEY_STATUS
 
 BACKENDS: Final = (SQLITE, POSTGRESQL)

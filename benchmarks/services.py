@@ -22,7 +22,7 @@ from bench import SCRIPT, ended, expect
 from stores import text_of
 from variants import PATH
 
-from app.auth.service import KeyService
+from app.auth.keys.service import KeyService
 from app.constants import API_KEY_HEADER, MISSING_KEY_STATUS
 from app.settings import load_settings
 

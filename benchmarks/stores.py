@@ -14,9 +14,9 @@ from uuid import uuid4
 
 import sqlalchemy as sa
 
-from app.auth.models import Instant, api_key_secrets, api_keys
-from app.auth.schema import upgrade
-from app.auth.service import KeyService
+from app.auth.database.migrate import upgrade
+from app.auth.database.models import Instant, api_key_secrets, api_keys
+from app.auth.keys.service import KeyService
 from app.settings import load_settings
 
 SERVER: Final = "BENCH_POSTGRESQL"  # where this process and its children find PostgreSQL

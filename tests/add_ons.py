@@ -53,7 +53,7 @@ def _class_based_view(cbv):
     from fastapi import Depends
 
     from app.auth import GuardedRouter, get_caller
-    from app.auth.keys import Key
+    from app.auth.key import Key
 
     views = GuardedRouter()
 
@@ -266,7 +266,7 @@ def slowapi(app):
     from slowapi.errors import RateLimitExceeded
     from slowapi.middleware import SlowAPIMiddleware
 
-    from app.auth.access import CALLER
+    from app.auth.access.rule import CALLER
 
     def calling_key(request: Request) -> str:
         return request.scope[CALLER].id

@@ -176,7 +176,7 @@ class Project:
 
 _POSTGRESQL = """
 import pathlib, sys
-from tests.auth.databases import postgresql
+from tests.thorough.databases import postgresql
 with postgresql(pathlib.Path(sys.argv[1])) as url:
     print(url.render_as_string(hide_password=False), flush=True)
     sys.stdin.read()

@@ -444,7 +444,7 @@ def test_logging_that_is_configured_later_counts_too(service: Service) -> None:
     with service.running() as url:
         service.guards(f"{url}/secure-endpoint")
     lines = service.read("said").splitlines()
-    refusal = "MINE INFO app.auth.access Refused http '/secure-endpoint': no key."
+    refusal = "MINE INFO app.auth.access.rule Refused http '/secure-endpoint': no key."
     assert [line for line in lines if "Refused" in line] == [refusal]
 
 

@@ -36,10 +36,10 @@ from math import pi, sin
 
 import sqlalchemy as sa
 
-from app.auth import usage
-from app.auth.engine import transaction
-from app.auth.models import api_key_refusals, api_key_secrets, api_key_usage
-from app.auth.service import open_service
+from app.auth.usage import counts as usage
+from app.auth.database.engine import transaction
+from app.auth.database.models import api_key_refusals, api_key_secrets, api_key_usage
+from app.auth.keys.service import open_service
 from app.settings import load_settings
 
 service = open_service(load_settings(), migrate=True)
@@ -107,9 +107,9 @@ from hashlib import sha256
 
 import sqlalchemy as sa
 
-from app.auth.engine import transaction
-from app.auth.models import api_key_secrets, api_keys
-from app.auth.service import open_service
+from app.auth.database.engine import transaction
+from app.auth.database.models import api_key_secrets, api_keys
+from app.auth.keys.service import open_service
 from app.settings import load_settings
 
 now = datetime.now(UTC)

@@ -135,7 +135,7 @@ def test_a_client_in_python_compiles_and_calls(service: Service, document: Path)
     maker = ("uvx", "openapi-python-client>=0.29,<1", "generate", "--fail-on-warning")
     output = ("--meta", "none", "--output-path", "client")
     run(*maker, "--path", document, *output, cwd=folder)
-    managed = (service.path / "app/auth/router.py").exists()
+    managed = (service.path / "app/management/router.py").exists()
     (folder / "call.py").write_text(CALL_IN_PYTHON + MANAGE_IN_PYTHON * managed, "utf-8")
     packages = ("attrs", "httpx", "mypy", "python-dateutil", "types-python-dateutil")
     python = ["uv", "run", "--no-project", *(f"--with={each}" for each in packages)]

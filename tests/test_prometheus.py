@@ -74,7 +74,7 @@ def expressions(project: Project) -> list[str]:
 
 def test_whatever_is_asked_for_is_told(rendered: Rendered) -> None:
     project = rendered()
-    code = project.read("app/auth/metrics.py")
+    code = project.read("app/metrics/__init__.py")
     told = set(re.findall(r'(?:Counter|Histogram|GaugeMetricFamily)\(\s*"(\w+)"', code))
     labels = {*re.findall(r'"(\w+)"', "".join(re.findall(r"\[(\"[^\]]*)\]", code)))}
     assert len(told) == 6

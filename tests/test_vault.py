@@ -27,8 +27,8 @@ from tests.project import FLAVOURS, Project, environment, get, render, run
 
 pytestmark = [pytest.mark.slow, pytest.mark.add_ons]
 
-ASK_EVERY = 5.0  # seconds, as in the project's app/auth/store.py
-PATIENCE = 10.0  # seconds, as in its app/auth/vault.py
+ASK_EVERY = 5.0  # seconds, as in the project's app/auth/store/cache.py
+PATIENCE = 10.0  # seconds, as in its app/vaults/client.py
 STALENESS = 20.0  # seconds, the least that it takes
 BUSY = 5.0  # seconds that a busy machine may need for an answer
 
@@ -416,7 +416,9 @@ def test_in_kubernetes_the_service_account_logs_in_whenever_it_has_to(
     project = projects["env"]
     (project.path / "token").write_text(token())
     served = project.read("served.py")
-    there = "import pathlib, app.auth.vault as vault\nvault.SERVICE_ACCOUNT = pathlib.Path('token')"
+    there = (
+        "import pathlib, app.vaults.client as vault\nvault.SERVICE_ACCOUNT = pathlib.Path('token')"
+    )
     (project.path / "served.py").write_text(there + served)
     variables = {
         "SECRETS_VAULT": "vault://secret/my-service?role=my-role",
@@ -481,7 +483,7 @@ def login(**_):
     return AnonymousCredentials(), None
 
 
-from app.auth.vault import read
+from app.vaults.client import read
 
 with patch.object(HTTPAdapter, "send", send), patch("google.auth.default", login):
     print(json.dumps(read(sys.argv[1])))

@@ -1,5 +1,5 @@
 """The command line of the service. Commands of yours go here."""
 
-from app.auth.cli import main
+from app.auth.cli.commands import main
 
 __all__ = ["main"]

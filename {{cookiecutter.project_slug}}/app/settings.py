@@ -5,8 +5,8 @@ from typing import Annotated
 from fastapi import Depends
 from starlette.requests import HTTPConnection
 
-from app.auth.dotenv import load
-from app.auth.settings import AuthSettings
+from app.auth.config.settings import AuthSettings
+from app.auth.config.sources import load
 
 
 class Settings(AuthSettings):

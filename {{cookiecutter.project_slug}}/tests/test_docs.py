@@ -9,8 +9,7 @@ import pytest
 from app.auth import GuardedAPI
 from app.constants import COMMAND, TITLE
 from app.settings import load_settings
-from tests.auth.servers import answer_of
-from tests.auth.services import make_service
+from tests.callers import answer_of, make_service
 
 
 async def test_the_docs_are_public_and_name_the_service(client: httpx.AsyncClient) -> None:

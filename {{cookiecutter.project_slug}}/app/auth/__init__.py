@@ -6,15 +6,19 @@ from typing import TYPE_CHECKING, Any
 __all__ = ["Caller", "GuardedAPI", "GuardedRouter", "PublicRouter", "get_caller", "require"]
 
 if TYPE_CHECKING:
-    from app.auth.access import Caller, get_caller, require
-    from app.auth.guard import GuardedAPI
-    from app.auth.routing import GuardedRouter, PublicRouter
+    from app.auth.access.application import GuardedAPI
+    from app.auth.access.routers import GuardedRouter, PublicRouter
+    from app.auth.access.rule import Caller, get_caller, require
 else:
 
     def __getattr__(name: str) -> Any:
         """Load FastAPI when one of them is asked for: the command line works without."""
         if name not in __all__:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        modules = {"GuardedAPI": "guard", "GuardedRouter": "routing", "PublicRouter": "routing"}
-        module = modules.get(name, "access")
-        return getattr(import_module(f"{__name__}.{module}"), name)
+        modules = {
+            "GuardedAPI": "application",
+            "GuardedRouter": "routers",
+            "PublicRouter": "routers",
+        }
+        module = modules.get(name, "rule")
+        return getattr(import_module(f"{__name__}.access.{module}"), name)

@@ -7,10 +7,10 @@ import sys
 
 from app import routes
 from app.auth import GuardedAPI
+from app.auth.access.request_log import RequestLog
 from app.auth.errors import SettingsError
-from app.auth.logs import configure_logging
-from app.auth.requests import RequestLog
-from app.auth.store import open_store
+from app.auth.log.formats import configure_logging
+from app.auth.store.env_store import open_store
 from app.docs import router as docs
 from app.openapi import ABOUT
 from app.settings import Settings, load_settings

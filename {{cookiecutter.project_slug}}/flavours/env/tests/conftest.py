@@ -1,27 +1,22 @@
 """Fixtures: a service with a `.env` of its own, and callers of it."""
 
 import os
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator
+from math import inf
 from pathlib import Path
 
 import httpx
-import hypothesis
 import pytest
 from fastapi import FastAPI
 
-from app.auth import GuardedAPI
-from app.auth.keys import digests, id_of, new_secret
-from app.settings import load_settings
+from app.auth.key import digests, id_of, new_secret
 
 # `app.main` reads the settings when it is imported. The tests never use your own keys.
 os.environ["API_KEYS"] = new_secret()
 
-from tests.auth.servers import LiveServer
-from tests.auth.services import make_service
-
-# The same examples in every run; the template explores at random.
-hypothesis.settings.register_profile("same", derandomize=True, deadline=None)
-hypothesis.settings.load_profile("same")
+from app.auth import GuardedAPI
+from app.settings import Settings, load_settings
+from tests.callers import Keys, make_service
 
 
 @pytest.fixture
@@ -42,15 +37,14 @@ def ids(secrets: list[str]) -> list[str]:
 
 @pytest.fixture(autouse=True)
 def env_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, secrets: list[str]) -> Path:
-    """A folder with a `.env` of its own, whose changes are seen at once."""
+    """A folder with a `.env` of its own. The service sees each change of it at once."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("app.auth.dotenv.ENV_FILE", tmp_path / ".env")
-    monkeypatch.setattr("app.auth.env_file.MAX_AGE", 0.0)
-    for name in (
-        *("API_KEYS", "KEY_PREFIX", "LOG_FORMAT", "LOG_LEVEL", "SECRETS_DIR", "SECRETS_VAULT"),
-        *("SHOW_DOCS", "VAULT_MAX_STALENESS"),
-    ):
-        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("app.auth.config.sources.ENV_FILE", tmp_path / ".env")
+    monkeypatch.setattr("app.auth.store.env_file.MAX_AGE", 0.0)
+    # Tests send more wrong keys than anybody else may.
+    monkeypatch.setattr("app.auth.access.throttle.MANY", inf)
+    for name in (*Settings.model_fields, "SECRETS_DIR", "SECRETS_VAULT"):
+        monkeypatch.delenv(name.upper(), raising=False)
     (tmp_path / ".env").write_text(f"API_KEYS={','.join(secrets)}\n")
     return tmp_path / ".env"
 
@@ -68,7 +62,11 @@ async def client(service: FastAPI) -> AsyncGenerator[httpx.AsyncClient]:
 
 
 @pytest.fixture
-def live(service: FastAPI, monkeypatch: pytest.MonkeyPatch) -> Iterator[LiveServer]:
-    monkeypatch.setattr("app.auth.env_file.MAX_AGE", 0.05)  # its watcher would never rest
-    with LiveServer(service) as server:
-        yield server
+def keys() -> Keys:
+    """A store of keys in memory, for tests that need no file."""
+    return Keys()
+
+
+@pytest.fixture
+def api(keys: Keys) -> GuardedAPI:
+    return GuardedAPI(keys)

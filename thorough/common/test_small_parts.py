@@ -1,0 +1,35 @@
+"""Parts that both kinds of service have and that one alone would not reach."""
+
+import logging
+from typing import Any
+from unittest.mock import AsyncMock, Mock
+
+import pytest
+
+from app.auth.access.rule import Refusal, authenticate, take_secret
+from app.auth.access.throttle import Guesses
+from app.auth.key import is_scope, new_secret
+from app.auth.log.formats import configure_logging
+from tests.callers import HEADER
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"), [("reports:read", True), ("*", True), ("a b", False), ("x" * 101, False)]
+)
+def test_a_scope_is_spelled_in_words_and_colons(text: str, expected: bool) -> None:
+    assert is_scope(text) is expected
+
+
+async def test_the_reason_of_a_store_is_the_one_for_the_log() -> None:
+    keys = Mock(find=AsyncMock(return_value=Refusal("revoked key", "1")))
+    scope: dict[str, Any] = {"type": "http", "headers": [(HEADER, new_secret().encode())]}
+    take_secret(scope)
+    refusal = await authenticate(scope, keys, Guesses())
+    assert refusal == Refusal("revoked key", "1")
+
+
+def test_a_line_of_the_server_without_arguments_stays_as_it_is() -> None:
+    configure_logging("INFO")
+    record = logging.makeLogRecord({"msg": "started", "args": None})
+    assert logging.getLogger("uvicorn.access").filter(record)
+    assert record.getMessage() == "started"

@@ -1,0 +1,345 @@
+"""The owner's tables: a chain of revisions of their own, and migrations that lose nothing."""
+
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+from alembic import command
+from alembic.util import CommandError
+
+from app.auth.database.engine import SCHEMA_TABLE, connect, transaction
+from app.auth.database.migrate import upgrade
+from app.auth.database.owner_migrations import MIGRATIONS, configuration, upgrade_tables
+from app.auth.errors import SettingsError, StoreUnavailableError
+from app.settings import load_settings
+from tests.thorough.commands import complaint, run
+from tests.thorough.databases import Databases, SQLiteDatabases
+from tests.thorough.services import make_service
+
+ENV = """
+import sqlalchemy
+from alembic import context
+from app.auth.database.owner_migrations import run_migrations
+run_migrations(context.config.attributes.get("metadata", sqlalchemy.MetaData()))
+"""
+REVISION = """
+import sqlalchemy as sa
+from alembic import context, op
+revision, down_revision = {revision!r}, {before!r}
+def upgrade():
+    {steps}
+"""
+
+
+class Colour(sa.TypeDecorator[str]):
+    """A type as an owner may have one."""
+
+    impl = sa.String(7)
+    cache_ok = True
+
+
+class Chain:
+    """Revisions in a folder of their own, for this database."""
+
+    def __init__(self, folder: Path, url: sa.URL) -> None:
+        self.url, self.folder = url, folder
+        (folder / "versions").mkdir(parents=True)
+        (folder / "env.py").write_text(ENV)
+        shutil.copy(MIGRATIONS / "script.py.mako", folder)
+        self.last: str | None = None
+
+    def add(self, *steps: str) -> str:
+        """A revision, of Python and of SQL. Gives its id."""
+        python = ("context.", "op.", "with ")
+        steps = tuple(s if s.startswith(python) else f"op.execute({s!r})" for s in steps)
+        revision = f"r{len(list((self.folder / 'versions').glob('*.py')))}"
+        text = REVISION.format(revision=revision, before=self.last, steps="\n    ".join(steps))
+        (self.folder / "versions" / f"{revision}.py").write_text(text)
+        self.last = revision
+        return revision
+
+    def upgrade(self) -> None:
+        upgrade_tables(self.url, self.folder)
+
+    def apply(self, *steps: str) -> None:
+        self.add(*steps)
+        self.upgrade()
+
+    def fails(self, *steps: str) -> str:
+        """What is said of a revision that is not applied."""
+        self.add(*steps)
+        before = self.schema()
+        with pytest.raises(SettingsError) as raised:
+            self.upgrade()
+        assert self.schema() == before
+        said = f"{raised.value}".removeprefix(f"{self.folder}: ")
+        assert "\n" not in said
+        return said
+
+    def run(self, command: Callable[..., object], *arguments: Any, **attributes: Any) -> None:
+        """One of Alembic's commands, with what the revisions and `env.py` need."""
+        config = configuration(self.url, self.folder)
+        config.attributes.update(attributes)
+        command(config, *arguments)
+
+    def generate(self, name: str, metadata: sa.MetaData) -> str:
+        """What Alembic writes for these models; it is applied, and then there is no more to do."""
+        self.run(command.revision, name, True, metadata=metadata)
+        self.upgrade()
+        self.run(command.check, metadata=metadata)
+        [path] = (self.folder / "versions").glob(f"*_{name}.py")
+        return path.read_text()
+
+    def execute(self, *statements: str) -> list[Any]:
+        with transaction(connect(self.url), write=True) as connection:
+            results = [connection.exec_driver_sql(statement) for statement in statements]
+            return [tuple(row) for row in results[-1]] if results[-1].returns_rows else []
+
+    def schema(self) -> list[str]:
+        with transaction(connect(self.url)) as connection:
+            inspector = sa.inspect(connection)
+            return sorted(
+                f"{table} {column}"
+                for table in inspector.get_table_names()
+                for column in inspector.get_columns(table)
+            )
+
+
+@pytest.fixture
+def chain(databases: Databases, tmp_path: Path) -> Iterator[Chain]:
+    with databases.empty(tmp_path) as url:
+        upgrade(url)
+        yield Chain(tmp_path / "chain", url)
+
+
+@pytest.fixture
+def sqlite_chain(sqlite_databases: SQLiteDatabases, tmp_path: Path) -> Iterator[Chain]:
+    with sqlite_databases.empty(tmp_path) as url:
+        upgrade(url)
+        yield Chain(tmp_path / "chain", url)
+
+
+NULLABLE = (
+    "with op.batch_alter_table('parents') as batch:"
+    " batch.alter_column('name', existing_type=sa.Text(), nullable=True)"
+)
+PARENTS = "CREATE TABLE parents (id INTEGER PRIMARY KEY, name TEXT NOT NULL)"
+CHILDREN = (
+    "CREATE TABLE children (id INTEGER PRIMARY KEY,"
+    " parent INTEGER NOT NULL REFERENCES parents ON DELETE CASCADE)"
+)
+
+
+def test_they_are_a_chain_of_their_own(chain: Chain) -> None:
+    before = chain.execute("SELECT version_num FROM api_keys_schema")
+    chain.apply(PARENTS)
+    revision = chain.add(CHILDREN)
+    chain.upgrade()
+    assert chain.execute("SELECT version_num FROM alembic_version") == [(revision,)]
+    assert chain.execute("SELECT version_num FROM api_keys_schema") == before
+
+
+def test_what_is_generated_is_of_the_models_alone(chain: Chain) -> None:
+    def models(nullable: bool) -> sa.MetaData:
+        metadata = sa.MetaData()
+        colour = sa.Column("colour", Colour, nullable=nullable, index=True)
+        sa.Table("parents", metadata, sa.Column("id", sa.Integer, primary_key=True), colour)
+        return metadata
+
+    chain.execute("CREATE TABLE somebody_elses (id INTEGER)")
+    first = chain.generate("first", models(nullable=False))
+    assert f"import {__name__}\n" in first
+    chain.execute("INSERT INTO parents VALUES (1, 'red')")
+    second = chain.generate("second", models(nullable=True))
+    chain.execute("INSERT INTO parents VALUES (2, NULL)")
+    assert "somebody_elses" not in first + second
+    assert "api_key" not in first + second
+    with pytest.raises(CommandError, match="parents"):
+        chain.run(command.check, metadata=models(nullable=False))
+
+
+def test_a_revision_that_fails_changes_nothing(chain: Chain) -> None:
+    chain.apply(PARENTS)
+    assert "no_such_table" in chain.fails(CHILDREN, "INSERT INTO no_such_table VALUES (1)")
+
+
+def test_while_one_migrates_no_other_does(chain: Chain) -> None:
+    tried = []
+
+    def meanwhile() -> None:
+        with (
+            pytest.raises(StoreUnavailableError),
+            transaction(connect(chain.url, patience=0.2), write=True),
+        ):
+            pass
+        tried.append(True)
+
+    chain.add("context.config.attributes['meanwhile']()")
+    chain.run(command.upgrade, "head", meanwhile=meanwhile)
+    assert tried
+
+
+def test_rows_that_refer_to_a_changed_table_stay(chain: Chain) -> None:
+    chain.apply(PARENTS, CHILDREN)
+    chain.execute("INSERT INTO parents VALUES (1, 'a')", "INSERT INTO children VALUES (1, 1)")
+    chain.apply(NULLABLE)
+    chain.execute("INSERT INTO parents VALUES (2, NULL)")
+    assert chain.execute("SELECT * FROM children") == [(1, 1)]
+    chain.execute("DELETE FROM parents")
+    assert chain.execute("SELECT * FROM children") == []
+
+
+def test_a_row_that_would_refer_to_nothing_stops_the_revision(chain: Chain) -> None:
+    chain.apply(PARENTS, CHILDREN)
+    chain.execute("INSERT INTO parents VALUES (1, 'a')", "INSERT INTO children VALUES (1, 1)")
+    said = chain.fails("UPDATE children SET parent = 2")
+    assert said.startswith("Nothing has changed: ")
+    assert "children" in said
+    assert "parents" in said
+
+
+# What SQLite would lose when it makes a table anew.
+
+LOG = "CREATE TABLE log (text TEXT)"
+
+
+def test_triggers_of_a_changed_table_stay(sqlite_chain: Chain) -> None:
+    chain = sqlite_chain
+    chain.apply(PARENTS, LOG, CHILDREN, "CREATE VIEW names AS SELECT name FROM parents")
+    chain.apply(
+        "CREATE TRIGGER born AFTER INSERT ON parents BEGIN INSERT INTO log VALUES (NEW.name); END",
+        # In the same revision, and one of another table that mentions it.
+        "CREATE TRIGGER a_child AFTER INSERT ON children BEGIN"
+        " INSERT INTO log SELECT name FROM parents WHERE id = NEW.parent; END",
+        NULLABLE,
+    )
+    chain.execute("INSERT INTO parents VALUES (1, 'a')", "INSERT INTO children VALUES (1, 1)")
+    assert chain.execute("SELECT text FROM log") == [("a",), ("a",)]
+    assert chain.execute("SELECT name FROM names") == [("a",)]
+
+
+def test_a_trigger_that_was_dropped_stays_dropped(sqlite_chain: Chain) -> None:
+    trigger = "CREATE TRIGGER born AFTER INSERT ON parents BEGIN DELETE FROM parents; END"
+    sqlite_chain.apply(PARENTS, trigger)
+    sqlite_chain.apply("DROP TRIGGER born", NULLABLE)
+    sqlite_chain.execute("INSERT INTO parents VALUES (1, 'a')")
+    assert sqlite_chain.execute("SELECT name FROM parents") == [("a",)]
+
+
+def test_a_trigger_that_would_fail_stops_the_revision(sqlite_chain: Chain) -> None:
+    sqlite_chain.apply(
+        PARENTS,
+        LOG,
+        'CREATE TRIGGER "a b" AFTER UPDATE ON parents BEGIN INSERT INTO log VALUES (OLD.name); END',
+    )
+    said = sqlite_chain.fails(
+        "with op.batch_alter_table('parents') as batch: batch.drop_column('name')"
+    )
+    assert "no such column: OLD.name" in said
+
+
+def test_an_index_on_an_expression_stays(sqlite_chain: Chain) -> None:
+    sqlite_chain.apply(PARENTS, "CREATE UNIQUE INDEX small ON parents (lower(name))")
+    sqlite_chain.apply(NULLABLE)
+    with pytest.raises(StoreUnavailableError, match="UNIQUE constraint failed"):
+        sqlite_chain.execute("INSERT INTO parents (name) VALUES ('a'), ('A')")
+
+
+@pytest.mark.filterwarnings("default")
+@pytest.mark.parametrize(
+    ("column", "lost"),
+    [
+        ("name TEXT NOT NULL CHECK (name <> '')", "CHECK"),
+        ("name TEXT NOT NULL COLLATE NOCASE UNIQUE", "COLLATE"),
+        ("name TEXT NOT NULL, number INTEGER PRIMARY KEY AUTOINCREMENT", "AUTOINCREMENT"),
+    ],
+)
+def test_what_cannot_be_kept_stops_the_revision(
+    sqlite_chain: Chain, column: str, lost: str
+) -> None:
+    sqlite_chain.apply(f"CREATE TABLE parents ({column})")
+    said = sqlite_chain.fails(NULLABLE)
+    assert said.startswith("Nothing has changed: ")
+    assert lost in said
+
+
+def test_a_table_that_is_renamed_is_followed_by_what_refers_to_it(sqlite_chain: Chain) -> None:
+    sqlite_chain.apply(PARENTS, CHILDREN)
+    sqlite_chain.apply(NULLABLE, "op.rename_table('parents', 'people')")
+    sqlite_chain.execute("INSERT INTO people VALUES (1, 'a')", "INSERT INTO children VALUES (1, 1)")
+
+
+# Which database.
+
+
+def test_an_upgrade_brings_both_up_to_date(
+    databases: Databases, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with databases.empty(tmp_path) as url:
+        monkeypatch.setenv("DATABASE_URL", url.render_as_string(hide_password=False))
+        assert run("db", "upgrade").exit_code == 0
+        tables = sa.inspect(connect(url)).get_table_names()
+    assert {"api_keys", SCHEMA_TABLE, "alembic_version"} <= set(tables)
+
+
+@pytest.mark.filterwarnings("default")
+def test_a_chain_that_cannot_be_applied_is_told_in_one_line(
+    chain: Chain, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DATABASE_URL", chain.url.render_as_string(hide_password=False))
+    monkeypatch.setattr("app.auth.database.owner_migrations.MIGRATIONS", chain.folder)
+    chain.last = "0001"  # as in the chain that keys and everything else once had together
+    chain.add(PARENTS)
+    said = complaint("db", "upgrade")
+    assert said.startswith(f"{chain.folder}: Nothing has changed: Revision 0001 ")
+
+
+def test_where_there_is_no_chain_there_is_nothing_to_do(chain: Chain, tmp_path: Path) -> None:
+    before = chain.schema()
+    upgrade_tables(chain.url, tmp_path)
+    assert chain.schema() == before
+
+
+def test_alembic_changes_no_database_that_is_not_up_to_date(
+    databases: Databases, tmp_path: Path
+) -> None:
+    with databases.empty(tmp_path) as url:
+        chain = Chain(tmp_path / "chain", url)
+        with pytest.raises(CommandError, match="db upgrade"):
+            chain.run(command.upgrade, "head")
+        with pytest.raises(CommandError, match="db upgrade"):
+            chain.run(command.check)
+
+
+def test_the_service_that_starts_brings_the_keys_up_to_date_and_no_more(
+    sqlite_databases: SQLiteDatabases, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with sqlite_databases.empty(tmp_path) as url:
+        monkeypatch.setenv("DATABASE_URL", url.render_as_string())
+        make_service(load_settings())
+        tables = sa.inspect(connect(url)).get_table_names()
+    assert SCHEMA_TABLE in tables
+    assert "alembic_version" not in tables
+
+
+def test_whoever_waits_to_write_looks_often(
+    sqlite_chain: Chain, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SQLite's own pauses get longer; then others who write without a pause always come first."""
+    engine, pauses = connect(sqlite_chain.url), list[float]()
+    with ExitStack() as other:
+        other.enter_context(transaction(engine, write=True))
+
+        def pause(seconds: float) -> None:
+            pauses.append(seconds)
+            if len(pauses) == 9:
+                other.close()
+
+        monkeypatch.setattr("app.auth.database.engine.sleep", pause)
+        sqlite_chain.execute("CREATE TABLE mine (id INTEGER)")
+    assert len(pauses) == 9
+    assert max(pauses) < 0.01

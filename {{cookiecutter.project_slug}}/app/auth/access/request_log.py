@@ -1,0 +1,171 @@
+"""What is around every request: its id, headers of its answer, and its line in the log."""
+
+import logging
+import re
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable, Sequence
+from contextvars import ContextVar
+from dataclasses import dataclass
+from secrets import token_hex
+from typing import Final, Literal
+
+from fastapi.routing import iter_route_contexts
+from opentelemetry import trace
+from starlette.applications import Starlette
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from app.auth.access.rule import OFFERED, SEEN, route_of
+from app.auth.key import Key, canonical, digest, masked
+
+logger = logging.getLogger(__name__)
+
+request_id: Final[ContextVar[str]] = ContextVar("request_id", default="")
+"""The id of the request that is being answered, for your own lines and calls."""
+
+_BELIEVED: Final = re.compile(r"[A-Za-z0-9._-]{1,64}")
+# An answer that brings one of them keeps its own.
+_HEADERS: Final = {
+    b"content-security-policy": b"frame-ancestors 'none'",
+    b"referrer-policy": b"no-referrer",
+    b"x-content-type-options": b"nosniff",
+}
+
+
+@dataclass(slots=True)
+class Seen:
+    """What is known of a request when its answer begins."""
+
+    client: str  # its address
+    method: str  # of a WebSocket: WS
+    key: Key | None = None
+    digest: bytes = b""  # of the key's secret
+    refusal: str = ""  # the reason, if it was refused
+    limited: bool = False  # that was a limit of its key
+    route: str | None = None  # as it was declared, if somebody has looked for it
+    status: int = 0  # of a WebSocket that was opened: 101
+    seconds: float = 0.0  # since it came
+
+    @property
+    def outcome(self) -> Literal["served", "refused", "limited"]:
+        """Of who has a key in force."""
+        if not self.refusal:
+            return "served"
+        return "limited" if self.limited else "refused"
+
+
+Count = Callable[[Seen], None]
+"""Is told once of each request, when its answer begins; with its route."""
+
+
+class RequestLog:
+    """ASGI middleware. Put it around everything else: an answer to an error is an answer too."""
+
+    def __init__(self, app: ASGIApp, counts: Sequence[Count] = ()) -> None:
+        self._app, self._counts = app, counts
+        self._paths: dict[int, str] | None = None  # as declared, by the id() of the route
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan" or SEEN in scope:  # one of these lies around this one
+            await self._app(scope, receive, send)
+            return
+        client, _ = scope.get("client") or ("", 0)
+        method = "WS" if scope["type"] == "websocket" else scope["method"]
+        seen = scope[SEEN] = Seen(client, method)
+        began_at, api = time.perf_counter(), scope["app"]
+        id = _id_of(scope)
+        id_before = request_id.set(id)
+        span = trace.get_current_span()  # of OpenTelemetry, if somebody has set it up
+        if span.is_recording() and scope["type"] == "http":
+            _mask(span, scope)
+
+        def begin(status: int) -> None:
+            seen.status = status
+            if self._counts:
+                seen.seconds = time.perf_counter() - began_at
+                self._find_route(seen, scope, api)
+            for count in self._counts:
+                count(seen)
+            if seen.key:
+                span.set_attribute("api_key.id", seen.key.id)
+
+        def send_with_headers(message: Message) -> Awaitable[None]:
+            type = message["type"]
+            if type.endswith("response.start"):
+                begin(message["status"])
+                missing = {**_HEADERS, b"x-request-id": id.encode()}
+                for name, _ in (headers := message.get("headers", ())):
+                    missing.pop(name, None)
+                message["headers"] = [*headers, *missing.items()]
+            elif type == "websocket.accept":
+                begin(101)
+            elif type == "websocket.close" and not seen.status:
+                begin(403)  # is what the server makes of it
+            return send(message)
+
+        try:
+            await self._app(scope, receive, send_with_headers)
+        finally:
+            if not seen.status:  # it got no answer at all
+                begin(0)
+            if logger.isEnabledFor(logging.INFO):
+                self._find_route(seen, scope, api)
+                _log(scope, seen, 1000 * (time.perf_counter() - began_at))
+            request_id.reset(id_before)
+
+    def _find_route(self, seen: Seen, scope: Scope, api: Starlette) -> None:
+        if seen.route is not None:
+            return
+        if self._paths is None:
+            contexts = list(iter_route_contexts(api.routes))
+            times = Counter(id(each.original_route) for each in contexts)
+            self._paths = {
+                id(each.original_route): each.path_format or ""
+                for each in contexts
+                if times[id(each.original_route)] == 1
+            }
+        seen.route = self._paths.get(id(scope.get("route"))) or route_of(scope)
+
+
+def _id_of(scope: Scope) -> str:
+    """The caller's X-Request-ID, if it looks like one and is no key that was put there by mistake."""
+    for name, value in scope["headers"]:
+        if name == b"x-request-id":
+            id: str = value.decode("latin-1")
+            if _BELIEVED.fullmatch(id) and (masked(id) == id or not _is_key(value, scope)):
+                return id
+    return token_hex(8)
+
+
+def _is_key(value: bytes, scope: Scope) -> bool:
+    hashed = digest(canonical(value).lower())
+    offered, keys = scope.get(OFFERED), scope["app"].keys
+    return (isinstance(offered, tuple) and offered[0] == hashed) or bool(keys.knows(hashed))
+
+
+def _mask(span: trace.Span, scope: Scope) -> None:
+    """FastAPI has told it the path and the query as they came, perhaps with a key in them."""
+    span.set_attribute("url.path", masked(scope["path"]))
+    if query := scope["query_string"].decode("latin-1"):
+        span.set_attribute("url.query", masked(query))
+
+
+def _log(scope: Scope, seen: Seen, milliseconds: float) -> None:
+    key_id = seen.key.id if seen.key else ""
+    logger.info(
+        "%s %s %s %d in %.1f ms%s",
+        seen.client,
+        seen.method,
+        seen.route or repr(masked(scope["path"])),
+        seen.status,
+        milliseconds,
+        f", key {key_id}" if key_id else "",
+        extra={
+            "client": seen.client,
+            "method": seen.method,
+            "route": seen.route,
+            "status": seen.status,
+            "duration_ms": round(milliseconds, 1),
+            "key_id": key_id,
+        },
+    )

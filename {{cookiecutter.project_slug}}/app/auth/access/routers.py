@@ -1,0 +1,147 @@
+"""The two routers: what is on a `GuardedRouter` needs a key, what is on a `PublicRouter` does not."""
+
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
+from typing import Any, Final, NamedTuple
+
+from fastapi import APIRouter, Request, Response, params
+from fastapi.routing import APIRoute, APIWebSocketRoute
+from starlette.routing import BaseRoute
+from starlette.types import Receive, Scope, Send
+
+from app.auth.access.rule import CALLER, Refusal, refusal_without, scopes_of
+from app.auth.errors import UnguardedRouteError
+
+_NO_SCOPES: Final[frozenset[str]] = frozenset()
+
+Dependencies = Sequence[params.Depends] | None
+Handler = Callable[[Request], Coroutine[Any, Any, Response]]
+
+
+class GuardedRoute(APIRoute):
+    """Refuses a caller who lacks a scope before the body is read; `get_caller` asks again."""
+
+    def get_route_handler(self) -> Handler:
+        handle = super().get_route_handler()
+        if not (needed := sorted(set(scopes_of(self.dependant)))):
+            return handle
+
+        async def handle_if_covered(request: Request) -> Any:  # a Refusal is as good as a Response
+            return refusal_without(needed, request.scope) or await handle(request)
+
+        return handle_if_covered
+
+
+class GuardedRouter(APIRouter):
+    """Everything on it (HTTP, WebSocket, mounted apps, nested routers) needs a valid key.
+
+    The scopes that its `dependencies` ask for hold for all of that, and so do those that are given
+    where it is included.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        options.setdefault("route_class", GuardedRoute)
+        options.setdefault("redirect_slashes", False)
+        super().__init__(**options)
+        self.scopes: Final = sorted(scopes_in(self.dependencies))
+
+    async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """How FastAPI enters a router that was included."""
+        if refusal := self._refusal(scope):
+            await refusal(scope, receive, send)
+        else:
+            await super().handle(scope, receive, send)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """How an application that was mounted is entered."""
+        if refusal := self._refusal(scope):
+            await refusal(scope, receive, send)
+        else:
+            await super().__call__(scope, receive, send)
+
+    def _refusal(self, scope: Scope) -> Refusal | None:
+        caller = scope.get(CALLER, _NOBODY_ASKED)
+        if isinstance(caller, Refusal):  # this router lies in a public one
+            return caller
+        return refusal_without(self.scopes, scope) if self.scopes else None
+
+    def include_router(
+        self, router: APIRouter, *, dependencies: Dependencies = None, **options: Any
+    ) -> None:
+        router, options = with_scopes_of(dependencies, router, options)
+        super().include_router(router, **options)
+
+    def frontend(self, *_: Any, **__: Any) -> None:
+        raise UnguardedRouteError("A frontend is public; mount StaticFiles for files behind a key")
+
+
+_NOBODY_ASKED: Final = Refusal("no GuardedAPI around it")
+
+
+class PublicRouter(APIRouter):
+    """Everything on it is open to strangers, but for a GuardedRouter in it."""
+
+    def __init__(self, **options: Any) -> None:
+        options.setdefault("redirect_slashes", False)
+        super().__init__(**options)
+        # Its frontends once more. FastAPI looks for files in all of its routers, where no route
+        # matches; strangers are shown none but these.
+        self.frontends: Final = APIRouter(prefix=self.prefix, dependencies=self.dependencies)
+
+    def frontend(self, path: str, **options: Any) -> None:
+        super().frontend(path, **options)
+        self.frontends.frontend(path, **options)
+
+    def include_router(self, router: APIRouter, **options: Any) -> None:
+        super().include_router(router, **options)
+        if isinstance(router, PublicRouter):
+            self.frontends.include_router(router.frontends, **options)
+
+
+def scopes_in(dependencies: Dependencies) -> frozenset[str]:
+    def nothing() -> None:
+        """An operation that has no dependencies but these."""
+
+    return frozenset(scopes_of(APIRoute("/", nothing, dependencies=dependencies).dependant))
+
+
+def with_scopes_of(
+    dependencies: Dependencies, router: APIRouter, options: dict[str, Any]
+) -> tuple[APIRouter, dict[str, Any]]:
+    """What to include instead, so that the scopes also hold for what FastAPI has no dependencies
+    of: mounted applications, and routes of Starlette's."""
+    if not scopes_in(dependencies):
+        return router, {**options, "dependencies": dependencies}
+    around = GuardedRouter(dependencies=dependencies)
+    around.include_router(router, **options)
+    return around, {}
+
+
+class Leaf(NamedTuple):
+    """A route at the end of a tree of routers."""
+
+    route: BaseRoute
+    guarded: bool
+    loose: frozenset[str]  # scopes that the routers ask for, but that do not hold for it
+
+
+def leaves_of(
+    routes: Iterable[Any],
+    *,
+    guarded: bool,
+    asked: frozenset[str] = _NO_SCOPES,
+    held: frozenset[str] = _NO_SCOPES,
+) -> Iterator[Leaf]:
+    for included in routes:
+        router = getattr(included, "original_router", None)
+        if router is None:
+            asks_itself = isinstance(included, APIRoute | APIWebSocketRoute)
+            yield Leaf(included, guarded, _NO_SCOPES if asks_itself else asked - held)
+            continue
+        dependencies = [*included.include_context.dependencies, *router.dependencies]
+        is_guarded = isinstance(router, GuardedRouter)
+        yield from leaves_of(
+            router.routes,
+            guarded=guarded or is_guarded,
+            asked=asked | scopes_in(dependencies),
+            held=held.union(router.scopes) if is_guarded else held,
+        )

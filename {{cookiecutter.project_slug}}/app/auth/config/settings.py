@@ -1,0 +1,124 @@
+"""The settings of the keys."""
+
+from typing import Annotated, Final, Literal
+from urllib.parse import unquote
+
+from pydantic import BeforeValidator, Field, PlainValidator
+from pydantic_core import PydanticCustomError
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from sqlalchemy import URL, make_url
+from sqlalchemy.exc import ArgumentError
+
+from app.auth.config.sources import FOLDER
+from app.auth.key import PREFIX_PATTERN, digests, parse_secrets
+from app.constants import COMMAND
+from app.limits.rates import Limit, parse_limits
+
+# What people paste names all kinds of drivers; these are the ones that are installed.
+_DRIVERS = {
+    "sqlite": "sqlite",
+    "postgresql": "postgresql+psycopg",
+    "postgres": "postgresql+psycopg",
+}
+
+VALKEY_URL_FORM: Final = "write valkey://HOST:6379 or redis://HOST:6379"
+_VALKEY = {
+    "valkey": "valkey",
+    "valkeys": "valkeys",  # with TLS
+    "redis": "valkey",
+    "rediss": "valkeys",
+    "unix": "unix",
+}
+
+
+def _parse_api_keys(text: str) -> frozenset[bytes]:
+    try:
+        return frozenset(digests(parse_secrets(text)))
+    except ValueError as error:
+        told = {"problem": f"{error}", "fix": f"uv run {COMMAND} keys create NAME"}
+        raise PydanticCustomError("api_keys", "{problem}; make a key with: {fix}", told) from None
+
+
+def _parse_url(text: str) -> URL:
+    text = text.strip()
+    if text.count("@") > 1 and not text.startswith("sqlite"):
+        raise PydanticCustomError("database_url", "write %40 for an @ in a name or a password")
+    try:
+        url = make_url(text if unquote(text).isprintable() else "")
+        url = url.set(drivername=_DRIVERS[url.get_backend_name()])
+        (url.host or "").encode("idna")  # as the driver does it
+    except (ArgumentError, KeyError, ValueError):
+        url = URL.create("")
+    if url.drivername == "sqlite" and _is_file(url):
+        return url.set(database=str(FOLDER / f"{url.database}"))
+    if url.drivername == "postgresql+psycopg" and url.database:
+        return url
+    raise PydanticCustomError(
+        "database_url", "write sqlite:///FILE or postgresql://USER:PASSWORD@HOST/DATABASE"
+    )
+
+
+def _parse_rate_limit(text: str) -> tuple[Limit, ...]:
+    try:
+        limits = parse_limits(text.replace(",", " ").split())
+    except ValueError:
+        limits = None
+    if limits is None or not all(limit.seconds for limit in limits):
+        raise PydanticCustomError(
+            "rate_limit", "write 600/minute, or 10/second,5000/hour; quotas are of single keys"
+        )
+    return limits
+
+
+def _parse_valkey_url(text: str) -> str:
+    scheme, _, rest = text.strip().partition(":")
+    if scheme in _VALKEY and rest.startswith("//"):
+        return f"{_VALKEY[scheme]}:{rest}"  # whose library reads it
+    raise PydanticCustomError("valkey_url", VALKEY_URL_FORM)
+
+
+def _is_file(url: URL) -> bool:
+    name = url.database or ""
+    special = name == ":memory:" or name.startswith("file:")
+    return bool(name) and not (special or url.host or url.query)
+
+
+class AuthSettings(BaseSettings):
+    model_config = SettingsConfigDict(
+        env_file_encoding="utf-8",
+        extra="ignore",
+        hide_input_in_errors=True,
+        validate_default=False,
+    )
+
+    # Comma-separated UUID4s with every scope. Digests here, so that no secret outlives the parsing.
+    api_keys: Annotated[
+        frozenset[bytes],
+        NoDecode,
+        PlainValidator(_parse_api_keys),
+        Field(repr=False, exclude=True),
+    ] = frozenset()
+    # Relative to the project's folder.
+    database_url: Annotated[
+        URL,
+        NoDecode,
+        PlainValidator(_parse_url),
+        Field(repr=False, exclude=True),
+    ] = URL.create("sqlite", database=str(FOLDER / "keys.db"))
+    # New keys are spelled with it, as in acme_4fVt... Both spellings of a key are accepted.
+    key_prefix: Annotated[str, Field(pattern=PREFIX_PATTERN)] = ""
+    # For each key that was made without one of its own: 600/minute, or several.
+    rate_limit: Annotated[
+        tuple[Limit, ...], NoDecode, PlainValidator(_parse_rate_limit), Field(exclude=True)
+    ] = ()
+    # Where servers count together; without it one process counts for itself.
+    valkey_url: Annotated[
+        str, NoDecode, PlainValidator(_parse_valkey_url), Field(repr=False, exclude=True)
+    ] = ""
+    # Seconds for which a server trusts what it knows of the keys: a revocation waits as long.
+    key_max_staleness: Annotated[float, Field(ge=0.1, le=60)] = 1.0
+    # INFO has a line for each request, and one for each refusal.
+    log_level: Annotated[
+        Literal["DEBUG", "INFO", "WARNING", "ERROR"], BeforeValidator(str.upper)
+    ] = "INFO"
+    log_format: Literal["text", "json"] = "text"

@@ -1,0 +1,195 @@
+"""Secrets that end as a fact, events that servers follow, and the servers that do."""
+
+import sqlalchemy as sa
+from alembic import op
+
+from app.auth.database.models import Instant
+
+revision = "0002"
+down_revision = "0001"
+branch_labels = None
+depends_on = None
+
+# What must never happen, whichever statement tries: the table, the kind of statement, and when.
+RULES = {
+    "api_keys_stay": ("api_keys", "DELETE", "true"),
+    "api_key_secrets_stay": ("api_key_secrets", "DELETE", "true"),
+    "api_key_events_stay": ("api_key_events", "DELETE", "true"),
+    "api_key_events_are_final": ("api_key_events", "UPDATE", "true"),
+    "api_key_revocations_are_final": (
+        "api_keys",
+        "UPDATE",
+        "OLD.revoked_at IS NOT NULL AND NEW.revoked_at IS DISTINCT FROM OLD.revoked_at",
+    ),
+    "api_keys_never_widen": (
+        "api_keys",
+        "UPDATE",
+        "NEW.id <> OLD.id OR NEW.scopes <> OLD.scopes"
+        " OR NEW.expires_at IS DISTINCT FROM OLD.expires_at",
+    ),
+    "api_key_secrets_stay_ended": (
+        "api_key_secrets",
+        "UPDATE",
+        "OLD.ended_at IS NOT NULL AND NEW.ended_at IS DISTINCT FROM OLD.ended_at",
+    ),
+    "api_key_secrets_never_end_later": (
+        "api_key_secrets",
+        "UPDATE",
+        "NEW.digest <> OLD.digest OR NEW.key_id <> OLD.key_id OR OLD.expires_at IS NOT NULL"
+        " AND (NEW.expires_at IS NULL OR NEW.expires_at > OLD.expires_at)",
+    ),
+}
+# SQLite's OR REPLACE deletes the row in its way and asks no rule for deletions. (Nor could a rule
+# see which row that is, if these tables had row ids.)
+_SAME_PLACE = (
+    "key_id = NEW.key_id AND ended_at IS NULL AND NEW.ended_at IS NULL"
+    " AND (expires_at IS NULL) = (NEW.expires_at IS NULL)"
+)
+REPLACING = {
+    "api_keys_are_not_replaced": ("api_keys", "INSERT", "id = NEW.id"),
+    "api_key_secrets_are_not_replaced": (
+        "api_key_secrets",
+        "INSERT",
+        f"digest = NEW.digest OR {_SAME_PLACE}",
+    ),
+    "api_key_secrets_replace_none": (
+        "api_key_secrets",
+        "UPDATE OF expires_at, ended_at",
+        f"digest <> NEW.digest AND {_SAME_PLACE}",
+    ),
+    "api_key_events_are_not_replaced": ("api_key_events", "INSERT", "id = NEW.id"),
+}
+OLD_RULES = {
+    "api_keys_stay": "api_keys",
+    "api_key_secrets_stay": "api_key_secrets",
+    "api_key_events_stay": "api_key_events",
+    "api_key_events_are_final": "api_key_events",
+    "api_key_revocations_are_final": "api_keys",
+    "api_keys_never_widen": "api_keys",
+    "api_key_secrets_never_end_later": "api_key_secrets",
+}
+
+
+def upgrade() -> None:
+    sqlite = op.get_context().dialect.name == "sqlite"
+    for name, table in OLD_RULES.items():
+        if sqlite:
+            op.execute(f"DROP TRIGGER {name}")
+        else:
+            op.execute(f"DROP TRIGGER {name} ON {table}")
+            op.execute(f"DROP TRIGGER IF EXISTS {name}_all ON {table}")
+            op.execute(f"DROP FUNCTION {name}()")
+    if sqlite:
+        _rebuild_tables()
+    else:
+        _alter_tables()
+    # Of a key's secrets with an end, and of those without one, all but the newest have ended.
+    op.execute(
+        "UPDATE api_key_secrets SET ended_at = coalesce(expires_at, created_at)"
+        " WHERE digest IN (SELECT digest FROM (SELECT digest, row_number() OVER ("
+        "PARTITION BY key_id, expires_at IS NULL ORDER BY created_at DESC, digest) AS place"
+        " FROM api_key_secrets) AS numbered WHERE place > 1)"
+    )
+    for name, expires in (("current", "IS NULL"), ("old", "IS NOT NULL")):
+        where = sa.text(f"ended_at IS NULL AND expires_at {expires}")
+        op.create_index(
+            f"api_key_secrets_one_{name}",
+            "api_key_secrets",
+            ["key_id"],
+            unique=True,
+            sqlite_where=where,
+            postgresql_where=where,
+        )
+    op.create_table(
+        "api_key_servers",
+        sa.Column("id", sa.String(32), primary_key=True),
+        sa.Column("max_staleness", sa.Float, nullable=False),
+        sa.Column("seen_at", Instant, nullable=False),
+    )
+    op.drop_table("api_key_version")
+    for name, (table, statement, condition) in RULES.items():
+        (_forbid_in_sqlite if sqlite else _forbid)(name, table, statement, condition)
+    if sqlite:
+        for name, (table, statement, condition) in REPLACING.items():
+            there_is = f"EXISTS (SELECT 1 FROM {table} WHERE {condition})"  # noqa: S608
+            _forbid_in_sqlite(name, table, statement, there_is)
+
+
+def _alter_tables() -> None:
+    """PostgreSQL's."""
+    op.add_column("api_key_secrets", sa.Column("ended_at", Instant))
+    op.drop_column("api_key_secrets", "version")
+    op.add_column("api_key_events", sa.Column("stamp", sa.LargeBinary(8)))
+    op.execute("UPDATE api_key_events SET stamp = substring(uuid_send(gen_random_uuid()) FROM 9)")
+    op.alter_column("api_key_events", "stamp", nullable=False)
+    op.execute("ALTER TABLE api_key_events ALTER COLUMN id DROP DEFAULT")
+
+
+def _rebuild_tables() -> None:
+    """SQLite's, as its documentation tells: ALTER TABLE can do less there."""
+    op.create_table(
+        "new_api_keys",
+        sa.Column("id", sa.String(20), primary_key=True),
+        sa.Column("name", sa.String(100), nullable=False),
+        sa.Column("scopes", sa.Text, nullable=False),
+        sa.Column("created_by", sa.String(100), nullable=False),
+        sa.Column("created_at", Instant, nullable=False),
+        sa.Column("expires_at", Instant),
+        sa.Column("revoked_at", Instant),
+        sqlite_with_rowid=False,
+    )
+    op.create_table(
+        "new_api_key_secrets",
+        sa.Column("digest", sa.LargeBinary(32), primary_key=True),
+        sa.Column("key_id", sa.String(20), sa.ForeignKey("api_keys.id"), nullable=False),
+        sa.Column("created_at", Instant, nullable=False),
+        sa.Column("expires_at", Instant),
+        sa.Column("ended_at", Instant),
+        sa.Column("last_used_at", Instant),
+        sqlite_with_rowid=False,
+    )
+    op.create_table(
+        "new_api_key_events",
+        sa.Column("id", sa.Integer, primary_key=True),
+        sa.Column("stamp", sa.LargeBinary(8), nullable=False),
+        sa.Column("at", Instant, nullable=False),
+        sa.Column("action", sa.String(20), nullable=False),
+        sa.Column("actor", sa.String(100), nullable=False),
+        sa.Column("key_id", sa.String(20), sa.ForeignKey("api_keys.id"), nullable=False),
+        sqlite_with_rowid=False,
+    )
+    copied = {
+        "api_keys": "SELECT * FROM api_keys",
+        "api_key_secrets": "SELECT digest, key_id, created_at, expires_at, NULL, last_used_at"
+        " FROM api_key_secrets",
+        "api_key_events": "SELECT id, randomblob(8), at, action, actor, key_id FROM api_key_events",
+    }
+    for table, rows in copied.items():
+        op.execute(f"INSERT INTO new_{table} {rows}")
+        op.drop_table(table)
+        op.rename_table(f"new_{table}", table)
+    for table in ("api_key_secrets", "api_key_events"):
+        op.create_index(f"ix_{table}_key_id", table, ["key_id"])
+
+
+def _forbid_in_sqlite(name: str, table: str, statement: str, condition: str) -> None:
+    condition = condition.replace("IS DISTINCT FROM", "IS NOT")
+    op.execute(
+        f"CREATE TRIGGER {name} BEFORE {statement} ON {table} WHEN {condition}"
+        f" BEGIN SELECT RAISE(ABORT, '{name}'); END"
+    )
+
+
+def _forbid(name: str, table: str, statement: str, condition: str) -> None:
+    op.execute(
+        f"CREATE FUNCTION {name}() RETURNS trigger LANGUAGE plpgsql AS"
+        f" $$ BEGIN RAISE EXCEPTION '{name}'; END $$"
+    )
+    op.execute(
+        f"CREATE TRIGGER {name} BEFORE {statement} ON {table}"
+        f" FOR EACH ROW WHEN ({condition}) EXECUTE FUNCTION {name}()"
+    )
+    if statement == "DELETE":
+        op.execute(
+            f"CREATE TRIGGER {name}_all BEFORE TRUNCATE ON {table} EXECUTE FUNCTION {name}()"
+        )

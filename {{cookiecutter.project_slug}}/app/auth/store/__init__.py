@@ -1,0 +1,1 @@
+"""The keys as a running service knows them."""

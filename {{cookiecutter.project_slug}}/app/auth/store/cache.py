@@ -1,0 +1,397 @@
+"""The keys as the guard sees them: in memory, and never more out of date than was promised.
+
+A server trusts what it knows for KEY_MAX_STALENESS after it began to ask for it, and no longer.
+Whatever takes access away waits as long before it returns: then no server accepts it any more.
+"""
+
+import asyncio
+import logging
+from array import array
+from bisect import bisect_left, insort
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager, suppress
+from datetime import UTC, date, datetime
+from math import inf
+from time import monotonic
+from typing import Any, TypeVar
+
+from app.auth.access.request_log import Seen
+from app.auth.access.rule import OUT_OF_REACH, UNKNOWN, Admission, Refusal, problem
+from app.auth.config.settings import AuthSettings
+from app.auth.database import clock
+from app.auth.database.engine import PATIENCE, Hold, connect
+from app.auth.database.models import LEAST_STALENESS
+from app.auth.errors import SettingsError, StoreUnavailableError
+from app.auth.key import Key
+from app.auth.store.queries import NOWHERE, Position, Queries, Secret
+from app.auth.usage.counts import Counts
+from app.limits.allowed_from import is_within
+from app.limits.rates import headers_of, open_limiter
+
+logger = logging.getLogger(__name__)
+
+FLUSH_EVERY = 5.0  # seconds until it is written when a secret was last used
+SEEN_EVERY = 60.0  # seconds until a server that has nothing to write says that it is there
+COUNTED_FOR = 12 * 3600.0  # seconds since then; others wait for it twice as long
+# An unknown secret may be one that was made just now, so it is worth a question; but in a flood of
+# unknown ones, questions take no more than one part in ten of the time.
+RECHECK = 0.02  # seconds, at most
+MOST_IN_MEMORY = 20_000  # secrets; what does not fit costs a query when it comes back
+
+NOTICE_EVERY = 600.0  # seconds until somebody looks again for what is unusual
+NOT_ALONE = "several processes count limits; name the Valkey that they share: valkey://HOST:6379"
+
+T = TypeVar("T")
+
+
+class DatabaseKeyStore:
+    """Looks secrets up: in memory those in use, of all others only what tells them from strangers'.
+
+    That is the first eight bytes of their digests. Who is not among them costs no query.
+    """
+
+    def __init__(self, settings: AuthSettings) -> None:
+        self._engine = connect(settings.database_url, pooled=True)
+        # Its own: endpoints may fill all others. And some for the questions alone, which hang or
+        # wait for nothing that the rest does.
+        self._threads = ThreadPoolExecutor(8, thread_name_prefix="api-keys")
+        self._asking_threads = ThreadPoolExecutor(4, thread_name_prefix="api-keys-news")
+        self._max_staleness = settings.key_max_staleness
+        # A question is asked anew after that, on another connection: no less than a loaded machine
+        # may need.
+        self._patience = min(max(self._max_staleness, 1.0), PATIENCE)
+        self._queries = Queries(self._engine, settings.api_keys, settings.rate_limit)
+        self._clock = clock.Clock()
+        self._shares_limits = bool(settings.valkey_url)
+        self._has_limits = bool(settings.rate_limit)
+        self._hold = Hold(settings.database_url)
+        self._limiter = open_limiter(settings.valkey_url, self._used_since, self._clock.now)
+        self._counted = 0.0
+        self._counted_until = self._silent_until = self._wrote_at = -inf
+        self._used: dict[bytes, float] = {}  # when each secret was last let in
+        self._counts = Counts()
+        self._thinned_on: date | None = None
+        self._notice_at = -inf
+        self._said_not_alone = False
+        self._looked_for_limits_at = -1  # so many changes
+        self._secrets: dict[bytes, Secret] = {}
+        self._known = array("Q")  # sorted
+        self._position = NOWHERE
+        self._changes = 0  # how often there were news
+        self._asked_at = self._trusted_until = self._ask_strangers_at = -inf
+        self._asking: asyncio.Task[None] | None = None
+        self._written_at = 0.0  # what its clock said
+        self._saw_an_end = False
+        self._problem = ""  # the one with writing, as the log has it
+
+    def count(self, seen: Seen) -> None:
+        """For a RequestLog: what a key is used for, and who is refused without one."""
+        if seen.key:
+            self._counts.use(seen.digest, self._clock.now(), seen.outcome, seen.client)
+        elif seen.refusal and seen.refusal != OUT_OF_REACH:  # who may be no stranger
+            self._counts.refuse(seen.client, self._clock.now(), seen.refusal)
+
+    def ages(self) -> tuple[float, float]:
+        """Seconds since it began to ask for what it knows of the keys, and to write down how they
+        are used; that it does once a minute at least."""
+        now = monotonic()
+        return now - self._asked_at, now - self._wrote_at
+
+    # What the guard asks.
+
+    def recall(self, digest: bytes) -> Key | None:
+        secret = self._secrets.get(digest)
+        if secret is None or secret.limits or secret.networks:
+            return None
+        if monotonic() > self._trusted_until:
+            return None
+        now = self._clock.now()
+        if secret.ends_at <= now:
+            return None
+        self._used[digest] = now
+        return secret.key
+
+    async def find(self, digest: bytes, client: str = "") -> Key | Admission | Refusal:
+        came_at = monotonic()
+        if came_at > self._trusted_until:
+            await self._know_since(came_at)
+        secret = self._secrets.get(digest) or await self._look_up(digest, came_at)
+        if secret is None:
+            return UNKNOWN
+        now = self._clock.now()
+        if secret.ends_at <= now:
+            # So that no clock takes it back later. Once: nobody who is refused makes it write.
+            self._saw_an_end |= secret.ends_at > self._written_at
+            return Refusal(secret.ended, secret.key.id)
+        if secret.networks and not is_within(client, secret.networks):
+            return Refusal("a key from another address than its own", secret.key.id)
+        if not secret.limits:
+            self._used[digest] = now
+            return secret.key
+        charge = await self._limiter.charge(secret.key.id, secret.limits)
+        if charge.over:
+            answer = problem(429, f"Too many requests: {charge.over}")
+            answer.raw_headers += headers_of(charge, secret.limits)
+            cause = f"over its limit of {charge.over}"
+            return Refusal("over its limit", secret.key.id, answer, secret.key, cause)
+        self._used[digest] = now
+        return Admission(secret.key, headers_of(charge, secret.limits))
+
+    def knows(self, digest: bytes) -> bool:
+        start = _start_of(digest)
+        place = bisect_left(self._known, start)
+        return place < len(self._known) and self._known[place] == start
+
+    async def is_reachable(self) -> bool:
+        try:
+            if monotonic() > self._trusted_until:
+                await self._know_since(monotonic())
+        except StoreUnavailableError:
+            return False
+        return True
+
+    async def _look_up(self, digest: bytes, came_at: float) -> Secret | None:
+        if not self.knows(digest) and came_at > self._ask_strangers_at:
+            await self._know_since(came_at)
+        while self.knows(digest):
+            changes = self._changes
+            give_up_at = came_at + self._max_staleness
+            secret = await self._run(self._threads, give_up_at, self._queries.secret, digest)
+            # A revocation that was heard of meanwhile must not be undone by what was read before.
+            if changes == self._changes:
+                if secret:
+                    if len(self._secrets) >= MOST_IN_MEMORY:
+                        del self._secrets[next(iter(self._secrets))]
+                    self._secrets[digest] = secret
+                    self._has_limits |= bool(secret.limits)
+                return secret
+        return None
+
+    # Limits.
+
+    async def _used_since(self, key_id: str, since: datetime) -> int:
+        give_up_at = monotonic() + self._max_staleness
+        return await self._run(self._threads, give_up_at, self._queries.used, key_id, since)
+
+    async def _counts_alone(self) -> bool:
+        """Whether limits hold: nobody else counts for itself what this process does."""
+        if self._shares_limits:
+            return True
+        if not self._has_limits and self._looked_for_limits_at != (changes := self._changes):
+            self._has_limits = await self._run(self._threads, None, self._queries.has_limits)
+            self._looked_for_limits_at = changes
+        return not self._has_limits or await self._run(self._threads, None, self._hold.take)
+
+    async def _see_that_it_counts_alone(self) -> None:
+        """Others may have started meanwhile, and somebody may have made the first limit."""
+        alone = await self._counts_alone()
+        if not (alone or self._said_not_alone):
+            logger.error("VALKEY_URL: %s. Until then each lets as many in.", NOT_ALONE)
+        self._said_not_alone = not alone
+
+    # What it asks the database.
+
+    async def catch_up(self) -> None:
+        """Hear of every change up to now. Raises StoreUnavailableError."""
+        await self._know_since(monotonic())
+
+    async def _know_since(self, moment: float) -> None:
+        """Know what was so then or later: no answer counts that was asked for before."""
+        give_up_at = monotonic() + self._max_staleness
+        while self._asked_at < moment:
+            await _in_time(give_up_at, self._question())
+
+    def _question(self, patience: float | None = None) -> asyncio.Task[None]:
+        """One to the database, however many wait for the answer."""
+        if not self._asking or self._asking.done():
+            self._asking = asyncio.create_task(self._ask(patience or self._patience))
+            # Somebody has to take an error: all who waited for the answer may have given up.
+            self._asking.add_done_callback(lambda asked: asked.cancelled() or asked.exception())
+        return self._asking
+
+    async def _ask(self, patience: float) -> None:
+        threads, news_since = self._asking_threads, self._queries.news
+        while True:
+            asked_at = monotonic()
+            give_up_at = asked_at + patience
+            news = await self._run(threads, give_up_at, news_since, self._position, patience)
+            if news.changed is not None:
+                break
+            await self._learn_everything(news.position)
+        for digest in news.changed:
+            self._secrets.pop(digest, None)
+            if not self.knows(digest):
+                insort(self._known, _start_of(digest))
+        self._changes += bool(news.changed)
+        self._position, self._counted = news.position, news.counted
+        if not news.counted:  # say soon that it is there: nobody knows of this server
+            self._silent_until = -inf
+        self._asked_at, self._trusted_until = asked_at, asked_at + self._staleness()
+        self._ask_strangers_at = asked_at + min(10 * (monotonic() - asked_at), RECHECK)
+
+    def _staleness(self) -> float:
+        """Seconds for which an answer is trusted: no more than those who revoke wait for."""
+        counted = self._counted if monotonic() < self._counted_until else 0.0
+        return max(counted, LEAST_STALENESS)
+
+    async def _learn_everything(self, position: Position) -> None:
+        self._trusted_until = -inf
+        known, after, threads = array("Q"), b"", self._asking_threads
+        while digests := await self._run(threads, None, self._queries.digests, after):
+            known.extend(map(_start_of, digests))
+            after = digests[-1]
+        self._clock.learn(await self._run(threads, None, self._queries.moments))
+        self._secrets.clear()
+        self._known, self._position = known, position
+        self._changes += 1
+        self._written_at = 0.0
+
+    async def _run(
+        self,
+        threads: ThreadPoolExecutor,
+        give_up_at: float | None,
+        function: Callable[..., T],
+        *arguments: Any,
+    ) -> T:
+        running = asyncio.get_running_loop().run_in_executor(threads, function, *arguments)
+        try:
+            return await _in_time(give_up_at, running)
+        finally:
+            running.cancel()  # what nobody waits for any more need not begin
+
+    # In the background.
+
+    @asynccontextmanager
+    async def follow(self) -> AsyncGenerator[None]:
+        """Keep up with the database while the service runs, and write when keys were last used.
+
+        Raises StoreUnavailableError if the keys cannot be read at the start, and SettingsError if
+        the limits that there are would not be kept.
+        """
+        self._queries.name_server()
+        if not await self._counts_alone():
+            raise SettingsError(f"VALKEY_URL: {NOT_ALONE}")
+        await self.flush(starting=True)
+        await _in_time(None, self._question(PATIENCE))  # no busy machine keeps it from starting
+        if ahead := self._clock.ahead:
+            logger.warning("The keys' database says %s. Is this machine's clock right?", ahead)
+        stop = asyncio.Event()
+        work = [
+            asyncio.create_task(_keep_doing(self.catch_up, lambda: self._staleness() / 4, stop)),
+            asyncio.create_task(_keep_doing(self._look_after, lambda: FLUSH_EVERY, stop)),
+        ]
+        try:
+            yield
+        finally:
+            stop.set()
+            await asyncio.wait(work)
+            self._counted_until = self._trusted_until = -inf
+            await self.flush(stopping=True)
+            await self._limiter.close()
+            self.close()
+
+    def close(self) -> None:
+        """Let go of the database, until somebody asks again."""
+        self._trusted_until = -inf
+        self._engine.dispose()
+        self._hold.release()
+
+    async def _look_after(self) -> None:
+        await self.flush()
+        with suppress(StoreUnavailableError):  # who reads the keys says that
+            await self._see_that_it_counts_alone()
+
+    async def flush(self, *, starting: bool = False, stopping: bool = False) -> None:
+        """Write when keys were last used; what cannot be written now is kept for the next time."""
+        news = self._used or self._counts or self._saw_an_end or starting or stopping
+        if not news and monotonic() < self._silent_until:
+            return
+        used, self._saw_an_end = self._used, False
+        self._used = {}
+        now = datetime.fromtimestamp(self._clock.now(), UTC)
+        max_staleness = 0.0 if stopping else self._max_staleness
+        began_at = monotonic()
+        try:
+            write = self._queries.write
+            await self._run(self._threads, None, write, used, now, max_staleness, starting)
+            used.clear()
+            batches = self._counts.batches()
+            while batches:
+                await self._run(self._threads, None, self._queries.add, batches[0])
+                batches.popleft()
+            if networks := self._counts.networks():
+                await self._run(self._threads, None, self._queries.note_networks, networks)
+                self._counts.noted(networks)
+            if not (starting or stopping):  # nobody is to wait for it
+                await self._look_back(now)
+        except BaseException as error:
+            self._used, self._saw_an_end = used | self._used, True
+            if not isinstance(error, StoreUnavailableError):  # it was given up halfway
+                raise
+            if self._problem != f"{error}":
+                logger.warning("How keys were used is not written yet. %s", error)
+            self._problem = f"{error}"
+        else:
+            self._problem, self._written_at = "", now.timestamp()
+            self._counted_until = -inf if stopping else began_at + COUNTED_FOR
+            self._silent_until = began_at + SEEN_EVERY
+            self._wrote_at = began_at
+
+    async def _look_back(self, now: datetime) -> None:
+        """What is due every few minutes, or once a day."""
+        if now.date() != self._thinned_on:
+            await self._run(self._threads, None, self._queries.thin, now)
+            self._thinned_on = now.date()
+        if monotonic() >= self._notice_at:
+            self._notice_at = monotonic() + NOTICE_EVERY
+            for finding in await self._run(self._threads, None, self._queries.notice, now):
+                logger.warning(
+                    *("Unusual%s: %s; %s.", finding.id and f" ({finding.id})"),
+                    *(finding.problem, finding.advice),
+                    extra={"key_id": finding.id, "problem": finding.problem},
+                )
+
+
+async def _in_time(give_up_at: float | None, answer: asyncio.Future[T]) -> T:
+    """The answer. Raises StoreUnavailableError, whatever it is that stands in its way."""
+    await asyncio.wait([answer], timeout=None if give_up_at is None else give_up_at - monotonic())
+    if not answer.done():
+        raise StoreUnavailableError("DATABASE_URL: no answer in time")
+    error = answer.exception()
+    if error is None:
+        return answer.result()
+    # Another one for each who waits: one would collect the frames of them all.
+    if isinstance(error, StoreUnavailableError):
+        raise StoreUnavailableError(f"{error}") from error.__cause__
+    raise StoreUnavailableError(f"The keys cannot be followed: {error!r}") from error
+
+
+async def _keep_doing(
+    what: Callable[[], Awaitable[None]], every: Callable[[], float], stop: asyncio.Event
+) -> None:
+    """Whatever happens; while it does not work, what is known ceases to be trusted."""
+    problem = ""
+    while True:
+        with suppress(TimeoutError):
+            await asyncio.wait_for(stop.wait(), every())
+            return
+        try:
+            await what()
+        except StoreUnavailableError as error:
+            if problem != f"{error}":
+                logger.error(
+                    "%s. Nobody gets in until it is back.", error, exc_info=error.__cause__
+                )
+            problem = f"{error}"
+        except Exception:
+            logger.exception("The keys cannot be followed; trying again.")
+            problem = "unknown"
+        else:
+            if problem:
+                logger.info("The database is back.")
+            problem = ""
+
+
+def _start_of(digest: bytes) -> int:
+    return int.from_bytes(digest[:8])

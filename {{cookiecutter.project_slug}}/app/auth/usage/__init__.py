@@ -1,0 +1,1 @@
+"""How keys are used, and which of them need attention."""

@@ -1,7 +1,0 @@
-"""How Alembic gets to know your tables. Modules with models are imported here."""
-
-import app.models  # noqa: F401
-from app.auth.tables import run_migrations
-from app.database import Base
-
-run_migrations(Base.metadata)

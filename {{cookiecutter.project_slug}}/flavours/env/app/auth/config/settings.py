@@ -1,0 +1,67 @@
+"""The settings of the keys."""
+
+import os
+from typing import Annotated, Any, Final, Literal
+
+from pydantic import BeforeValidator, Field, PlainValidator, PrivateAttr
+from pydantic_core import PydanticCustomError
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from app.auth.key import PREFIX_PATTERN, digests, parse_secrets
+from app.constants import COMMAND
+
+API_KEYS: Final = "API_KEYS"
+MAKE_A_KEY: Final = f"make a key with: uv run {COMMAND} keys create"
+
+
+def in_environment() -> bool:
+    """Whether the environment names the keys; then it wins over any file, in any spelling."""
+    return any(name.upper() == API_KEYS for name in os.environ)
+
+
+def _parse_api_keys(text: str) -> tuple[bytes, ...]:
+    try:
+        return tuple(digests(parse_secrets(text)))
+    except ValueError as error:
+        told = {"problem": f"{error}"}
+        raise PydanticCustomError(
+            "api_keys", "{problem}; correct it, or take it out", told
+        ) from None
+
+
+class AuthSettings(BaseSettings):
+    model_config = SettingsConfigDict(
+        env_file_encoding="utf-8",
+        extra="ignore",
+        hide_input_in_errors=True,
+        validate_default=False,  # it is no text to be parsed
+    )
+
+    # Comma-separated UUID4s. Digests here, so that no secret outlives the parsing.
+    api_keys: Annotated[
+        tuple[bytes, ...],
+        NoDecode,
+        PlainValidator(_parse_api_keys),
+        Field(repr=False, exclude=True),
+    ] = ()
+    # New keys are spelled with it, as in acme_4fVt... Both spellings of a key are accepted.
+    key_prefix: Annotated[str, Field(pattern=PREFIX_PATTERN)] = ""
+    # INFO has a line for each request, and one for each refusal.
+    log_level: Annotated[
+        Literal["DEBUG", "INFO", "WARNING", "ERROR"], BeforeValidator(str.upper)
+    ] = "INFO"
+    log_format: Literal["text", "json"] = "text"
+    # Seconds for which the keys count that a vault named last, while it is out of reach.
+    vault_max_staleness: Annotated[float, Field(ge=20, le=86_400)] = 60.0
+
+    _may_change: bool = PrivateAttr(default=False)
+
+    def __init__(self, **values: Any) -> None:
+        super().__init__(**values)
+        given_by = {"_env_file", "_secrets_dir"} & values.keys()
+        self._may_change = bool(given_by) and not in_environment()
+
+    @property
+    def may_change(self) -> bool:
+        """Whether the keys are those of a file or a vault, and not given once and for all."""
+        return self._may_change

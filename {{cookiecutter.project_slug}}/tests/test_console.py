@@ -1,0 +1,83 @@
+"""The page `/console` comes from this service alone, or not at all."""
+
+import re
+from html import unescape
+
+import httpx
+import pytest
+
+from app.auth import GuardedAPI
+from app.constants import API_KEY_HEADER, TITLE
+from app.settings import load_settings
+from tests.callers import answer_of, make_service
+
+
+async def scripts_of(client: httpx.AsyncClient, name: str) -> dict[str, str]:
+    """A module and all that it imports, by their paths."""
+    found, wanted = {}, [name]
+    while wanted:
+        path = wanted.pop()
+        if path not in found:
+            file = await client.get(f"/{path}")
+            assert file.status_code == 200, path
+            assert file.headers["content-type"].startswith("text/javascript")
+            found[path] = file.text
+            folder = path.rpartition("/")[0]
+            wanted += [f"{folder}/{name}" for name in re.findall(r'from "\./(.+?)"', file.text)]
+    return found
+
+
+async def script_of(client: httpx.AsyncClient) -> str:
+    """The path of the one that the page begins with."""
+    (path,) = re.findall(r'<script type="module" src="(.+?)">', (await client.get("/console")).text)
+    return f"{path}"
+
+
+async def test_the_console_is_public_and_names_the_service(client: httpx.AsyncClient) -> None:
+    assert (await client.head("/console")).status_code == 200
+    page = unescape((await client.get("/console")).text)
+    assert f"<title>Keys of {TITLE}</title>" in page
+    assert f'<meta name="key-header" content="{API_KEY_HEADER}">' in page
+
+
+async def test_the_console_loads_nothing_from_elsewhere(client: httpx.AsyncClient) -> None:
+    page = await client.get("/console")
+    assert page.headers["cache-control"] == "no-store"
+    script, style = await script_of(client), "console.css"
+    loaded = re.findall(r'(?:src|href)="(?!data:|#)(.+?)"', page.text)
+    assert sorted(loaded) == sorted([script, f"{script.rpartition('/')[0]}/{style}"])
+    for name in loaded:
+        assert not name.startswith(("/", "http"))  # so that it holds behind a proxy's prefix
+        assert (await client.get(f"/{name}")).status_code == 200
+    scripts = await scripts_of(client, script)
+    assert len(scripts) > 1
+    for text in scripts.values():
+        assert set(re.findall(r"https?://[^\"]+", text)) <= {"http://www.w3.org/2000/svg"}
+        assert not re.search(r"innerHTML|outerHTML|insertAdjacent|document\.write|eval\(", text)
+        assert not re.search(r"cookie|localStorage|sessionStorage|indexedDB", text)
+
+    policy = page.headers["content-security-policy"].split("; ")
+    assert {"default-src 'none'", "frame-ancestors 'none'"} <= set(policy)
+    assert "require-trusted-types-for 'script'" in policy
+    for rule in policy:
+        assert set(rule.split()[1:]) <= {"'none'", "'self'", "data:", "'script'"}
+
+
+@pytest.mark.parametrize("what", ["page", "script"])
+async def test_a_hidden_console_is_like_any_path_that_is_not_there(
+    what: str,
+    secrets: list[str],
+    service: GuardedAPI,
+    client: httpx.AsyncClient,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    path = "/console" if what == "page" else f"/{await script_of(client)}"
+    monkeypatch.setenv("SHOW_CONSOLE", "false")
+    hiding = make_service(load_settings())
+    for key in ([], [secrets[0].encode()]):
+        shown, hidden, unknown = [
+            await answer_of(app, *key, path=name, body=b"")
+            for app, name in ((service, path), (hiding, path), (hiding, "/not-there"))
+        ]
+        assert shown.status == 200
+        assert (hidden.status, hidden.body) == (unknown.status, unknown.body)
