@@ -94,7 +94,7 @@ def workspace() -> Iterator[None]:
 
 def set_env_file(folder: Path) -> None:
     """The installed service looks into the folder that it was started in."""
-    dotenv = import_module("app.auth.config.sources")
+    sources = import_module("app.auth.config.sources")
     sources.FOLDER, sources.ENV_FILE = folder, folder / ".env"
 
 
