@@ -44,16 +44,12 @@ if [ ! -e secrets/proxy/tls.pem ]; then
         -keyout secrets/proxy/tls.pem.key -out secrets/proxy/tls.pem
     chmod 644 secrets/proxy/tls.pem.key
 fi
-{% if cookiecutter.key_store == "database" %}
-secret database/password openssl rand -hex 16
-secret service/database_url echo "postgresql://service:$(cat secrets/database/password)@database/service"
-{% endif %}
+secret database/password openssl rand -hex 16 # part: database
+secret service/database_url echo "postgresql://service:$(cat secrets/database/password)@database/service" # part: database
 
 $compose build
 if proxy 'show info' > /dev/null 2>&1; then
-{% if cookiecutter.key_store == "database" %}
-    $compose run --rm migration
-{% endif %}
+    $compose run --rm migration # part: database
     for replica in replica-1 replica-2; do
         proxy "set server service/$replica state drain"
         sleep 1
