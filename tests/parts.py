@@ -57,6 +57,8 @@ def choices(flavour: str) -> list[Choice]:
 
 NONE = {flavour: choices(flavour)[0] for flavour in FLAVOURS}
 ALL = {flavour: choices(flavour)[-1] for flavour in FLAVOURS}
+CHOICES = [choice for flavour in FLAVOURS for choice in choices(flavour)]
+VENDORED = frozenset({f"app/docs/static/swagger-ui{end}" for end in (".css", "-bundle.js")})
 
 
 def files_in(folder: Path) -> dict[str, Path]:
