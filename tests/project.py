@@ -122,10 +122,10 @@ def copy_template(target: Path) -> Path:
     return target
 
 
-def pytest(flavour: str, *arguments: str) -> list[str]:
-    """The command that runs pytest in a project, with what the thorough tests need."""
+def with_tools(flavour: str, *command: str) -> list[str]:
+    """The command, in the project's environment with what the thorough tests need."""
     needed = [option for package in NEEDED[flavour] for option in ("--with", package)]
-    return ["uv", "run", "--quiet", *needed, "pytest", "-p", "no:cacheprovider", *arguments]
+    return ["uv", "run", "--quiet", *needed, *command]
 
 
 @dataclass(frozen=True)
@@ -158,8 +158,8 @@ class Project:
     ) -> subprocess.CompletedProcess[str]:
         return run(*command, cwd=self.path, check=check, **variables)
 
-    def lay_thorough(self, flavour: str) -> None:
-        """Copy the thorough tests of the flavour into the project's tests."""
+    def lay_thorough(self, flavour: str) -> Path:
+        """Copy the thorough tests of the flavour into a folder of the project's tests."""
         folder = self.path / "tests" / "thorough"
         shutil.rmtree(folder, ignore_errors=True)
         for part in ("common", flavour):
@@ -169,6 +169,7 @@ class Project:
                 ignore=shutil.ignore_patterns("__pycache__"),
                 dirs_exist_ok=True,
             )
+        return folder
 
     def manage_keys(self, *arguments: str, **variables: str) -> Any:
         """What the project's `keys` command answers."""

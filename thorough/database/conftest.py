@@ -53,9 +53,10 @@ def postgresql_databases() -> Iterator[PostgreSQLDatabases]:
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """What uses a database runs on both, if it does not name one."""
-    if "databases" in metafunc.fixturenames and metafunc.definition.get_closest_marker(
-        "sqlite"
-    ) is None:
+    if (
+        "databases" in metafunc.fixturenames
+        and metafunc.definition.get_closest_marker("sqlite") is None
+    ):
         metafunc.parametrize("databases", ["sqlite", "postgresql"], indirect=True)
 
 
