@@ -31,7 +31,7 @@ from app.settings import load_settings
 from tests.callers import status_of
 from tests.thorough.commands import Project, complaint, finish, keys, run
 from tests.thorough.databases import PostgreSQLDatabases, SQLiteDatabases
-from tests.thorough.services import make_service
+from tests.thorough.services import make_service, patient_settings
 
 on_both = pytest.mark.usefixtures("database_url")
 not_on_windows = pytest.mark.skipif(os.name == "nt", reason="Windows has another shell and modes")
@@ -47,7 +47,7 @@ def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
 async def in_force(*secrets: str) -> list[bool]:
     """For a service that starts now."""
-    service = make_service(load_settings())
+    service = make_service(patient_settings())
     assert isinstance(service.keys, DatabaseKeyStore)
     try:
         return [await status_of(service, secret.encode()) == 200 for secret in secrets]

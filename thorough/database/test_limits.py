@@ -38,7 +38,7 @@ from app.limits.process_lock import Hold
 from app.settings import load_settings
 from tests.callers import answer_of, ask, status_of
 from tests.thorough.commands import Project, complaint, keys, run
-from tests.thorough.services import make_service
+from tests.thorough.services import make_service, patient_settings
 from tests.thorough.test_store import statements
 from tests.thorough.test_usage import clock_at, with_scopes
 
@@ -404,7 +404,7 @@ async def test_the_default_holds_for_keys_without_one(
     database_url: sa.URL, monkeypatch: pytest.MonkeyPatch, secrets: list[str]
 ) -> None:
     monkeypatch.setenv("RATE_LIMIT", "1/minute, 5/hour")
-    service = make_service(load_settings().model_copy(update={"key_max_staleness": 30.0}))
+    service = make_service(patient_settings())
     create = service.state.key_service.create
     plain, own, quota = (
         create("key", limits=limits, actor="test").key.encode()
@@ -518,7 +518,7 @@ async def test_a_quota_that_nobody_can_tell_lets_nobody_in(
 
 
 def a_service() -> tuple[GuardedAPI, DatabaseKeyStore]:
-    service = make_service(load_settings().model_copy(update={"key_max_staleness": 30.0}))
+    service = make_service(patient_settings())
     assert isinstance(service.keys, DatabaseKeyStore)
     return service, service.keys
 

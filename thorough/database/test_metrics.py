@@ -25,7 +25,8 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from prometheus_client.parser import text_string_to_metric_families as text_metrics
 from starlette.responses import PlainTextResponse, StreamingResponse
 
-from app.auth import GuardedAPI, GuardedRouter, PublicRouter, metrics, require
+from app import metrics
+from app.auth import GuardedAPI, GuardedRouter, PublicRouter, require
 from app.auth.access.request_log import RequestLog
 from app.auth.access.rule import OUT_OF_REACH
 from app.auth.errors import SettingsError, StoreUnavailableError
