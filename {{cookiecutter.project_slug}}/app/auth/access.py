@@ -43,6 +43,9 @@ _POLICY_VIOLATION: Final = 1008
 class KeyStore(Protocol):
     """What the guard asks of the place that keeps the keys."""
 
+    has_scopes: bool
+    """Whether keys differ in their scopes. If not, each has all, and nothing can ask for one."""
+
     def recall(self, digest: bytes) -> Key | None:
         """The key with this SHA-256 digest, if it lets everybody in and that is known right now."""
         ...

@@ -17,6 +17,7 @@ from collections.abc import (
     Sequence,
 )
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from types import SimpleNamespace
 from typing import Any, Final
 
 from fastapi import APIRouter, FastAPI
@@ -54,6 +55,7 @@ from app.auth.routing import (
     scopes_in,
     with_scopes_of,
 )
+from app.auth.selfcheck import FaultyRoutes, check_places, places_in, unread_at
 
 _NO_STORE: Final = (b"cache-control", b"no-store")
 _FOR_WHOM: Final = re.compile(rb"private|public|s-maxage|no-store", re.IGNORECASE)
@@ -90,7 +92,11 @@ class GuardedAPI(FastAPI):
         super().__init__(
             routes=given,
             # The innermost: what is added later sees requests before the guard does.
-            middleware=[*middleware, Middleware(_Guard, api=self)],
+            middleware=[
+                *middleware,
+                Middleware(_Guard, api=self),
+                Middleware(FaultyRoutes, api=self),
+            ],
             # A redirect would come before the guard, and tell a caller to send the key elsewhere.
             redirect_slashes=False,
             **options,
@@ -141,8 +147,8 @@ class GuardedAPI(FastAPI):
         raise UnguardedRouteError("A frontend is public: put it on a PublicRouter")
 
     def check_routes(self) -> None:
-        """Raises UnguardedRouteError if any route is on neither kind of router, or if scopes that
-        a router asks for do not hold for a route on it."""
+        """Raises UnguardedRouteError if any route is on neither kind of router, if scopes that a
+        router asks for do not hold for a route on it, or if `check_places` finds a fault."""
         unclear = [
             _named(context)
             for route in self.routes
@@ -165,6 +171,7 @@ class GuardedAPI(FastAPI):
                 f"Scopes that do not hold: {'; '.join(loose)}. Give them to the GuardedRouter that"
                 " it is on, or to include_router of a GuardedRouter or of the application."
             )
+        check_places(places_in(self), has_scopes=self.keys.has_scopes)
 
     def is_public(self, route: BaseRoute) -> bool:
         return _is_in(route, self._public) or getattr(route, "path", None) in self._public_paths
@@ -337,7 +344,7 @@ async def check_guard() -> None:
 
     Beyond what FastAPI documents, the guard rests on how a router finds a route (`matches`) and is
     entered (`handle`), and on where it keeps what was included (`original_router`,
-    `include_context`) and scopes (`own_oauth_scopes`).
+    `include_context`), scopes (`own_oauth_scopes`) and what it makes of parameters (`dependant`).
     """
     entered: set[str] = set()
 
@@ -353,7 +360,7 @@ async def check_guard() -> None:
         router.mount(f"{path}/mounted", mounted)
         return router
 
-    nobodys_keys: Any = None  # for all requests are those of somebody who was asked already
+    nobodys_keys: Any = SimpleNamespace(has_scopes=True)  # all requests are of somebody known
     app = filled(GuardedAPI(nobodys_keys), "/bare")
     public, needed = filled(PublicRouter(), "/public"), [require("needed")]
     public.include_router(filled(GuardedRouter(), "/in-public"))
@@ -383,9 +390,16 @@ async def check_guard() -> None:
         access.logger.disabled = False
     plain = APIRouter()
     plain.include_router(filled(APIRouter(), "/plain"), dependencies=needed)
+
+    def unreadable(key: Any) -> Any: ...
+
+    unreadable.__annotations__ = dict.fromkeys(("key", "return"), "NameOfNothing")
+    plain.add_api_route("/unreadable", unreadable)
+    unread = [name for place in places_in(plain) for _, name in unread_at(place)]
     if (
         strangers != {"/public"}
         or callers != {"/bare", "/public", "/in-public", "/guarded"}
         or not any(leaf.loose for leaf in leaves_of(plain.routes, guarded=False))
+        or unread != ["key", "return"]
     ):
         raise UnguardedRouteError("This release of FastAPI goes past the guard: install another.")

@@ -736,6 +736,7 @@ async def straight_to_the_routes(self: Any, scope: Scope, receive: Receive, send
         ("app.auth.routing.scopes_of", lambda _: ()),
         ("app.auth.guard._Guard", lambda app, api: app),
         ("app.auth.guard.leaves_of", lambda routes, **_: ()),
+        ("app.auth.guard.unread_at", lambda _: ()),
     ],
 )
 async def test_a_fastapi_that_goes_past_the_guard_stops_the_start_up(
