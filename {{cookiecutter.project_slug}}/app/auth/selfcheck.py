@@ -23,35 +23,28 @@ class Place(NamedTuple):
     routes: list[BaseRoute] | None = None  # of a router
 
 
-def places_in(app: Any, path: str = "") -> Iterator[Place]:
+def places_in(app: Any, path: str = "", included_with: Iterable[Any] = ()) -> Iterator[Place]:
     """In an application or a router; also in nested routers and mounted applications."""
     router = getattr(app, "router", app)
     for route in router.routes:
         yield from _places_at(route, path)
-    asks, path = (
-        dependant_of(getattr(router, "dependencies", ())),
-        path + getattr(app, "prefix", ""),
-    )
+    asks = dependant_of([*included_with, *getattr(router, "dependencies", ())])
     yield Place(f"{path or '/'} ({type(app).__name__})", asks, routes=router.routes)
 
 
 def _places_at(route: Any, path: str = "") -> Iterator[Place]:
     if inner := getattr(route, "original_router", None):
-        path += route.include_context.prefix
-        yield from places_in(inner, path)
-        asks = dependant_of(route.include_context.dependencies)
-        yield Place(f"{path or '/'} ({type(inner).__name__})", asks)
-        return
-    path += getattr(route, "path", "")
-    if isinstance(route, Mount | Host):
+        how = route.include_context
+        yield from places_in(inner, path + how.prefix, how.dependencies)
+    elif isinstance(route, Mount | Host):
         app: Any = route.app
-        while app and not isinstance(app, Starlette | Router):
+        while app is not None and not isinstance(app, Starlette | Router):
             app = getattr(app, "app", None)  # it is middleware
-        if app:
-            yield from places_in(app, path)
+        if app is not None:
+            yield from places_in(app, path + getattr(route, "path", ""))
     elif isinstance(dependant := getattr(route, "dependant", None), Dependant):
         fields = (getattr(route, f"{name}_field", None) for name in ("response", "stream_item"))
-        yield Place(f"{path or '/'} ({route.name})", dependant, tuple(filter(None, fields)))
+        yield Place(f"{path}{route.path} ({route.name})", dependant, tuple(filter(None, fields)))
 
 
 def check_places(places: Iterable[Place], *, has_scopes: bool) -> None:

@@ -202,12 +202,12 @@ async def test_a_router_that_fastapi_cannot_read_stops_the_start_up(
     api: GuardedAPI, keys: Keys
 ) -> None:
     """Also if nothing is on it that FastAPI has dependencies for."""
-    router = GuardedRouter(prefix="/v1", dependencies=[Depends(of_function)])
+    router = GuardedRouter(dependencies=[Depends(of_function)])
     router.mount("/mounted", Starlette())
-    api.include_router(router)
+    api.include_router(router, prefix="/v1")
     assert "caller of of_function in /v1 (GuardedRouter)" in await failure(api)
     with pytest.raises(UnguardedRouteError):
-        await ask(api, keys.issue(), path="/mounted/x")
+        await ask(api, keys.issue(), path="/v1/mounted/x")
 
 
 def in_router(fill: Any) -> Any:
