@@ -709,6 +709,7 @@ async def straight_to_the_routes(self: Any, scope: Scope, receive: Receive, send
         ("app.auth.access.routers.scopes_of", lambda _: ()),
         ("app.auth.access.application.Guard", lambda app, api: app),
         ("app.auth.access.selfcheck.leaves_of", lambda routes, **_: ()),
+        ("app.auth.access.selfcheck.unread_at", lambda _: ()),
     ],
 )
 async def test_a_fastapi_that_goes_past_the_guard_stops_the_start_up(
