@@ -284,14 +284,3 @@ def render_afresh(folder: Path, answers: Mapping[str, str] | None = None) -> Pro
     shutil.rmtree(folder, ignore_errors=True)
     keep_home_clean(folder / "cookiecutter-home")
     return render(copy_template(folder / "template"), folder, answers)
-
-
-_YES_OR_NO = {
-    "database": ("limits", "management", "metrics", "vaults", "deploy"),
-    "env": ("vaults", "deploy"),
-}
-# The answers that choose every part.
-EVERYTHING = {
-    flavour: {"key_store": flavour, **dict.fromkeys(parts, "yes")}
-    for flavour, parts in _YES_OR_NO.items()
-}
