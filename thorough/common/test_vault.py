@@ -264,7 +264,7 @@ def test_a_vault_that_is_silent_ends_the_start(
 ) -> None:
     answer = threading.Event()
     fetch.side_effect = lambda: answer.wait(5)
-    monkeypatch.setattr(vault, "PATIENCE", 0.05)
+    monkeypatch.setattr(vault, "TIMEOUT", 0.05)
     assert problem() == "SECRETS_VAULT: no answer within 0.05 s"
     [waiting] = [thread for thread in threading.enumerate() if thread.name == "vault"]
     assert waiting.daemon

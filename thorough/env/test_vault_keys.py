@@ -9,14 +9,15 @@ from unittest.mock import Mock
 import pytest
 from typer.testing import CliRunner
 
-from app.auth import GuardedAPI, vault
+from app.auth import GuardedAPI
 from app.auth.errors import SettingsError
 from app.auth.key import new_secret
-from app.auth.store.env_store import ASK_EVERY, VaultKeyStore
 from app.cli import main
 from app.constants import MISSING_KEY_STATUS
 from app.settings import load_settings
-from app.vaults.client import PATIENCE
+from app.vaults import client
+from app.vaults.client import TIMEOUT
+from app.vaults.key_store import ASK_EVERY, VaultKeyStore
 from tests.callers import status_of
 from tests.thorough.services import make_service
 
@@ -34,7 +35,7 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
-    monkeypatch.setattr("app.auth.store.env_store.time.monotonic", clock)
+    monkeypatch.setattr("app.vaults.key_store.time.monotonic", clock)
     return clock
 
 
@@ -42,7 +43,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 def fetch(monkeypatch: pytest.MonkeyPatch) -> Mock:
     """What the vault answers."""
     fetch = Mock(return_value={"API_KEYS": f"{A},{B}"})
-    monkeypatch.setitem(vault._CLIENTS, "vault", lambda *_: fetch)
+    monkeypatch.setitem(client._CLIENTS, "vault", lambda *_: fetch)
     monkeypatch.setenv("SECRETS_VAULT", "vault://secret/my-service")
     return fetch
 
@@ -76,12 +77,12 @@ NO = MISSING_KEY_STATUS
 
 
 def test_the_keys_of_the_start_count_at_once(fetch: Mock, clock: Clock) -> None:
-    """But it is not known when in the last PATIENCE seconds they were asked for."""
+    """But it is not known when in the last TIMEOUT seconds they were asked for."""
     service = make_service(load_settings())
     fetch.side_effect = ConnectionError
     look(service)
     assert statuses(service) == [200, 200, NO]
-    clock.now += STALENESS - PATIENCE - 0.1
+    clock.now += STALENESS - TIMEOUT - 0.1
     assert statuses(service) == [200, 200, NO]
     clock.now += 0.1
     assert statuses(service) == [503, 503, 503]
@@ -129,7 +130,7 @@ def test_out_of_reach_the_last_state_counts_up_to_the_bound(
     [said] = [record for record in caplog.records if record.levelno == logging.WARNING]
     assert said.message == (
         "SECRETS_VAULT: ConnectionError; check the secret's name, the login and the network."
-        " What was known before counts for 60 s."
+        " The last answer counts for 60 s."
     )
 
     fetch.side_effect = None
@@ -207,7 +208,7 @@ def test_a_secret_that_is_broken_as_a_whole_counts_as_silence(
 async def test_it_is_followed_while_nobody_calls(
     fetch: Mock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("app.auth.store.env_store.ASK_EVERY", 0.0)
+    monkeypatch.setattr("app.vaults.key_store.ASK_EVERY", 0.0)
     service = make_service(load_settings())
     asked = threading.Semaphore(0)
 

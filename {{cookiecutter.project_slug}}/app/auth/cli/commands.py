@@ -18,7 +18,6 @@ from pydantic import BaseModel
 
 from app.auth.config import sources
 from app.auth.config.settings import AuthSettings
-from app.auth.config.sources import load
 from app.auth.database import clock
 from app.auth.database.engine import transaction
 from app.auth.database.models import ENV_ID
@@ -27,6 +26,7 @@ from app.auth.key import id_of
 from app.auth.keys.service import KeyService, KeyServiceError, open_service
 from app.auth.keys.views import OVERLAP, IssuedKey, KeyUse, KeyView, UsageView
 from app.auth.usage.counts import OUTCOMES
+from app.settings import load_settings
 
 # Plain tracebacks: pretty ones can show local variables, and with them a key.
 main = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
@@ -293,7 +293,7 @@ def scan(
     from app.auth.cli.scan import Source, report
 
     with _one_line_errors():
-        settings = load(AuthSettings)
+        settings = load_settings()
         in_env = {each: ENV_ID + id_of(each) for each in settings.api_keys}
         service = cache(lambda: open_service(settings))  # only if there is something to ask for
         sources: list[Source] = [lambda _: in_env, lambda digests: service().ids_of(digests)]
@@ -308,7 +308,7 @@ def upgrade_database() -> None:
     from app.auth.database.owner_migrations import upgrade_tables
 
     with _one_line_errors():
-        settings = load(AuthSettings)
+        settings = load_settings()
         _name_database(settings)
         upgrade(settings.database_url)
         upgrade_tables(settings.database_url)
@@ -326,13 +326,13 @@ def thin_database() -> None:
 def _service() -> Generator[KeyService]:
     """For commands that only read: they make no database, and migrate none."""
     with _one_line_errors():
-        yield open_service(load(AuthSettings))
+        yield open_service(load_settings())
 
 
 @contextmanager
 def _changing() -> Generator[KeyService]:
     with _one_line_errors(" A secret that cannot be shown is not issued."):
-        settings = load(AuthSettings)
+        settings = load_settings()
         service = open_service(settings)
         service.adopt_env_keys()
         _name_database(settings)

@@ -13,7 +13,6 @@ from typing import Any, Final, Literal, TypeVar
 
 import sqlalchemy as sa
 
-from app.auth.config.settings import AuthSettings
 from app.auth.database import clock
 from app.auth.database.engine import LONG_PATIENCE, check_schema, connect, transaction
 from app.auth.database.models import (
@@ -180,7 +179,7 @@ class KeyService:
     asks for a change, if it is not somebody with access to the database.
     """
 
-    def __init__(self, settings: AuthSettings) -> None:
+    def __init__(self, settings: Any) -> None:
         self.engine = connect(settings.database_url)
         self._prefix = settings.key_prefix
         self._shares_limits = bool(settings.valkey_url)
@@ -489,7 +488,7 @@ class KeyService:
         return issued
 
 
-def open_service(settings: AuthSettings, *, migrate: bool = False) -> KeyService:
+def open_service(settings: Any, *, migrate: bool = False) -> KeyService:
     """Raises SettingsError if the database has not the schema that this service needs, and
     StoreUnavailableError. `migrate` brings SQLite up to date."""
     service = KeyService(settings)

@@ -18,7 +18,6 @@ from typing import Any, TypeVar
 
 from app.auth.access.request_log import Seen
 from app.auth.access.rule import OUT_OF_REACH, UNKNOWN, Admission, Refusal, problem
-from app.auth.config.settings import AuthSettings
 from app.auth.database import clock
 from app.auth.database.engine import PATIENCE, Hold, connect
 from app.auth.database.models import LEAST_STALENESS
@@ -51,7 +50,7 @@ class DatabaseKeyStore:
     That is the first eight bytes of their digests. Who is not among them costs no query.
     """
 
-    def __init__(self, settings: AuthSettings) -> None:
+    def __init__(self, settings: Any) -> None:
         self._engine = connect(settings.database_url, pooled=True)
         # Its own: endpoints may fill all others. And some for the questions alone, which hang or
         # wait for nothing that the rest does.

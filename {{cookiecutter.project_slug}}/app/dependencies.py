@@ -1,0 +1,17 @@
+"""Dependencies of your endpoints."""
+
+from typing import Annotated
+
+from fastapi import Depends
+from starlette.requests import HTTPConnection
+
+from app.settings import Settings
+
+
+async def get_settings(connection: HTTPConnection) -> Settings:
+    """The settings that the application was made with."""
+    settings: Settings = connection.app.state.settings
+    return settings
+
+
+CurrentSettings = Annotated[Settings, Depends(get_settings)]
