@@ -1,4 +1,4 @@
-"""Dependencies of your endpoints."""
+"""What your endpoints ask for. `Caller` and `require` come from `app.auth`."""
 
 from typing import Annotated
 
@@ -9,7 +9,7 @@ from app.settings import Settings
 
 
 async def get_settings(connection: HTTPConnection) -> Settings:
-    """The settings that the application was made with."""
+    """Those that the application was made with."""
     settings: Settings = connection.app.state.settings
     return settings
 

@@ -1,15 +1,15 @@
-"""The types of the settings RATE_LIMIT and VALKEY_URL."""
+"""The settings of limits: RATE_LIMIT and VALKEY_URL."""
 
 from typing import Annotated, Final
 
-from pydantic import Field, PlainValidator
+from pydantic import Field, PlainValidator, WithJsonSchema
 from pydantic_core import PydanticCustomError
 from pydantic_settings import NoDecode
 
-from app.limits.rates import Limit, parse_limits
+from app.limits.limit import LIMIT_PATTERN, Limit, parse_limits
 
 VALKEY_URL_FORM: Final = "write valkey://HOST:6379 or redis://HOST:6379"
-_SCHEMES: Final = {
+_VALKEY = {
     "valkey": "valkey",
     "valkeys": "valkeys",  # with TLS
     "redis": "valkey",
@@ -32,16 +32,22 @@ def _parse_rate_limit(text: str) -> tuple[Limit, ...]:
 
 def _parse_valkey_url(text: str) -> str:
     scheme, _, rest = text.strip().partition(":")
-    if scheme in _SCHEMES and rest.startswith("//"):
-        return f"{_SCHEMES[scheme]}:{rest}"  # the library of Valkey parses it
+    if scheme in _VALKEY and rest.startswith("//"):
+        return f"{_VALKEY[scheme]}:{rest}"  # whose library reads it
     raise PydanticCustomError("valkey_url", VALKEY_URL_FORM)
 
 
 RateLimit = Annotated[
     tuple[Limit, ...], NoDecode, PlainValidator(_parse_rate_limit), Field(exclude=True)
 ]
-"""The limit of each key that has none of its own: 600/minute, or several."""
+"""For each key without a limit of its own: 600/minute, or several, separated by commas."""
+
 ValkeyUrl = Annotated[
-    str, NoDecode, PlainValidator(_parse_valkey_url), Field(exclude=True, repr=False)
+    str, NoDecode, PlainValidator(_parse_valkey_url), Field(repr=False, exclude=True)
 ]
-"""The server where all instances count together. Without it each process counts for itself."""
+"""Where servers count together. Without it one process counts for itself."""
+
+# Of a key, over HTTP.
+_LimitText = Annotated[str, WithJsonSchema({"type": "string", "pattern": LIMIT_PATTERN})]
+LimitTexts = Annotated[list[_LimitText], Field(description="As 600/minute, or 50000/month")]
+NetworkTexts = Annotated[list[str], Field(description="As 10.0.0.0/8; from everywhere, if none")]
