@@ -29,6 +29,8 @@ class EnvKeyStore:
     force, and brings none in: the keys stay that were in force and that it still names.
     """
 
+    has_scopes = False
+
     def __init__(self, keys: Iterable[bytes], *, followed: bool) -> None:
         self._keys = self._good_keys = _by_digest(keys)
         self._followed = followed
