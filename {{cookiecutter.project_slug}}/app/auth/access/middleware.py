@@ -29,6 +29,9 @@ class Application(Protocol):
     def policies(self) -> Sequence[Policy]: ...
 
     @property
+    def router(self) -> APIRouter: ...
+
+    @property
     def exception_handlers(self) -> Mapping[Any, Any]: ...
 
     def route_for(self, scope: Scope) -> BaseRoute | None:
@@ -86,6 +89,7 @@ class Guard:
             return
         route = self._api.route_for(scope)
         if route is None:
+            scope["router"] = self._api.router
             await self._not_found(scope, receive, send)
         elif self._api.is_public(route):
             await self._app(scope, receive, send)
