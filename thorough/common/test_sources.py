@@ -145,7 +145,7 @@ def test_a_vault_that_nothing_reads_stops_the_start(
     with pytest.raises(SettingsError) as error:
         core["load"](Settings)
     assert f"{error.value}" == (
-        "SECRETS_VAULT is set, but nothing here reads a vault; add the part vaults, or unset it"
+        "SECRETS_VAULT is set, but the part vaults is missing; add it, or unset SECRETS_VAULT"
     )
 
 

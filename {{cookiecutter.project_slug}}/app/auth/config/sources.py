@@ -78,18 +78,19 @@ def secrets_dir() -> Path | None:
     return folder
 
 
-def _no_vaults(*_: object) -> dict[str, Any]:
-    # To go on without it would start the service with other keys than the operator meant.
+def _refuse_vault(*_: object) -> dict[str, Any]:
+    # Without this line the service would start with other keys than the operator meant.
     raise SettingsError(
-        "SECRETS_VAULT is set, but nothing here reads a vault; add the part vaults, or unset it"
+        "SECRETS_VAULT is set, but the part vaults is missing; add it, or unset SECRETS_VAULT"
     )
 
 
 SOURCES: Final[dict[str, Source]] = {
-    "SECRETS_VAULT": _no_vaults,  # until the part vaults puts its own here
+    "SECRETS_VAULT": _refuse_vault,  # the part vaults replaces it
     "SECRETS_DIR": lambda *_: {"_secrets_dir": secrets_dir()},
 }
-"""By the environment variable that names the place. Parts add theirs in `app/settings.py`."""
+"""By the environment variable that names the place. Parts add theirs in
+`app/settings.py`."""
 
 
 @contextmanager
