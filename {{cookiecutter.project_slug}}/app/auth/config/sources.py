@@ -89,8 +89,7 @@ SOURCES: Final[dict[str, Source]] = {
     "SECRETS_VAULT": _refuse_vault,  # the part vaults replaces it
     "SECRETS_DIR": lambda *_: {"_secrets_dir": secrets_dir()},
 }
-"""By the environment variable that names the place. Parts add theirs in
-`app/settings.py`."""
+"""By the environment variable that names the place. Parts add theirs in `app/settings.py`."""
 
 
 @contextmanager
