@@ -131,7 +131,7 @@ async def test_usage_is_told_by_hour_and_secret_and_after_a_month_by_day(
     ] == [4]
 
     clock.pass_time(40 * 86_400)
-    assert key_service.thin_usage() == 2
+    key_service.thin_usage()
     used = key_service.usage(first.id, 60 * DAY)
     day = [(each.starts_at, each.hours, each.served) for each in used.by_hour]
     assert day == [(NOW.replace(hour=0), 24, 4)]
