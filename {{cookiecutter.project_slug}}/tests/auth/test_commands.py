@@ -6,7 +6,6 @@ import re
 import sqlite3
 import stat
 import sys
-from collections.abc import Awaitable, Callable
 from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -15,14 +14,14 @@ from types import SimpleNamespace
 import pytest
 import sqlalchemy as sa
 
-from app.auth.database.engine import SCHEMA_TABLE, connect
+from app.auth.database.engine import connect
 from app.auth.database.models import api_key_servers
 from app.auth.key import is_canonical, new_secret, with_prefix
 from app.cli import main
 from app.constants import COMMAND
 from tests.callers import keys, run
+from tests.conftest import Server
 
-InForce = Callable[..., Awaitable[str]]
 MAKE_IT = f"uv run {COMMAND} db upgrade"
 on_posix = pytest.mark.skipif(os.name == "nt", reason="Windows has other users and modes")
 
@@ -44,7 +43,7 @@ def complaint(*arguments: str) -> str:
     return said
 
 
-async def test_a_created_key_is_shown_this_once_and_works(in_force: InForce) -> None:
+async def test_a_created_key_is_shown_this_once_and_works(server: Server) -> None:
     result = run("keys", "create", "billing")
     assert result.stderr.endswith("Keep the key now: it is not shown again.\n")
     shown = result.stdout.partition("key:")[2].strip()
@@ -52,7 +51,7 @@ async def test_a_created_key_is_shown_this_once_and_works(in_force: InForce) -> 
     assert created.items() >= {"name": "Ren\u00e9", "scopes": ["*", "b:read"]}.items()
     secret = created.pop("key")
     assert is_canonical(secret)
-    assert await in_force(shown, secret) == "++"
+    assert await server.admits(shown, secret) == "++"
     assert keys("show", created["id"]) == created
     id = created["id"]
     for command in (["list"], ["show", id], ["audit"], ["doctor"], ["usage", id], ["revoke", id]):
@@ -103,7 +102,7 @@ def test_people_get_tables(database_url: sa.URL) -> None:
     assert {line.partition(":")[0] for line in lines} == created.keys() - {"key"}
 
 
-async def test_a_rotation_leaves_the_old_secret_for_the_overlap(in_force: InForce) -> None:
+async def test_a_rotation_leaves_the_old_secret_for_the_overlap(server: Server) -> None:
     first = keys("create", "billing")
     issued = [first["key"], (second := keys("rotate", first["id"]))["key"]]
     ends, begins = (second[name] for name in ("old_key_expires_at", "issued_at"))
@@ -116,10 +115,10 @@ async def test_a_rotation_leaves_the_old_secret_for_the_overlap(in_force: InForc
         (["--overlap", "2h"], "----++"),
     ):
         issued.append(keys("rotate", first["id"], *options)["key"])
-        assert await in_force(*issued) == signs
+        assert await server.admits(*issued) == signs
     left = keys("rotate", first["id"], "--drop", "old", "--no-new")
     assert "key" not in left
-    assert await in_force(*issued) == "-----+"
+    assert await server.admits(*issued) == "-----+"
 
 
 def test_what_takes_access_away_waits_for_the_slowest_server(
@@ -144,7 +143,7 @@ def test_what_takes_access_away_waits_for_the_slowest_server(
 
 
 async def test_all_secrets_from_before_a_moment_end_and_no_others(
-    secrets: list[str], ids: list[str], in_force: InForce
+    secrets: list[str], ids: list[str], server: Server
 ) -> None:
     rotated, kept = keys("create", "rotated"), keys("create", "kept")
     moment = datetime.now(UTC).isoformat()
@@ -153,7 +152,7 @@ async def test_all_secrets_from_before_a_moment_end_and_no_others(
     revoked = keys("revoke", "--issued-before", moment)
     assert {key["id"] for key in revoked} == {kept["id"], *ids}
     issued = (rotated["key"], kept["key"], *secrets, renewed["key"], manager["key"])
-    assert await in_force(*issued) == "----++"
+    assert await server.admits(*issued) == "----++"
     refusal = "No key with keys:manage and without an end would be left; force it if that is meant"
     assert complaint("keys", "revoke", manager["id"]) == refusal
     assert keys("revoke", manager["id"], "--force")["status"] == "revoked"
@@ -231,7 +230,7 @@ def test_a_secret_that_cannot_be_shown_is_not_issued(
 
 
 async def test_a_name_that_the_terminal_has_no_letters_for_hides_no_secret(
-    in_force: InForce, monkeypatch: pytest.MonkeyPatch
+    server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     terminal = io.TextIOWrapper(io.BytesIO(), encoding="cp1252")
     with monkeypatch.context() as redirected:
@@ -240,7 +239,7 @@ async def test_a_name_that_the_terminal_has_no_letters_for_hides_no_secret(
     terminal.seek(0)
     fields = dict(re.split(": +", line) for line in terminal.read().splitlines())
     assert fields["name"] == "\\U0001f389 party"
-    assert await in_force(fields["key"]) == "+"
+    assert await server.admits(fields["key"]) == "+"
 
 
 # Which database it is.

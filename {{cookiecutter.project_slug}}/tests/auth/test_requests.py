@@ -9,8 +9,8 @@ from fastapi import WebSocket
 from starlette.responses import PlainTextResponse
 
 from app.auth import GuardedAPI, GuardedRouter, PublicRouter
-from app.auth.access.request_log import RequestLog, Seen, request_id
 from app.auth.key import digest, with_prefix
+from app.auth.log.record import Seen, request_id
 from app.constants import MISSING_KEY_STATUS
 from tests.callers import Keys, answer_of, ask
 
@@ -83,10 +83,7 @@ async def test_a_request_of_a_stranger_has_a_line_too(
 
 async def test_observers_are_told_once_of_each_request(api: GuardedAPI, keys: Keys) -> None:
     told: list[Seen] = []
-    log = api.build_middleware_stack()
-    assert isinstance(log, RequestLog)
-    log._counts = [told.append]
-    api.middleware_stack = log
+    api.add_observer(told.append)
     secret = keys.issue()
     for secrets in ([secret], []):
         await ask(api, *secrets, path="/guarded/items/7", body=b"")

@@ -12,17 +12,18 @@ import pytest
 import sqlalchemy as sa
 from fastapi import WebSocket
 
-from app.auth import GuardedAPI, GuardedRouter, require
+from app.auth import GuardedRouter, require
 from app.auth.database.models import api_key_secrets, api_key_usage, api_keys, metadata
 from app.auth.errors import StoreUnavailableError
 from app.auth.key import digest, new_secret
-from app.auth.keys.service import MANAGE, KeyService
+from app.auth.keys.service import MANAGE
 from app.auth.keys.views import KeyView
-from app.auth.store.cache import DatabaseKeyStore
 from app.auth.usage.anomalies import examine_usage
 from app.auth.usage.counts import Counts
 from app.auth.usage.doctor import examine
-from tests.callers import Clock, ask, keys, run, status_of
+from app.auth.usage.report import of_all, of_key
+from tests.callers import Clock, ask, keys, run
+from tests.conftest import Server
 
 WEEK, DAY, HOUR = timedelta(days=7), timedelta(days=1), timedelta(hours=1)
 NOW = datetime(2030, 6, 15, 12, tzinfo=UTC)
@@ -32,7 +33,7 @@ ME = "tests"
 @pytest.mark.parametrize("type", ["http", "websocket"])
 @pytest.mark.parametrize("depth", [0, 1, 3])
 async def test_a_request_counts_once_however_many_requirements_nest(
-    service: GuardedAPI, store: DatabaseKeyStore, key_service: KeyService, depth: int, type: str
+    server: Server, depth: int, type: str
 ) -> None:
     router = GuardedRouter(dependencies=[require("a:b")] * bool(depth))
 
@@ -43,21 +44,22 @@ async def test_a_request_counts_once_however_many_requirements_nest(
     needed = [require("a:b")] * max(depth - 1, 0)
     router.add_api_route("/nested", nested, dependencies=needed)
     router.add_api_websocket_route("/nested", live, dependencies=needed)
-    service.include_router(router)
+    server.api.include_router(router)
     counted = []
     for scopes in (["a:b"], []):
-        key = key_service.create("key", scopes, actor=ME)
+        key = server.keys.create("key", scopes, actor=ME)
         for _ in range(3):
-            await ask(service, key.key.encode(), path="/nested", type=type)
-        await store.flush()
-        used = key_service.usage(key.id, WEEK)
+            await ask(server.api, key.key.encode(), path="/nested", type=type)
+        await server.store.flush()
+        used = of_key(server.keys.engine, key.id, WEEK)
         counted.append((used.served, used.refused, used.total))
     assert counted == [(3, 0, 3), (0, 3, 3) if depth else (3, 0, 3)]
 
 
 async def test_strangers_count_by_reason_and_network_and_never_by_what_they_sent(
-    service: GuardedAPI, store: DatabaseKeyStore, key_service: KeyService, database_url: sa.URL
+    server: Server,
 ) -> None:
+    service, store, key_service = server.api, server.store, server.keys
     gone, unknown = key_service.create("gone", actor=ME), new_secret().encode()
     key_service.revoke(gone.id, actor=ME)
     for client in ("192.0.2.7", "192.0.2.9", "::ffff:192.0.2.1", "2001:db8:1:2::3", "no address"):
@@ -69,7 +71,8 @@ async def test_strangers_count_by_reason_and_network_and_never_by_what_they_sent
         await ask(service, gone.key.encode())  # who may be no stranger
     await store.flush()
     told = {
-        (each.network, each.reason): each.refused for each in key_service.all_usage(WEEK).strangers
+        (each.network, each.reason): each.refused
+        for each in of_all(key_service.engine, WEEK).strangers
     }
     assert told == {
         ("192.0.2.0/24", "no key"): 3,
@@ -89,40 +92,34 @@ def test_a_flood_from_everywhere_takes_no_memory() -> None:
     assert sum(row["refused"] for row in rows) == 3000
 
 
-async def test_usage_is_exact_over_servers_and_faults(
-    start_service: Callable[[], GuardedAPI], service: GuardedAPI, key_service: KeyService
+async def test_counts_are_exact_over_several_servers(
+    server: Server, start_server: Callable[[], Server]
 ) -> None:
-    key = key_service.create("key", actor=ME)
-    for each in (service, start_service()):
-        lost = [StoreUnavailableError("the line was cut")]
-
-        def lose_an_answer(_: object, lost: list[StoreUnavailableError] = lost) -> None:
-            if lost:
-                raise lost.pop()
-
-        async with each.keys.follow():
-            assert await status_of(each, key.key.encode()) == 200
-            assert isinstance(each.keys, DatabaseKeyStore)
-            await each.keys.flush()
-            assert await status_of(each, key.key.encode()) == 200
-    assert key_service.usage(key.id, WEEK).total == 4
+    key = server.keys.create("key", actor=ME)
+    for number, each in enumerate((server, start_server()), start=1):
+        async with each.store.follow():  # what is left is written at the stop
+            for _ in range(3 * number):
+                assert await each.status(key.key) == 200
+            await each.store.flush()
+            assert await each.status(key.key) == 200
+    assert of_key(server.keys.engine, key.id, WEEK).total == 3 + 1 + 6 + 1
 
 
 async def test_usage_is_told_by_hour_and_secret_and_after_a_month_by_day(
-    clock: Clock, service: GuardedAPI, store: DatabaseKeyStore, key_service: KeyService
+    clock: Clock, server: Server
 ) -> None:
     clock.now = NOW.timestamp()
-    first = key_service.create("billing", actor=ME)
-    second = key_service.rotate(first.id, actor=ME)
+    first = server.keys.create("billing", actor=ME)
+    second = server.keys.rotate(first.id, actor=ME)
     for issued, hours in ((first, 0), (first, 1), (second, 0), (second, 0)):
         clock.pass_time(3600 * hours)
-        assert await status_of(service, issued.key.encode()) == 200
-    await store.flush()
-    used = key_service.usage(first.id, WEEK)
+        assert await server.status(issued.key) == 200
+    await server.store.flush()
+    used = of_key(server.keys.engine, first.id, WEEK)
     hour = [(each.starts_at, each.hours, each.served) for each in used.by_hour]
     assert hour == [(NOW, 1, 1), (NOW + HOUR, 1, 3)]
     assert sorted(each.served for each in used.by_secret) == [2, 2]
-    assert key_service.usage(first.id, timedelta()).total == 3
+    assert of_key(server.keys.engine, first.id, timedelta()).total == 3
     said = run("keys", "usage", first.id, "--since", "2d").stdout
     assert "2030-06-15 13:00Z  " + "#" * 40 in said
     assert "billing" in run("keys", "usage").stdout
@@ -131,8 +128,8 @@ async def test_usage_is_told_by_hour_and_secret_and_after_a_month_by_day(
     ] == [4]
 
     clock.pass_time(40 * 86_400)
-    key_service.thin_usage()
-    used = key_service.usage(first.id, 60 * DAY)
+    assert "rows less" in run("db", "thin").stdout
+    used = of_key(server.keys.engine, first.id, 60 * DAY)
     day = [(each.starts_at, each.hours, each.served) for each in used.by_hour]
     assert day == [(NOW.replace(hour=0), 24, 4)]
 
@@ -152,9 +149,7 @@ def connection() -> Iterator[sa.Connection]:
 def a_key(**differences: Any) -> KeyView:
     """A healthy one: in use, as narrow as it can be, and not old."""
     unset: dict[str, Any] = dict.fromkeys(KeyView.model_fields)
-    lists: dict[str, Any] = {
-        name: [] for name, field in KeyView.model_fields.items() if field.annotation == list[str]
-    }
+    lists: dict[str, Any] = {"scopes": [], "restrictions": {}}
     what = {"id": "key", "name": "billing", "created_by": ME, "status": "active"}
     times = {"created_at": NOW - 60 * DAY, "issued_at": NOW, "last_used_at": NOW}
     return KeyView.model_validate({**unset, **lists, **what, **times, **differences})
@@ -231,12 +226,12 @@ def test_it_is_told_when_the_last_manager_is_about_to_expire() -> None:
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has other modes")
 def test_the_command_fails_while_there_is_something_to_do(
-    key_service: KeyService, working_directory: Path
+    server: Server, working_directory: Path
 ) -> None:
     result = run("keys", "doctor")
     assert (result.exit_code, result.stdout) == (0, "None.\n")
     assert keys("doctor") == []
-    key = key_service.create("billing", ["*"], actor=ME)
+    key = server.keys.create("billing", ["*"], actor=ME)
     (working_directory / ".env").touch(0o644)
     result = run("keys", "doctor", "--json")
     assert result.exit_code == 1

@@ -15,7 +15,6 @@ from app.auth.key import digests, id_of, new_secret
 os.environ["API_KEYS"] = new_secret()
 
 from app.auth import GuardedAPI
-from app.auth.access.request_log import RequestLog
 from app.settings import Settings, load_settings
 from tests.callers import Clock, Keys, make_service
 
@@ -80,4 +79,4 @@ def keys() -> Keys:
 
 @pytest.fixture
 def api(keys: Keys) -> GuardedAPI:
-    return GuardedAPI(keys, around=RequestLog)
+    return GuardedAPI(keys)
