@@ -143,7 +143,7 @@ def test_a_wheel_runs_elsewhere(fresh: Fresh, tmp_path: Path) -> None:
     elsewhere = Project(tmp_path / project.command)
     elsewhere.path.mkdir()
     elsewhere.run("uv", "venv", "--quiet")
-    python = next(elsewhere.path.glob(".venv/*/python*"))
+    python = elsewhere.path / ".venv" / "bin" / "python"
     elsewhere.run("uv", "pip", "install", "--quiet", "--python", f"{python}", f"{wheel}")
     command = f"{python.parent / project.command}"
     elsewhere.run(command, "db", "upgrade")
