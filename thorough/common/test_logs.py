@@ -3,6 +3,7 @@
 import io
 import json
 import logging
+import re
 from collections.abc import Iterator
 from datetime import datetime
 from typing import Literal
@@ -10,7 +11,8 @@ from typing import Literal
 import pytest
 from uvicorn.logging import AccessFormatter, DefaultFormatter
 
-from app.auth import GuardedAPI, GuardedRouter, logs
+from app.auth import GuardedAPI, GuardedRouter
+from app.auth.log import formats
 from app.auth.log.formats import configure_logging
 from tests.callers import ask
 
@@ -19,7 +21,7 @@ SERVICE, SPEAKER = logging.getLogger("app"), logging.getLogger("app.auth.speaker
 
 @pytest.fixture(autouse=True)
 def nobody_has_configured(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(logs, "_level", logging.NOTSET)
+    monkeypatch.setattr(formats, "_level", logging.NOTSET)
     last, level = logging.lastResort, SERVICE.level
     assert last
     of_last = last.level, last.formatter
@@ -53,8 +55,9 @@ async def test_in_json_a_refusal_has_its_fields_apart(
     api.include_router(guarded := GuardedRouter(prefix="/x"))
     guarded.add_api_route("/{name}", lambda: None)
     await ask(api, path="/x/y")
-    line = json.loads(capsys.readouterr().err)
+    line, _ = map(json.loads, capsys.readouterr().err.splitlines())
     assert datetime.fromisoformat(line.pop("time")).tzinfo
+    assert re.fullmatch("[0-9a-f]{16}", line.pop("request_id"))
     assert line == {
         "level": "INFO",
         "logger": "app.auth.access.rule",
