@@ -1,6 +1,7 @@
 """The pages: they are short, and everything that they name exists."""
 
 import ast
+import json
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -8,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.project import FLAVOURS, ROOT, TOP, Project
-from tests.reader import page
+from tests.reader import chapter, page
 
 Rendered = Callable[..., Project]
 
@@ -136,6 +137,25 @@ def test_names_of_the_pages_lead_somewhere(rendered: Rendered) -> None:
         for name in set(NAMED.findall(text)) - made:
             places = (ROOT / name, project.path / name, ROOT / TOP / "flavours/env" / name)
             assert any(place.exists() for place in places), f"{path}: {name}"
+
+
+@pytest.mark.parametrize("part", sorted({*PARTS["database"]} - {"deploy"}))
+def test_a_part_tells_all_that_goes_with_it(part: str) -> None:
+    """The folders, and the files that have lines of the part."""
+    told = chapter((ROOT / TOP / "app" / part / "README.md").read_text("utf-8"), "Take it out")
+    named = set(re.findall(r"`([^`]+)`", told))
+    parts = json.loads((ROOT / "cookiecutter.json").read_text("utf-8"))["_parts"]
+    folders = {f"{name}/" if not Path(name).suffix else name for name in parts[part]}
+    assert folders <= named
+    mark = re.compile(rf"(?:#|//|<!--) part: (?:[a-z]+, )*{part}\b", re.MULTILINE)
+    for folder in (ROOT / TOP, ROOT / TOP / "flavours/env"):
+        for path in folder.rglob("*"):
+            name = path.relative_to(folder).as_posix()
+            if path.suffix in (".md", ".js", ".css") or name.startswith("flavours/"):
+                continue
+            if path.is_file() and mark.search(path.read_text("utf-8")):
+                inside = any(name.startswith(each) for each in folders)
+                assert inside or name in named, f"{name} has lines of {part}"
 
 
 # What they promise.
