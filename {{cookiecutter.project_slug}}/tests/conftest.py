@@ -2,7 +2,7 @@
 
 import os
 import shutil
-from collections.abc import AsyncGenerator, Callable, Iterator
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack
 from math import inf
 from pathlib import Path
@@ -19,16 +19,17 @@ os.environ["DATABASE_URL"] = f"sqlite:///{mkdtemp()}/keys.db"
 os.environ["API_KEYS"] = ""
 
 from app.auth import GuardedAPI
+from app.auth.access.request_log import RequestLog
 from app.auth.database.migrate import upgrade
 from app.auth.database.models import ENV_ID
 from app.auth.database.owner_migrations import upgrade_tables
 from app.auth.key import digests, id_of, new_secret
 from app.auth.keys.service import KeyService
 from app.auth.store.cache import DatabaseKeyStore
-from app.constants import API_KEY_HEADER
+from app.constants import API_KEY_HEADER, MISSING_KEY_STATUS
 from app.database import get_engine
 from app.settings import Settings, load_settings
-from tests.callers import Keys, make_service
+from tests.callers import Clock, Keys, make_service, status_of
 
 
 @pytest.fixture
@@ -49,16 +50,31 @@ def ids(secrets: list[str]) -> list[str]:
 
 @pytest.fixture(autouse=True)
 def working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, secrets: list[str]) -> Path:
-    """A folder of its own; the environment has no settings but the database and the keys."""
+    """A folder of its own. The environment has no settings but these."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("app.auth.config.sources.ENV_FILE", tmp_path / ".env")
-    for name in (*Settings.model_fields, "SECRETS_DIR", "SECRETS_VAULT"):
-        monkeypatch.delenv(name.upper(), raising=False)
+    names = {*Settings.model_fields, "secrets_dir", "secrets_vault"}
+    for name in [name for name in os.environ if name.lower() in names]:
+        monkeypatch.delenv(name)
     monkeypatch.setenv("DATABASE_URL", f"sqlite:///{tmp_path}/keys.db")
     monkeypatch.setenv("API_KEYS", ",".join(secrets))
-    # Tests send more wrong keys than anybody else may.
+    # However busy this machine is: its database does not look out of reach.
+    monkeypatch.setenv("KEY_MAX_STALENESS", "60")
+    monkeypatch.setattr("app.auth.store.cache.PATIENCE", 60.0)
+    # Tests send more wrong keys than anybody else may, and new keys get in at once.
     monkeypatch.setattr("app.auth.access.throttle.MANY", inf)
+    monkeypatch.setattr("app.auth.store.cache.RECHECK", 0.0)
     return tmp_path
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    """The time of the whole service, which passes when the test says so."""
+    clock = Clock()
+    monkeypatch.setattr("app.auth.database.clock.time", lambda: clock.now)
+    for module in ("access.throttle", "store.cache"):
+        monkeypatch.setattr(f"app.auth.{module}.monotonic", clock.monotonic)
+    return clock
 
 
 @pytest.fixture(scope="session")
@@ -90,12 +106,24 @@ def session(database_url: sa.URL) -> Iterator[Session]:
 
 
 @pytest.fixture
-def service(database_url: sa.URL) -> Iterator[GuardedAPI]:
-    """The application; slow machines do not make its database look out of reach."""
-    service = make_service(load_settings().model_copy(update={"key_max_staleness": 30.0}))
-    yield service
-    assert isinstance(service.keys, DatabaseKeyStore)
-    service.keys.close()
+def start_service(database_url: sa.URL) -> Iterator[Callable[[], GuardedAPI]]:
+    """Makes your application, with the settings as they are when it is called."""
+    stores: list[DatabaseKeyStore] = []
+
+    def start_service() -> GuardedAPI:
+        service = make_service(load_settings())
+        assert isinstance(service.keys, DatabaseKeyStore)
+        stores.append(service.keys)
+        return service
+
+    yield start_service
+    for store in stores:
+        store.close()
+
+
+@pytest.fixture
+def service(start_service: Callable[[], GuardedAPI]) -> GuardedAPI:
+    return start_service()
 
 
 @pytest.fixture
@@ -111,6 +139,17 @@ def key_service(service: GuardedAPI) -> KeyService:
 
 
 @pytest.fixture
+def in_force(service: GuardedAPI, store: DatabaseKeyStore) -> Callable[..., Awaitable[str]]:
+    async def in_force(*secrets: str) -> str:
+        """`+` for each that gets in, `-` for each that does not, once the service is up to date."""
+        await store.catch_up()
+        signs = {200: "+", MISSING_KEY_STATUS: "-"}
+        return "".join([signs[await status_of(service, each.encode())] for each in secrets])
+
+    return in_force
+
+
+@pytest.fixture
 async def client(service: FastAPI) -> AsyncGenerator[httpx.AsyncClient]:
     transport = httpx.ASGITransport(app=service)
     async with httpx.AsyncClient(transport=transport, base_url="http://service") as client:
@@ -119,11 +158,9 @@ async def client(service: FastAPI) -> AsyncGenerator[httpx.AsyncClient]:
 
 @pytest.fixture
 async def client_with(
-    service: FastAPI, key_service: KeyService, monkeypatch: pytest.MonkeyPatch
+    service: FastAPI, key_service: KeyService
 ) -> AsyncGenerator[Callable[..., httpx.AsyncClient]]:
     """Callers whose keys have the scopes that you name: `client_with("reports:read")`."""
-    # The service asks the database for each key that it does not know yet.
-    monkeypatch.setattr("app.auth.store.cache.RECHECK", 0.0)
     async with AsyncExitStack() as clients:
 
         def client_with(*scopes: str) -> httpx.AsyncClient:
@@ -147,4 +184,4 @@ def keys() -> Keys:
 
 @pytest.fixture
 def api(keys: Keys) -> GuardedAPI:
-    return GuardedAPI(keys)
+    return GuardedAPI(keys, around=RequestLog)
