@@ -590,15 +590,15 @@ ENV = [
     Mutant(
         "any UUID4 is taken for a key",
         "app/auth/cli/scan.py",
-        'why = "next to its name" if match.start() in values else ""',
+        'why = "next to its name" if uuid.start() in named else ""',
         'why = "next to its name"',
         "scan",
     ),
     Mutant(
-        "what is encoded twice is missed",
+        "a key between two blocks is missed",
         "app/auth/cli/scan.py",
-        "yield from _encoded(data, depth - 1, values)",
-        "yield from _encoded(data, 0, values)",
+        "text = text[-OVERLAP:]",
+        'text = ""',
         "scan",
     ),
     # Who guesses is slowed, learns nothing, and takes no memory; valid keys get in.
