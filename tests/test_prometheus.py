@@ -433,7 +433,7 @@ def test_prometheus_is_told_the_truth_and_calls_for_help(project: Project, tmp_p
     several = {"PROMETHEUS_MULTIPROC_DIR": f"{tmp_path}/metrics", "LOG_LEVEL": "ERROR"}
     with (
         ThreadPoolExecutor(8) as threads,
-        valkey(project) as shared,
+        valkey() as shared,
         project.serving(*command, "--workers", "2", VALKEY_URL=shared, **several) as url,
         asking(project, url, reader, tmp_path, brought) as prometheus,
     ):

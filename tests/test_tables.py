@@ -81,7 +81,7 @@ def reader(request: pytest.FixtureRequest, template: Path) -> Iterator[TableRead
         if request.param == "sqlite":
             yield TableReader(project, "sqlite")
             return
-        with postgresql(project, Path(folder) / "pg") as url:
+        with postgresql(Path(folder) / "pg") as url:
             yield TableReader(project, "postgresql", DATABASE_URL=url, TEST_DATABASE_URL=url)
 
 

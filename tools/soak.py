@@ -3,13 +3,12 @@
 Servers are killed and started again, keys come and go by the command line, whose clock is wrong
 now and then, and another program opens the files without pause. Meanwhile clients check that a
 request sent after `revoke` returned is never let in, that a valid key always is, and that nobody
-else ever is. In between, the suite's state machines explore at random. Ends with 1 at a fault.
+else ever is. In between, the state machines of the thorough tests explore at random. Ends with 1 at a fault.
 """
 
 import json
 import os
 import random
-import shutil
 import signal
 import socket
 import subprocess
@@ -23,8 +22,18 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Final
 
-from tests.project import FLAVOURS, ROOT, Project, environment, get, postgresql
-from tools.render import render_over
+from tests.project import (
+    EVERYTHING,
+    FLAVOURS,
+    ROOT,
+    Project,
+    environment,
+    get,
+    postgresql,
+    render_afresh,
+    with_tools,
+)
+from tools.render import silence
 
 FOLDER: Final = ROOT / ".cache" / "soak"
 HEADER: Final = "api-key"
@@ -244,15 +253,16 @@ hypothesis.settings.register_profile(
 """
 
 
-def explore(project: Project) -> None:
-    """The suite's own state machines, at random."""
+def explore(project: Project, flavour: str) -> None:
+    """The state machines of the thorough tests, at random."""
     seed = random.randrange(1 << 32)
     plugins = project.path / ".plugins"
     plugins.mkdir(exist_ok=True)
     (plugins / "exploring.py").write_text(EXPLORING, "utf-8")
+    profile = ("-p", "exploring", "--hypothesis-profile=exploring", f"--hypothesis-seed={seed}")
+    tests = ("tests/thorough/test_access.py", "-k", "test_access_follows")
     result = project.run(
-        *("uv", "run", "pytest", "-q", "-p", "exploring", "--hypothesis-profile=exploring"),
-        *("tests/auth/test_access.py", "-k", "test_access_follows", f"--hypothesis-seed={seed}"),
+        *with_tools(flavour, "pytest", "-q", *profile, *tests),
         check=False,
         PYTHONPATH=f"{plugins}",
     )
@@ -264,12 +274,12 @@ def main() -> None:
     end = time.monotonic() + 60 * float(os.environ.get("MINUTES", "5"))
     projects = {}
     for flavour in FLAVOURS:
-        folder = FOLDER / flavour / "my-api-service"  # named like its command
-        shutil.rmtree(folder, ignore_errors=True)
-        render_over(folder, flavour)
-        projects[flavour] = Project(folder)
+        with silence():
+            projects[flavour] = render_afresh(FOLDER / flavour, EVERYTHING[flavour])
+        projects[flavour].run("uv", "sync", "--quiet")
+        projects[flavour].lay_thorough(flavour)
     database, env = projects["database"], projects["env"]
-    with TemporaryDirectory() as data, postgresql(database, Path(data)) as url:
+    with TemporaryDirectory() as data, postgresql(Path(data)) as url:
         lives = [
             Life("SQLite", database, "database", {}),
             Life("PostgreSQL", database, "database", {"DATABASE_URL": url}),
@@ -284,8 +294,8 @@ def main() -> None:
                 for life in lives:
                     life.live(LIVES)
                     print(life, flush=True)
-                for project in projects.values():
-                    explore(project)
+                for flavour, project in projects.items():
+                    explore(project, flavour)
         except FaultError as fault:
             sys.exit(f"FAULT: {fault}")
 

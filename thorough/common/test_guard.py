@@ -736,7 +736,7 @@ async def straight_to_the_routes(self: Any, scope: Scope, receive: Receive, send
         ("fastapi.routing._IncludedRouter.handle", straight_to_the_routes),
         ("app.auth.access.routers.scopes_of", lambda _: ()),
         ("app.auth.access.application._Guard", lambda app, api: app),
-        ("app.auth.access.application.leaves_of", lambda routes, **_: ()),
+        ("app.auth.access.selfcheck.leaves_of", lambda routes, **_: ()),
     ],
 )
 async def test_a_fastapi_that_goes_past_the_guard_stops_the_start_up(

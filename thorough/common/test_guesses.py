@@ -19,7 +19,7 @@ HERE, THERE = ("192.0.2.7", 1), ("192.0.2.8", 1)
 
 
 @pytest.fixture(autouse=True)
-def impatient(patient: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("app.auth.access.throttle.MANY", MANY)
 
 

@@ -10,7 +10,8 @@ from typing import Literal
 import pytest
 from uvicorn.logging import AccessFormatter, DefaultFormatter
 
-from app.auth import GuardedAPI, GuardedRouter, logs
+from app.auth import GuardedAPI, GuardedRouter
+from app.auth.log import formats
 from app.auth.log.formats import configure_logging
 from tests.callers import ask
 
@@ -19,7 +20,7 @@ SERVICE, SPEAKER = logging.getLogger("app"), logging.getLogger("app.auth.speaker
 
 @pytest.fixture(autouse=True)
 def nobody_has_configured(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(logs, "_level", logging.NOTSET)
+    monkeypatch.setattr(formats, "_level", logging.NOTSET)
     last, level = logging.lastResort, SERVICE.level
     assert last
     of_last = last.level, last.formatter

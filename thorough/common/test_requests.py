@@ -13,10 +13,12 @@ from starlette.responses import PlainTextResponse, StreamingResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app.auth import Caller, GuardedAPI, GuardedRouter, PublicRouter, require
-from app.auth.access.request_log import RequestLog, Seen, request_id
-from app.auth.access.rule import Admission, Refusal, problem
+from app.auth.access.policy import Admission
+from app.auth.access.request_log import RequestLog
+from app.auth.access.rule import Refusal, problem
 from app.auth.key import Key, digest, with_prefix
 from app.auth.log.formats import add_request_id
+from app.auth.log.record import Seen, request_id
 from app.constants import MISSING_KEY_STATUS
 from tests.callers import HEADER, Keys, answer_of, ask
 

@@ -97,7 +97,9 @@ def shown(error: BaseException) -> Iterator[str]:
     for each in (error, error.__context__, error.__cause__):
         place: TracebackType | None = each.__traceback__ if each else None
         while place:
-            if not Path(place.tb_frame.f_code.co_filename).is_relative_to(Path(__file__).parent):
+            if not Path(place.tb_frame.f_code.co_filename).is_relative_to(
+                Path(__file__).parents[1]
+            ):
                 for value in place.tb_frame.f_locals.values():
                     yield repr(value)
                     yield repr(getattr(value, "__dict__", None))

@@ -12,13 +12,13 @@ from typing import Any
 from typer.testing import CliRunner, Result
 
 from app.cli import main
+from app.settings import Settings
 
 ROOT = Path(__file__).parents[2]
 # Of the environment that commands do not inherit from the tests.
 HIDDEN = {
-    *("API_KEYS", "DATABASE_URL", "KEY_PREFIX", "KEY_MAX_STALENESS"),
-    *("LOG_FORMAT", "LOG_LEVEL", "RATE_LIMIT", "SECRETS_DIR", "SECRETS_VAULT", "VALKEY_URL"),
-    *("SHOW_CONSOLE", "SHOW_DOCS", "PROMETHEUS_MULTIPROC_DIR"),
+    *(name.upper() for name in Settings.model_fields),
+    *("SECRETS_DIR", "SECRETS_VAULT", "PROMETHEUS_MULTIPROC_DIR"),
     *("PYTHONIOENCODING", "PYTHONUNBUFFERED", "PYTHONUTF8"),
 }
 PATIENCE = 120  # seconds: no test is decided by how busy the machine is

@@ -3,26 +3,25 @@
 import os
 from math import inf
 
-from fastapi.routing import iter_route_contexts
-
 from app.auth import GuardedAPI
 from app.auth.access import throttle
 from app.auth.store import cache
-from app.main import create_app
-from app.management.router import router as api_keys
 from app.settings import Settings, load_settings
-from tests.callers import with_probe
+from tests import callers
 
 MADE: list[GuardedAPI] = []  # for whoever has to close them
 
 
 def make_service(settings: Settings) -> GuardedAPI:
-    """Yours, with an endpoint to call, and keys are managed over HTTP even if you left that out."""
-    service = with_probe(create_app(settings))
-    if all(context.path != api_keys.prefix for context in iter_route_contexts(service.routes)):
-        service.include_router(api_keys)
+    """Yours, with an endpoint to call."""
+    service = callers.make_service(settings)
     MADE.append(service)
     return service
+
+
+def patient_settings() -> Settings:
+    """With so long a staleness that the database of a busy machine always answers in time."""
+    return load_settings().model_copy(update={"key_max_staleness": 30.0})
 
 
 def start() -> GuardedAPI:

@@ -33,13 +33,14 @@ from app.auth.database.clock import DAY
 from app.auth.database.engine import connect
 from app.auth.database.models import ENV_ID, api_key_events, api_key_servers
 from app.auth.key import Key, digest, id_of, new_secret, with_prefix
-from app.auth.keys.service import ConflictError, KeyService
+from app.auth.keys.errors import ConflictError
+from app.auth.keys.service import KeyService
 from app.auth.store.cache import DatabaseKeyStore
 from app.constants import MISSING_KEY_STATUS
 from app.settings import load_settings
 from tests.callers import PROBE, Answer, ask, status_of
 from tests.thorough.databases import Backup
-from tests.thorough.services import make_service
+from tests.thorough.services import make_service, patient_settings
 
 SPELLINGS: dict[str, Callable[[str], str]] = {
     "canonical": lambda secret: secret,
@@ -206,7 +207,7 @@ async def test_a_key_that_api_keys_no_longer_names_ends(
 ) -> None:
     for named, status in ((secrets, 200), (secrets[1:], MISSING_KEY_STATUS), (secrets, 200)):
         monkeypatch.setenv("API_KEYS", ",".join(named))
-        service = make_service(load_settings())
+        service = make_service(patient_settings())
         assert await status_of(service, secrets[0].encode()) == status
 
 
@@ -216,7 +217,7 @@ async def test_a_managed_key_that_api_keys_names_too_stays_what_it_is(
     issued = key_service.create("key", ["a"], actor="test")
     monkeypatch.setenv("API_KEYS", issued.key)
     for status in (200, MISSING_KEY_STATUS):
-        service = make_service(load_settings())
+        service = make_service(patient_settings())
         assert await status_of(service, issued.key.encode()) == status
         assert await status_of(service, issued.key.encode(), path="/api-keys") != 200
         key_service.revoke(issued.id, actor="test")

@@ -16,7 +16,8 @@ from fastapi import FastAPI
 from fastapi.routing import APIRoute
 from pydantic import BaseModel
 
-from app.auth import GuardedAPI, GuardedRouter, clock
+from app.auth import GuardedAPI, GuardedRouter
+from app.auth.database import clock
 from app.auth.database.engine import connect, transaction
 from app.auth.database.models import LEAST_STALENESS, api_key_servers
 from app.auth.key import Key, canonical, is_canonical, with_prefix

@@ -20,19 +20,14 @@ from alembic import command
 from alembic.script import ScriptDirectory
 
 from app.auth.access.rule import Refusal
-from app.auth.database.engine import (
-    FIRST_SCHEMA,
-    SCHEMA,
-    SCHEMA_TABLE,
-    connect,
-    schema_of,
-    transaction,
-)
+from app.auth.database.engine import FIRST_SCHEMA, connect, transaction
 from app.auth.database.migrate import MIGRATIONS, alone, configuration, make_file, upgrade
 from app.auth.database.models import api_key_events, api_key_secrets, api_keys, metadata
+from app.auth.database.version import SCHEMA, SCHEMA_TABLE, schema_of
 from app.auth.errors import SettingsError, StoreUnavailableError
 from app.auth.key import Key, digest, new_secret
-from app.auth.keys.service import ConflictError, KeyService, open_service
+from app.auth.keys.errors import ConflictError
+from app.auth.keys.service import KeyService, open_service
 from app.auth.keys.views import IssuedKey
 from app.auth.store.cache import DatabaseKeyStore
 from app.constants import COMMAND

@@ -17,8 +17,9 @@ import sqlalchemy as sa
 from app.auth.cli.commands import _name_database
 from app.auth.config.settings import AuthSettings
 from app.auth.database import clock
-from app.auth.database.engine import SCHEMA, SCHEMA_TABLE, connect, transaction
+from app.auth.database.engine import connect, transaction
 from app.auth.database.models import LEAST_STALENESS, api_key_servers
+from app.auth.database.version import SCHEMA, SCHEMA_TABLE
 from app.auth.errors import SettingsError
 from app.auth.key import is_canonical
 from app.auth.keys.service import MANAGE
@@ -30,7 +31,7 @@ from app.settings import load_settings
 from tests.callers import status_of
 from tests.thorough.commands import Project, complaint, finish, keys, run
 from tests.thorough.databases import PostgreSQLDatabases, SQLiteDatabases
-from tests.thorough.services import make_service
+from tests.thorough.services import make_service, patient_settings
 
 on_both = pytest.mark.usefixtures("database_url")
 not_on_windows = pytest.mark.skipif(os.name == "nt", reason="Windows has another shell and modes")
@@ -46,7 +47,7 @@ def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
 async def in_force(*secrets: str) -> list[bool]:
     """For a service that starts now."""
-    service = make_service(load_settings())
+    service = make_service(patient_settings())
     assert isinstance(service.keys, DatabaseKeyStore)
     try:
         return [await status_of(service, secret.encode()) == 200 for secret in secrets]

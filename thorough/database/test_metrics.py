@@ -25,12 +25,14 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from prometheus_client.parser import text_string_to_metric_families as text_metrics
 from starlette.responses import PlainTextResponse, StreamingResponse
 
-from app.auth import GuardedAPI, GuardedRouter, PublicRouter, metrics, require
-from app.auth.access.request_log import RequestLog, Seen
+from app import metrics
+from app.auth import GuardedAPI, GuardedRouter, PublicRouter, require
+from app.auth.access.request_log import RequestLog
 from app.auth.access.rule import OUT_OF_REACH
 from app.auth.errors import SettingsError, StoreUnavailableError
 from app.auth.key import Key, new_secret
 from app.auth.keys.service import KeyService
+from app.auth.log.record import Seen
 from app.auth.store.cache import DatabaseKeyStore
 from app.constants import API_KEY_HEADER, MISSING_KEY_STATUS
 from tests.callers import PROBE, Keys, answer_of, ask, status_of

@@ -35,7 +35,7 @@ from app.constants import API_KEY_HEADER, MISSING_KEY_STATUS
 from app.settings import load_settings
 from tests.callers import PROBE, Answer, ask, status_of
 from tests.thorough.databases import Backup, SQLiteDatabases, remove
-from tests.thorough.services import make_service
+from tests.thorough.services import make_service, patient_settings
 from tests.thorough.test_access import fake_clock, in_two_hours
 
 
@@ -729,7 +729,7 @@ async def test_before_it_starts_no_connection_is_open_and_no_thread_runs(
     sa.event.listen(sa.Engine, "connect", lambda connection, _: opened.append(connection))
     sa.event.listen(sa.Engine, "close", lambda connection, _: closed.append(connection))
     threads = set(threading.enumerate())
-    service = make_service(load_settings())
+    service = make_service(patient_settings())
     assert len(opened) == len(closed) > 0
     assert not any(
         thread.name.startswith("api-keys") for thread in set(threading.enumerate()) - threads
@@ -901,7 +901,7 @@ async def test_a_clock_that_goes_back_revives_no_expired_key(
         assert await status_of(service, issued.key.encode()) == MISSING_KEY_STATUS
         # Neither does a restart, nor do other processes think otherwise.
         await store.flush()
-        again = make_service(load_settings())
+        again = make_service(patient_settings())
         assert await status_of(again, issued.key.encode()) == MISSING_KEY_STATUS
         assert key_service.get(issued.id).status == "expired"
 
@@ -922,7 +922,7 @@ async def test_a_clock_that_was_far_ahead_does_no_lasting_harm(
         key_service.rotate(forever.id, actor="test")
         clock.now -= 3650 * 86400 - 60
         assert await status_of(service, issued.key.encode()) == 200
-        again = make_service(load_settings())
+        again = make_service(patient_settings())
         async with again.keys.follow():
             assert "says that it is 20" in caplog.text
             assert await status_of(again, issued.key.encode()) == 200
@@ -954,6 +954,6 @@ async def test_a_service_without_any_key_starts_and_lets_nobody_in(
     database_url: sa.URL, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("API_KEYS", "")
-    service = make_service(load_settings().model_copy(update={"key_max_staleness": 30.0}))
+    service = make_service(patient_settings())
     async with service.keys.follow():
         assert await status_of(service, new_secret().encode(), path=PROBE) == MISSING_KEY_STATUS

@@ -15,7 +15,8 @@ from fastapi import WebSocket
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.auth import GuardedAPI, GuardedRouter, clock, require
+from app.auth import GuardedAPI, GuardedRouter, require
+from app.auth.database import clock
 from app.auth.database.engine import connect, transaction
 from app.auth.database.models import (
     LONGEST_REASON,
@@ -29,10 +30,9 @@ from app.auth.keys.service import MANAGE, KeyService
 from app.auth.store.cache import DatabaseKeyStore
 from app.auth.usage.counts import AT_ONCE, ELSEWHERE, HOURS_KEPT, MOST_NETWORKS, Counts, add, thin
 from app.constants import API_KEY_HEADER
-from app.settings import load_settings
 from tests.callers import PROBE, ask, status_of
 from tests.thorough.commands import keys, run
-from tests.thorough.services import make_service
+from tests.thorough.services import make_service, patient_settings
 
 WEEK = timedelta(days=7)
 NOON = datetime(2026, 5, 4, 12, tzinfo=UTC)
@@ -180,7 +180,7 @@ async def test_counts_are_exact_over_several_servers(
     service: GuardedAPI, key_service: KeyService
 ) -> None:
     issued = key_service.create("key", actor="test")
-    services = [service, *(make_service(load_settings()) for _ in range(2))]
+    services = [service, *(make_service(patient_settings()) for _ in range(2))]
     for number, each in enumerate(services):
         assert isinstance(each.keys, DatabaseKeyStore)
         async with each.keys.follow():

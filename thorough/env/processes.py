@@ -18,10 +18,9 @@ from tests.callers import PROBE
 ROOT = Path(__file__).parents[2]
 PATIENCE = 120  # seconds: no test is decided by how busy the machine is
 SERVICE = """
-from app.settings import load_settings
-from tests.thorough.services import make_service
+from tests.thorough.services import start
 
-app = make_service(load_settings())
+app = start()
 """
 
 

@@ -20,6 +20,7 @@ from hypothesis.stateful import (
 from typer.testing import CliRunner
 
 from app.auth import GuardedAPI
+from app.auth.config import sources
 from app.auth.key import digest, id_of, new_secret, with_prefix
 from app.auth.store.env_file import edit_keys
 from app.auth.store.env_store import EnvKeyStore

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner, Result
 
-from app.auth import GuardedAPI, cli
+from app.auth import GuardedAPI
+from app.auth.cli import commands
 from app.auth.key import digests, id_of, is_canonical, new_secret, parse_secrets
 from app.auth.store import env_file as module
 from app.cli import main
@@ -225,5 +226,5 @@ def test_what_cannot_be_said_on_standard_error_stops_nothing(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("sys.stderr", None)
-    cli._note("nobody hears this")
+    commands._note("nobody hears this")
     assert sys.stderr is None

@@ -9,13 +9,14 @@ from unittest.mock import Mock
 import pytest
 from typer.testing import CliRunner
 
-from app.auth import GuardedAPI, vault
+from app.auth import GuardedAPI
 from app.auth.errors import SettingsError
 from app.auth.key import new_secret
 from app.auth.store.env_store import ASK_EVERY, VaultKeyStore
 from app.cli import main
 from app.constants import MISSING_KEY_STATUS
 from app.settings import load_settings
+from app.vaults import client
 from app.vaults.client import PATIENCE
 from tests.callers import status_of
 from tests.thorough.services import make_service
@@ -42,7 +43,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 def fetch(monkeypatch: pytest.MonkeyPatch) -> Mock:
     """What the vault answers."""
     fetch = Mock(return_value={"API_KEYS": f"{A},{B}"})
-    monkeypatch.setitem(vault._CLIENTS, "vault", lambda *_: fetch)
+    monkeypatch.setitem(client._CLIENTS, "vault", lambda *_: fetch)
     monkeypatch.setenv("SECRETS_VAULT", "vault://secret/my-service")
     return fetch
 

@@ -10,7 +10,7 @@ from typing import Any
 from starlette.types import ASGIApp, Message, Scope
 
 from app.auth import GuardedAPI, GuardedRouter
-from app.auth.access.rule import UNKNOWN, Admission, Refusal
+from app.auth.access.rule import UNKNOWN, Refusal
 from app.auth.errors import UnguardedRouteError
 from app.auth.key import Key, digest, new_secret
 from app.constants import API_KEY_HEADER
@@ -54,7 +54,7 @@ class Keys:
     def knows(self, digest: bytes) -> bool:
         return digest in self._keys
 
-    async def find(self, digest: bytes, client: str = "") -> Key | Admission | Refusal:
+    async def find(self, digest: bytes) -> Key | Refusal:
         self.found += 1
         if digest not in self._keys:
             return UNKNOWN
