@@ -36,6 +36,8 @@ def with_probe(service: GuardedAPI) -> GuardedAPI:
 class Keys:
     """A store of keys in memory, for tests of what is built upon one."""
 
+    has_scopes = True
+
     def __init__(self) -> None:
         self._keys: dict[bytes, Key] = {}
         self._in_use: set[bytes] = set()

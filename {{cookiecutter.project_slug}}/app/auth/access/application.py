@@ -27,6 +27,7 @@ from app.auth.access.middleware import Guard
 from app.auth.access.openapi import complete
 from app.auth.access.policy import Policy
 from app.auth.access.request_log import RequestLog
+from app.auth.access.route_checks import FaultyRoutes, check_places, places_in
 from app.auth.access.routers import (
     Dependencies,
     GuardedRouter,
@@ -71,7 +72,11 @@ class GuardedAPI(FastAPI):
         super().__init__(
             routes=given,
             # The innermost: what is added later sees requests before the guard does.
-            middleware=[*middleware, Middleware(Guard, api=self)],
+            middleware=[
+                *middleware,
+                Middleware(Guard, api=self),
+                Middleware(FaultyRoutes, api=self),
+            ],
             # A redirect would come before the guard, and tell a caller to send the key elsewhere.
             redirect_slashes=False,
             **options,
@@ -119,8 +124,8 @@ class GuardedAPI(FastAPI):
         refuse_frontend()
 
     def check_routes(self) -> None:
-        """Raises UnguardedRouteError if any route is on neither kind of router, or if scopes that
-        a router asks for do not hold for a route on it."""
+        """Raises UnguardedRouteError if any route is on neither kind of router, if scopes that a
+        router asks for do not hold for a route on it, or if `check_places` finds a fault."""
         unclear = [
             _named(context)
             for route in self.routes
@@ -143,6 +148,7 @@ class GuardedAPI(FastAPI):
                 f"Scopes that do not hold: {'; '.join(loose)}. Give them to the GuardedRouter that"
                 " it is on, or to include_router of a GuardedRouter or of the application."
             )
+        check_places(places_in(self), has_scopes=self.keys.has_scopes)
 
     def is_public(self, route: BaseRoute) -> bool:
         return _is_in(route, self._public) or getattr(route, "path", None) in self._public_paths

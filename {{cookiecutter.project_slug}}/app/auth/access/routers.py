@@ -4,6 +4,7 @@ from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
 from typing import Any, Final, NamedTuple, NoReturn
 
 from fastapi import APIRouter, Request, Response, params
+from fastapi.dependencies.models import Dependant
 from fastapi.routing import APIRoute, APIWebSocketRoute
 from starlette.routing import BaseRoute
 from starlette.types import Receive, Scope, Send
@@ -96,11 +97,15 @@ def refuse_frontend() -> NoReturn:
     )
 
 
-def scopes_in(dependencies: Dependencies) -> frozenset[str]:
+def dependant_of(dependencies: Dependencies) -> Dependant:
     def nothing() -> None:
         """An operation that has no dependencies but these."""
 
-    return frozenset(scopes_of(APIRoute("/", nothing, dependencies=dependencies).dependant))
+    return APIRoute("/", nothing, dependencies=dependencies).dependant
+
+
+def scopes_in(dependencies: Dependencies) -> frozenset[str]:
+    return frozenset(scopes_of(dependant_of(dependencies)))
 
 
 def with_scopes_of(

@@ -38,6 +38,9 @@ POLICY_VIOLATION: Final = 1008
 class KeyStore(Protocol):
     """What the guard asks of the place that keeps the keys."""
 
+    has_scopes: bool
+    """Whether keys differ in their scopes. If not, each has all, and nothing can ask for one."""
+
     def recall(self, digest: bytes) -> Key | None:
         """The key with this SHA-256 digest, if it is in force and that is known right now."""
         ...

@@ -1,12 +1,14 @@
 """Whether the guard works with the FastAPI that is installed."""
 
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 from fastapi import APIRouter
 from starlette.types import Scope
 
 from app.auth.access.dependencies import require
+from app.auth.access.route_checks import places_in, unread_at
 from app.auth.access.routers import GuardedRouter, PublicRouter, leaves_of
 from app.auth.access.rule import API, CALLER, Refusal, logger
 from app.auth.errors import UnguardedRouteError
@@ -20,7 +22,7 @@ async def check_guard(application: Callable[[Any], Any]) -> None:
 
     Beyond what FastAPI documents, the guard rests on how a router finds a route (`matches`) and is
     entered (`handle`), and on where it keeps what was included (`original_router`,
-    `include_context`) and scopes (`own_oauth_scopes`).
+    `include_context`), scopes (`own_oauth_scopes`) and what it makes of parameters (`dependant`).
     """
     entered: set[str] = set()
 
@@ -37,7 +39,7 @@ async def check_guard(application: Callable[[Any], Any]) -> None:
         return router
 
     # No store: each of these requests says who calls.
-    app = filled(application(None), "/bare")
+    app = filled(application(SimpleNamespace(has_scopes=True)), "/bare")
     public, needed = filled(PublicRouter(), "/public"), [require("needed")]
     public.include_router(filled(GuardedRouter(), "/in-public"))
     app.include_router(public)
@@ -66,9 +68,16 @@ async def check_guard(application: Callable[[Any], Any]) -> None:
         logger.disabled = False
     plain = APIRouter()
     plain.include_router(filled(APIRouter(), "/plain"), dependencies=needed)
+
+    def unreadable(key: Any) -> Any: ...
+
+    unreadable.__annotations__ = dict.fromkeys(("key", "return"), "NameOfNothing")
+    plain.add_api_route("/unreadable", unreadable)
+    unread = [name for place in places_in(plain) for _, name in unread_at(place)]
     if (
         strangers != {"/public"}
         or callers != {"/bare", "/public", "/in-public", "/guarded"}
         or not any(leaf.loose for leaf in leaves_of(plain.routes, guarded=False))
+        or unread != ["key", "return"]
     ):
         raise UnguardedRouteError("This release of FastAPI goes past the guard: install another.")

@@ -48,6 +48,8 @@ class DatabaseKeyStore:
     That is the first eight bytes of their digests. Who is not among them costs no query.
     """
 
+    has_scopes = True
+
     def __init__(self, settings: AuthSettings) -> None:
         self._engine = connect(settings.database_url, pooled=True)
         # Its own: endpoints may fill all others. And some for the questions alone, which hang or
