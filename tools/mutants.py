@@ -1239,8 +1239,8 @@ DATABASE = [
     Mutant(
         "a rebuilt table loses its triggers",
         "app/auth/database/owner_migrations.py",
-        "            if unseen and new is None:",
-        '            if unseen and new == "":',
+        "type = 'trigger'",
+        "type = ''",
         "tables",
     ),
     # Usage is exact, and takes no memory.

@@ -2,7 +2,7 @@
 
 import io
 import json
-from collections.abc import Collection
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -183,9 +183,9 @@ def test_a_file_name_takes_one_line(tmp_path: Path) -> None:
 
 
 def test_sources_are_asked_in_turn_for_what_is_not_known_yet(file: Path) -> None:
-    asked: list[Collection[bytes]] = []
+    asked: list[Sequence[bytes]] = []
 
-    def second(digests: Collection[bytes]) -> dict[bytes, str]:
+    def second(digests: Sequence[bytes]) -> dict[bytes, str]:
         asked.append(digests)
         return {digest(OTHER.encode()): "another"}
 
@@ -202,7 +202,7 @@ def test_sources_are_asked_in_turn_for_what_is_not_known_yet(file: Path) -> None
 def test_a_source_that_fails_is_noted_once_and_the_others_go_on(
     error: type[Exception], file: Path
 ) -> None:
-    def failing(_: Collection[bytes]) -> dict[bytes, str]:
+    def failing(_: Sequence[bytes]) -> dict[bytes, str]:
         raise error("the source has gone")
 
     notes: list[str] = []

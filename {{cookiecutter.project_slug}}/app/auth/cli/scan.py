@@ -9,7 +9,7 @@ import json
 import re
 import sys
 from codecs import BOM_UTF16_BE, BOM_UTF16_LE, getincrementaldecoder
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import BinaryIO, Final, NamedTuple
@@ -23,18 +23,20 @@ OVERLAP: Final = 1 << 12  # characters that are searched again together with the
 
 # Returns the ids of the keys that it knows, by digest. May raise SettingsError or
 # StoreUnavailableError.
-Source = Callable[[Collection[bytes]], Mapping[bytes, str]]
+Source = Callable[[Sequence[bytes]], Mapping[bytes, str]]
 
 _MARKED = re.compile("^.*not-a-key.*", re.IGNORECASE | re.MULTILINE)
 # Markdown and URLs escape a hyphen; a word processor makes it a dash.
 _HYPHEN = r"(?:-|\\-|%2d|[\u2010-\u2015])"
-_DIGITS = (f"([0-9a-f]{{{length}}})" for length in (8, 4, 4, 4, 12))
-_UUID = re.compile(_HYPHEN.join(_DIGITS), re.IGNORECASE)
+_FOUR = "([0-9a-f]{4})"
+_UUID = re.compile(
+    _HYPHEN.join(["([0-9a-f]{8})", _FOUR, _FOUR, _FOUR, "([0-9a-f]{12})"]), re.IGNORECASE
+)
 _PREFIXED = re.compile("_[0-9A-Za-z]{28}")
 # A name and its values, as shells, HTTP, JSON, YAML, Python and URLs write them.
 _NAME = "|".join(re.sub("[-_]", "[-_. ]?", name) for name in (API_KEY_HEADER, "API_KEYS"))
 _BETWEEN = r"(?:[^0-9a-z]|%[0-9a-f]{2}|\\(?:[nrt]|u[0-9a-f]{4})|\b(?:b|is|str|value)\b){1,64}"
-_VALUE = rf"(?<!\n)(?:{_UUID.pattern}|[0-9a-z]{{1,16}}_[0-9a-z]{{28}})(?![0-9a-z])"
+_VALUE = rf"(?<!\n)(?:{_UUID.pattern}|[0-9a-z]+{_PREFIXED.pattern})(?![0-9a-z])"
 _NAMED = re.compile(f"(?:{_NAME})(?:{_BETWEEN}{_VALUE})+", re.IGNORECASE)
 
 
