@@ -188,8 +188,8 @@ ENV = [
     Mutant(
         "an edit does not look whether it says what was meant",
         "app/auth/store/env_file.py",
-        "if _value_in(edited) != value:",
-        "if _value_in(edited) is None:",
+        "if _value_in(edited) == value:",
+        "if _value_in(edited) is not None:",
         "env_file",
     ),
     Mutant(
@@ -202,8 +202,8 @@ ENV = [
     Mutant(
         "a power cut brings back the old file",
         "app/auth/store/env_file.py",
-        "        os.fsync(descriptor)\n",
-        "        pass\n",
+        "            os.fsync(folder)  # or",
+        "            pass  # or",
         "env_file",
     ),
     # Commands at the same time lose no key.
