@@ -29,6 +29,9 @@ class Application(Protocol):
     def policies(self) -> Sequence[Policy]: ...
 
     @property
+    def router(self) -> APIRouter: ...
+
+    @property
     def exception_handlers(self) -> Mapping[Any, Any]: ...
 
     def route_for(self, scope: Scope) -> BaseRoute | None:
@@ -55,10 +58,13 @@ class Guard:
         if (
             isinstance(offered, tuple)
             and (caller := self._keys.recall(offered[0]))
-            and not (caller.restrictions or self._policies)
+            and not (caller.restrictions or self._concerns(caller))
         ):
             return self._let_in(caller, scope, receive, _not_stored(send))
         return self._decide(scope, receive, send)
+
+    def _concerns(self, caller: Key) -> bool:
+        return any(policy.concerns(caller) for policy in self._policies)
 
     def _let_in(self, caller: Key, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
         scope[CALLER], scope[API] = caller, self._api
@@ -86,6 +92,7 @@ class Guard:
             return
         route = self._api.route_for(scope)
         if route is None:
+            scope["router"] = self._api.router
             await self._not_found(scope, receive, send)
         elif self._api.is_public(route):
             await self._app(scope, receive, send)

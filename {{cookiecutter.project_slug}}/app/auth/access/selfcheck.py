@@ -4,7 +4,7 @@ from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
-from fastapi import APIRouter
+from fastapi import APIRouter, FastAPI
 from starlette.types import Scope
 
 from app.auth.access.dependencies import require
@@ -45,8 +45,8 @@ async def check_guard(application: Callable[[Any], Any]) -> None:
     app.include_router(public)
     app.include_router(filled(GuardedRouter(), "/guarded"))
     app.include_router(filled(GuardedRouter(dependencies=needed), "/scoped"))
-    # Not `app` itself: add-ons are not to see these requests.
-    stack = type(app).build_middleware_stack(app)
+    # Not `app` itself: neither the log nor add-ons are to see these requests.
+    stack = FastAPI.build_middleware_stack(app)
 
     async def nothing(*_: object) -> Any:
         """Neither received nor sent."""
