@@ -188,8 +188,8 @@ ENV = [
     Mutant(
         "an edit does not look whether it says what was meant",
         "app/auth/store/env_file.py",
-        "if _value_in(edited) != value:",
-        "if _value_in(edited) is None:",
+        "if _value_in(edited) == value:",
+        "if _value_in(edited) is not None:",
         "env_file",
     ),
     Mutant(
@@ -202,8 +202,8 @@ ENV = [
     Mutant(
         "a power cut brings back the old file",
         "app/auth/store/env_file.py",
-        "        os.fsync(descriptor)\n",
-        "        pass\n",
+        "            os.fsync(folder)  # or",
+        "            pass  # or",
         "env_file",
     ),
     # Commands at the same time lose no key.
@@ -668,15 +668,15 @@ ENV = [
     Mutant(
         "any UUID4 is taken for a key",
         "app/auth/cli/scan.py",
-        'why = "next to its name" if match.start() in values else ""',
+        'why = "next to its name" if uuid.start() in named else ""',
         'why = "next to its name"',
         "scan",
     ),
     Mutant(
-        "what is encoded twice is missed",
+        "a key between two blocks is missed",
         "app/auth/cli/scan.py",
-        "yield from _encoded(data, depth - 1, values)",
-        "yield from _encoded(data, 0, values)",
+        "text = text[-OVERLAP:]",
+        'text = ""',
         "scan",
     ),
     # Who guesses is slowed, learns nothing, and takes no memory; valid keys get in.
@@ -1239,8 +1239,8 @@ DATABASE = [
     Mutant(
         "a rebuilt table loses its triggers",
         "app/auth/database/owner_migrations.py",
-        "            if unseen and new is None:",
-        '            if unseen and new == "":',
+        "type = 'trigger'",
+        "type = ''",
         "tables",
     ),
     # Usage is exact, and takes no memory.
