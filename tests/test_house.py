@@ -160,6 +160,24 @@ def test_all_that_is_imported_is_there(chosen: Chosen, choice: Choice) -> None:
     assert not missing, "\n".join(missing)
 
 
+# What is started by name, or is there for endpoints of the owner.
+ROOTS = ("app.main", "app.cli", "app.__main__", "app.dependencies", "app.migrations.env")
+
+
+@pytest.mark.parametrize("choice", CHOICES, ids=str)
+def test_no_module_is_there_that_nothing_imports(chosen: Chosen, choice: Choice) -> None:
+    modules = Modules.of(chosen(choice).files())
+    needed: set[str] = set()
+    named = ("tests", "app.auth.database.migrations", *ROOTS)
+    more = {each for each in modules.sources if each.startswith(named)}
+    while more:
+        needed |= more
+        packages = {each.rpartition(".")[0] for each in more} & modules.sources.keys()
+        more = packages.union(*map(modules.edges, more)) - needed
+    unneeded = sorted(modules.sources.keys() - needed)
+    assert not unneeded
+
+
 # Who may import whom, in a project with everything on.
 
 

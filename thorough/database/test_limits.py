@@ -22,6 +22,7 @@ from app.auth.errors import StoreUnavailableError
 from app.auth.key import digest, new_secret
 from app.auth.keys.service import KeyService
 from app.auth.store.cache import DatabaseKeyStore
+from app.auth.usage import report
 from app.constants import MISSING_KEY_STATUS
 from app.limits.limit import (
     MOST_SLIDING,
@@ -261,7 +262,9 @@ MakeKey = Callable[..., bytes]
 @pytest.fixture
 def key_with(key_service: KeyService) -> MakeKey:
     def make(*limits: str, scopes: Sequence[str] = ()) -> bytes:
-        return key_service.create("key", scopes, limits=limits, actor="test").key.encode()
+        return key_service.create(
+            "key", scopes, restrictions={"limits": limits}, actor="test"
+        ).key.encode()
 
     return make
 
@@ -290,7 +293,9 @@ async def test_a_warm_request_with_limits_and_addresses_costs_no_query_and_no_wr
     service: GuardedAPI, store: DatabaseKeyStore, key_service: KeyService
 ) -> None:
     limits, networks = ["99/minute", "99/month"], ["127.0.0.0/8"]
-    made = key_service.create("key", limits=limits, networks=networks, actor="test")
+    made = key_service.create(
+        "key", restrictions={"limits": limits, "networks": networks}, actor="test"
+    )
     assert await status_of(service, made.key.encode()) == 200
     store._trusted_until = math.inf
     with patch("app.auth.access.rule.digest", side_effect=digest) as digests, statements() as seen:
@@ -303,7 +308,11 @@ async def test_a_warm_request_with_limits_and_addresses_costs_no_query_and_no_wr
 async def test_a_bounded_key_in_the_place_of_an_id_is_not_repeated_either(
     service: GuardedAPI, key_service: KeyService, caplog: pytest.LogCaptureFixture
 ) -> None:
-    made = key_service.create("key", limits=["9/hour"], networks=["127.0.0.1"], actor="test")
+    made = key_service.create(
+        "key",
+        restrictions={"limits": ["9/hour"], "networks": ["127.0.0.1"]},
+        actor="test",
+    )
     key = made.key.encode()
     assert await status_of(service, key) == 200
     answer = await answer_of(service, path="/health/live", headers=[(b"x-request-id", key)])
@@ -352,7 +361,7 @@ async def test_a_websocket_counts_when_it_opens(service: GuardedAPI, key_with: M
 async def test_both_secrets_of_a_rotation_share_a_limit(
     service: GuardedAPI, store: DatabaseKeyStore, key_service: KeyService
 ) -> None:
-    made = key_service.create("key", limits=["3/hour", "5/month"], actor="test")
+    made = key_service.create("key", restrictions={"limits": ["3/hour", "5/month"]}, actor="test")
     assert await status_of(service, made.key.encode()) == 200
     renewed = key_service.rotate(made.id, actor="test")
     assert renewed.limits == ["3/hour", "5/month"]
@@ -391,13 +400,13 @@ async def test_public_pages_are_open_to_who_is_over_a_limit(
 async def test_what_a_limit_refuses_is_told_apart_and_is_no_use(
     service: GuardedAPI, store: DatabaseKeyStore, key_service: KeyService
 ) -> None:
-    made = key_service.create("key", limits=["2/hour"], actor="test")
+    made = key_service.create("key", restrictions={"limits": ["2/hour"]}, actor="test")
     for _ in range(5):
         await status_of(service, made.key.encode())
     await store.flush()
-    used = key_service.usage(made.id, DAY)
+    used = report.of_key(key_service.engine, made.id, DAY)
     assert (used.served, used.refused, used.limited, used.total) == (2, 0, 3, 5)
-    assert key_service.all_usage(DAY).keys[0].limited == 3
+    assert report.of_all(key_service.engine, DAY).keys[0].limited == 3
 
 
 async def test_the_default_holds_for_keys_without_one(
@@ -407,7 +416,7 @@ async def test_the_default_holds_for_keys_without_one(
     service = make_service(patient_settings())
     create = service.state.key_service.create
     plain, own, quota = (
-        create("key", limits=limits, actor="test").key.encode()
+        create("key", restrictions={"limits": limits}, actor="test").key.encode()
         for limits in ([], ["2/minute"], ["9/day"])
     )
     for key, allowed in ((plain, 1), (own, 2), (quota, 1), (secrets[0].encode(), 1)):
@@ -427,7 +436,7 @@ async def test_who_is_over_a_limit_does_not_guess(
 async def test_a_limited_key_that_is_revoked_is_refused_as_any_other(
     service: GuardedAPI, store: DatabaseKeyStore, key_service: KeyService
 ) -> None:
-    made = key_service.create("key", limits=["1/hour"], actor="test")
+    made = key_service.create("key", restrictions={"limits": ["1/hour"]}, actor="test")
     assert await status_of(service, made.key.encode()) == 200
     key_service.revoke(made.id, actor="test")
     await store.catch_up()
@@ -443,7 +452,9 @@ async def test_a_quota_begins_anew_with_its_period_and_outlives_the_service(
 ) -> None:
     with clock_at(NOON) as time:
         service, store = a_service()
-        made = service.state.key_service.create("key", limits=[quota], actor="test")
+        made = service.state.key_service.create(
+            "key", restrictions={"limits": [quota]}, actor="test"
+        )
         key = made.key.encode()
         assert [await status_of(service, key) for _ in range(2)] == [200] * 2
         await store.flush()
@@ -541,7 +552,7 @@ async def assert_does_not_start(service: GuardedAPI) -> None:
 async def test_of_two_processes_that_would_count_apart_one_does_not_start(
     database_url: sa.URL, key_service: KeyService
 ) -> None:
-    key_service.create("key", limits=["1/second"], actor="test")
+    key_service.create("key", restrictions={"limits": ["1/second"]}, actor="test")
     one, _ = a_service()
     two, _ = a_service()
     async with one.router.lifespan_context(one):
@@ -557,7 +568,7 @@ async def test_who_runs_when_the_first_limit_is_made_counts_alone_from_then_on(
     two, of_two = a_service()
     async with one.router.lifespan_context(one):
         async with two.router.lifespan_context(two):
-            key_service.create("key", limits=["1/second"], actor="test")
+            key_service.create("key", restrictions={"limits": ["1/second"]}, actor="test")
             for store in (of_one, of_two, of_two):
                 await store.catch_up()
                 await store._look_after()
@@ -572,7 +583,7 @@ async def test_who_did_not_count_alone_does_so_once_the_others_have_ended(
     two, of_two = a_service()
     async with two.router.lifespan_context(two):
         async with one.router.lifespan_context(one):
-            key_service.create("key", limits=["1/second"], actor="test")
+            key_service.create("key", restrictions={"limits": ["1/second"]}, actor="test")
             for store in (of_one, of_two):
                 await store.catch_up()
                 await store._look_after()
@@ -602,7 +613,7 @@ async def test_without_limits_there_may_be_many(database_url: sa.URL) -> None:
 async def test_a_limit_of_a_key_that_was_revoked_keeps_nobody_out(
     database_url: sa.URL, key_service: KeyService
 ) -> None:
-    made = key_service.create("key", limits=["1/second"], actor="test")
+    made = key_service.create("key", restrictions={"limits": ["1/second"]}, actor="test")
     key_service.revoke(made.id, actor="test")
     await test_without_limits_there_may_be_many(database_url)
 
@@ -613,7 +624,9 @@ async def test_a_limit_that_comes_later_is_counted_apart_and_said_once(
     one, of_one = a_service()
     two, of_two = a_service()
     async with one.router.lifespan_context(one), two.router.lifespan_context(two):
-        key = key_service.create("key", limits=["1/hour"], actor="test").key.encode()
+        key = key_service.create(
+            "key", restrictions={"limits": ["1/hour"]}, actor="test"
+        ).key.encode()
         for service, store in ((one, of_one), (two, of_two)):
             await store.catch_up()
             assert await status_of(service, key) == 200
@@ -731,7 +744,7 @@ async def test_where_servers_count_apart_the_command_says_so(
     async with one.router.lifespan_context(one):
         assert not says_so("--limit", "5/minute")
     with transaction(KeyService(load_settings()).engine, write=True) as connection:
-        connection.execute(sa.update(api_keys).values(limits=""))
+        connection.execute(sa.update(api_keys).values(revoked_at=NOON))
     async with one.router.lifespan_context(one), two.router.lifespan_context(two):
         assert says_so("--limit", "5/minute")
         assert says_so("--quota", "5/day")

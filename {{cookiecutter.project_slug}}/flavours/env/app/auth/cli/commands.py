@@ -9,11 +9,11 @@ from typing import Annotated
 import typer
 
 from app.auth.config import sources
-from app.auth.config.settings import API_KEYS, MAKE_A_KEY, AuthSettings
-from app.auth.config.sources import load
+from app.auth.config.settings import API_KEYS, MAKE_A_KEY
 from app.auth.errors import SettingsError
 from app.auth.key import canonical, digest, id_of, new_secret, with_prefix
 from app.auth.store.env_file import MAX_AGE, edit_keys, wait_for_servers
+from app.settings import load_settings
 
 # Plain tracebacks: pretty ones can show local variables, and with them a key.
 main = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
@@ -37,7 +37,7 @@ def _commands() -> None:
 def list_keys(as_json: AsJson = False) -> None:
     """Show the id of every key in force, never the key itself."""
     with _one_line_errors():
-        settings = load(AuthSettings)
+        settings = load_settings()
         if "api_keys" not in settings.model_fields_set:
             raise SettingsError(f"{API_KEYS} is not set; {MAKE_A_KEY}")
         ids = [id_of(digest) for digest in settings.api_keys]
@@ -87,13 +87,13 @@ def scan(
     from app.auth.cli.scan import report
 
     with _one_line_errors():
-        known = {each: id_of(each) for each in load(AuthSettings).api_keys}
+        known = {each: id_of(each) for each in load_settings().api_keys}
         found = report(files, [lambda _: known], show=_print, note=_note, as_json=as_json)
     raise typer.Exit(found)
 
 
 def _new_key() -> str:
-    return with_prefix(new_secret(), load(AuthSettings).key_prefix)
+    return with_prefix(new_secret(), load_settings().key_prefix)
 
 
 def _id(key: str) -> str:
