@@ -548,30 +548,6 @@ def a_file(folder: Path, text: str = WELCOME) -> Path:
     return folder
 
 
-async def test_a_frontend_on_a_public_router_is_public(keys: Keys, tmp_path: Path) -> None:
-    ran: list[str] = []
-
-    async def dependency() -> None:
-        ran.append("inclusion's")
-
-    async def of_the_application() -> None:
-        ran.append("application's")
-
-    inner, outer = PublicRouter(prefix="/inner"), PublicRouter()
-    inner.frontend("/files", directory=a_file(tmp_path / "inner"))
-    outer.include_router(inner, prefix="/outer", dependencies=[Depends(dependency)])
-    api = GuardedAPI(keys, dependencies=[Depends(of_the_application)], openapi_url=None)
-    api.include_router(outer)
-    outer.frontend("/", directory=a_file(tmp_path / "outer"))
-
-    assert (await start_up(api))["type"] == "lifespan.startup.complete"
-    for path in ("/file.txt", "/outer/inner/files/file.txt"):
-        answer = await answer_of(api, path=path, body=b"")
-        assert (answer.status, answer.body.decode()) == (200, WELCOME)
-    assert sorted(ran) == ["application's", "application's", "inclusion's"]
-    assert await status_of(api, path="/no-file.txt") == 404
-
-
 def on_the_application(api: GuardedAPI, plain: APIRouter) -> None:
     api.include_router(plain)
 
@@ -588,7 +564,6 @@ def on_a_guarded_router_in_a_public_one(api: GuardedAPI, plain: APIRouter) -> No
     api.include_router(on(PublicRouter(), on(GuardedRouter(), plain)))
 
 
-@pytest.mark.parametrize("beside_a_public_one", [False, True])
 @pytest.mark.parametrize(
     "include",
     [
@@ -598,30 +573,27 @@ def on_a_guarded_router_in_a_public_one(api: GuardedAPI, plain: APIRouter) -> No
         on_a_guarded_router_in_a_public_one,
     ],
 )
-async def test_any_other_frontend_is_for_callers(
+async def test_a_frontend_on_a_plain_router_is_for_callers(
     api: GuardedAPI,
     keys: Keys,
     tmp_path: Path,
     include: Callable[[GuardedAPI, APIRouter], None],
-    beside_a_public_one: bool,
 ) -> None:
     plain = APIRouter()
     plain.frontend("/files", directory=a_file(tmp_path / "files"))
     api.router.frontend("/more-files", directory=a_file(tmp_path / "more"))
     include(api, plain)
-    if beside_a_public_one:
-        public = PublicRouter()
-        public.frontend("/", directory=a_file(tmp_path / "public"), fallback=None)
-        api.include_router(public)
 
     for path in ("/files/file.txt", "/more-files/file.txt"):
         assert await status_of(api, path=path) == 404
         assert await status_of(api, keys.issue(), path=path, body=b"") == 200
 
 
-async def test_a_frontend_behind_a_key_is_refused(api: GuardedAPI, tmp_path: Path) -> None:
-    for router in (api, GuardedRouter()):
-        with pytest.raises(UnguardedRouteError, match="A frontend is public"):
+async def test_a_frontend_is_refused_with_what_does_instead(
+    api: GuardedAPI, tmp_path: Path
+) -> None:
+    for router in (api, GuardedRouter(), PublicRouter()):
+        with pytest.raises(UnguardedRouteError, match="StaticFiles"):
             router.frontend("/", directory=tmp_path)
 
 
@@ -735,8 +707,9 @@ async def straight_to_the_routes(self: Any, scope: Scope, receive: Receive, send
     [
         ("fastapi.routing._IncludedRouter.handle", straight_to_the_routes),
         ("app.auth.access.routers.scopes_of", lambda _: ()),
-        ("app.auth.access.application._Guard", lambda app, api: app),
-        ("app.auth.access.application.leaves_of", lambda routes, **_: ()),
+        ("app.auth.access.application.Guard", lambda app, api: app),
+        ("app.auth.access.selfcheck.leaves_of", lambda routes, **_: ()),
+        ("app.auth.access.selfcheck.unread_at", lambda _: ()),
     ],
 )
 async def test_a_fastapi_that_goes_past_the_guard_stops_the_start_up(

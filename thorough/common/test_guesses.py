@@ -15,6 +15,7 @@ from app.constants import MISSING_KEY_STATUS
 from tests.callers import PROBE, Keys, answer_of, ask, status_of, with_probe
 
 MANY = 5
+SAME = [(b"x-request-id", b"same")]
 HERE, THERE = ("192.0.2.7", 1), ("192.0.2.8", 1)
 
 
@@ -78,7 +79,7 @@ async def test_slowed_refusals_look_alike_and_say_when_to_try_again(
 ) -> None:
     await guess(api, MANY + 1)
     secrets = [b"no key", new_secret().encode(), new_secret().encode()]
-    answers = {await answer_of(api, each, client=HERE, method="POST") for each in secrets}
+    answers = {await answer_of(api, each, client=HERE, method="POST", headers=SAME) for each in secrets}
     assert len(answers) == 1
     (answer,) = answers
     assert (answer.status, answer.header("retry-after")) == (429, "1")
@@ -105,8 +106,8 @@ async def test_a_key_that_has_ended_is_told_no_more_there(
     ended = keys.issue()
     with patch.object(keys, "find", AsyncMock(return_value=Refusal("revoked key", "1"))):
         assert await status_of(api, ended, client=THERE) == MISSING_KEY_STATUS
-        answer = await answer_of(api, ended, client=HERE)
-    assert answer == await answer_of(api, new_secret().encode(), client=HERE)
+        answer = await answer_of(api, ended, client=HERE, headers=SAME)
+    assert answer == await answer_of(api, new_secret().encode(), client=HERE, headers=SAME)
     assert answer.status == 429
 
 

@@ -3,6 +3,7 @@
 import io
 import json
 import logging
+import re
 from collections.abc import Iterator
 from datetime import datetime
 from typing import Literal
@@ -54,8 +55,9 @@ async def test_in_json_a_refusal_has_its_fields_apart(
     api.include_router(guarded := GuardedRouter(prefix="/x"))
     guarded.add_api_route("/{name}", lambda: None)
     await ask(api, path="/x/y")
-    line = json.loads(capsys.readouterr().err)
+    line, _ = map(json.loads, capsys.readouterr().err.splitlines())
     assert datetime.fromisoformat(line.pop("time")).tzinfo
+    assert re.fullmatch("[0-9a-f]{16}", line.pop("request_id"))
     assert line == {
         "level": "INFO",
         "logger": "app.auth.access.rule",

@@ -2,7 +2,6 @@
 
 import logging
 import re
-from functools import partial
 from typing import Any
 
 import pytest
@@ -13,10 +12,11 @@ from starlette.responses import PlainTextResponse, StreamingResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app.auth import Caller, GuardedAPI, GuardedRouter, PublicRouter, require
-from app.auth.access.request_log import RequestLog, Seen, request_id
-from app.auth.access.rule import Admission, Refusal, problem
+from app.auth.access.policy import Admission
+from app.auth.access.rule import Refusal, problem
 from app.auth.key import Key, digest, with_prefix
 from app.auth.log.formats import add_request_id
+from app.auth.log.record import Seen, request_id
 from app.constants import MISSING_KEY_STATUS
 from tests.callers import HEADER, Keys, answer_of, ask
 
@@ -25,7 +25,7 @@ logger = logging.getLogger("app.of-the-owner")
 
 @pytest.fixture
 def api(keys: Keys) -> GuardedAPI:
-    api = GuardedAPI(keys, around=RequestLog)
+    api = GuardedAPI(keys)
     guarded, public, both = GuardedRouter(prefix="/guarded"), PublicRouter(), GuardedRouter()
 
     @guarded.get("/items/{id}")
@@ -172,7 +172,7 @@ async def test_an_application_without_any_route_has_lines_too(
     keys: Keys, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO, "app")
-    api = GuardedAPI(keys, around=RequestLog, openapi_url=None)
+    api = GuardedAPI(keys, openapi_url=None)
     assert api.routes == []
     await ask(api, path="/x")
     assert [(each["route"], each["status"]) for each in lines(caplog)] == [("", 404)]
@@ -203,7 +203,7 @@ async def test_whoever_wants_no_lines_has_none(
 
 async def test_each_request_is_told_once_to_who_counts(keys: Keys) -> None:
     told: list[Seen] = []
-    api = GuardedAPI(keys, around=partial(RequestLog, counts=[told.append]))
+    api = GuardedAPI(keys, observers=[told.append])
     router = GuardedRouter()
     router.add_api_route("/parts", lambda: StreamingResponse(iter(["one", "two"])))
 
@@ -246,7 +246,7 @@ class LimitedKeys(Keys):
 async def test_a_limit_is_told_to_its_caller_and_to_who_counts() -> None:
     keys, told = LimitedKeys(), list[Seen]()
     api, router = (
-        GuardedAPI(keys, around=partial(RequestLog, counts=[told.append])),
+        GuardedAPI(keys, observers=[told.append]),
         GuardedRouter(),
     )
 
@@ -369,7 +369,7 @@ async def test_of_two_around_each_other_the_outer_one_counts(
 ) -> None:
     caplog.set_level(logging.INFO, "app")
     secret = keys.issue()
-    outer, router = GuardedAPI(keys, around=RequestLog), GuardedRouter()
+    outer, router = GuardedAPI(keys), GuardedRouter()
     router.mount("/outer", api)
     outer.include_router(router)
     answer = await answer_of(outer, secret, path="/outer/guarded/items/7")

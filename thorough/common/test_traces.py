@@ -21,7 +21,6 @@ from websockets.exceptions import InvalidStatus
 from websockets.sync.client import connect
 
 from app.auth import GuardedAPI, GuardedRouter, PublicRouter, require
-from app.auth.access.request_log import RequestLog
 from app.auth.key import new_secret, with_prefix
 from app.auth.log.formats import configure_logging
 from app.constants import API_KEY_HEADER, MISSING_KEY_STATUS
@@ -155,7 +154,7 @@ def test_no_key_in_the_lines_of_the_server(
     caplog.set_level(logging.WARNING, "websockets")  # those of the client
     caplog.set_level(logging.DEBUG, "app")
     configure_logging("DEBUG")
-    api, router = GuardedAPI(keys, around=RequestLog), GuardedRouter()
+    api, router = GuardedAPI(keys), GuardedRouter()
 
     @router.get("/x/{name:path}")
     async def endpoint(name: str) -> None: ...
@@ -207,7 +206,7 @@ async def test_a_path_cannot_make_lines_of_its_own(
     keys: Keys, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.DEBUG, "app")
-    api, router = GuardedAPI(keys, around=RequestLog), GuardedRouter()
+    api, router = GuardedAPI(keys), GuardedRouter()
     router.add_api_route("/x/{name}", lambda: None)
     api.include_router(router)
     for prefix in ("/x/x", "/y"):

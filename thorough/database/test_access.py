@@ -33,7 +33,8 @@ from app.auth.database.clock import DAY
 from app.auth.database.engine import connect
 from app.auth.database.models import ENV_ID, api_key_events, api_key_servers
 from app.auth.key import Key, digest, id_of, new_secret, with_prefix
-from app.auth.keys.service import ConflictError, KeyService
+from app.auth.keys.errors import ConflictError
+from app.auth.keys.service import KeyService
 from app.auth.store.cache import DatabaseKeyStore
 from app.constants import MISSING_KEY_STATUS
 from app.settings import load_settings

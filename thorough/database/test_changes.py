@@ -6,7 +6,7 @@ import sqlite3
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from datetime import UTC, datetime, timedelta
@@ -19,22 +19,15 @@ import sqlalchemy as sa
 from alembic import command
 from alembic.script import ScriptDirectory
 
-from app.auth.access.rule import Refusal
-from app.auth.database.engine import (
-    FIRST_SCHEMA,
-    SCHEMA,
-    SCHEMA_TABLE,
-    connect,
-    schema_of,
-    transaction,
-)
-from app.auth.database.migrate import MIGRATIONS, alone, configuration, make_file, upgrade
+from app.auth.database.engine import connect, transaction
+from app.auth.database.migrate import MIGRATIONS, configuration, make_file, upgrade
 from app.auth.database.models import api_key_events, api_key_secrets, api_keys, metadata
+from app.auth.database.version import SCHEMA, SCHEMA_TABLE, schema_of
 from app.auth.errors import SettingsError, StoreUnavailableError
-from app.auth.key import Key, digest, new_secret
-from app.auth.keys.service import ConflictError, KeyService, open_service
+from app.auth.key import digest, new_secret
+from app.auth.keys.errors import ConflictError
+from app.auth.keys.service import KeyService, open_service
 from app.auth.keys.views import IssuedKey
-from app.auth.store.cache import DatabaseKeyStore
 from app.constants import COMMAND
 from app.settings import load_settings
 from tests.thorough.databases import Databases
@@ -392,7 +385,7 @@ def test_no_key_has_two_current_secrets_or_two_old_ones(
 
 REPLACEMENTS = {
     "api_keys_are_not_replaced": "REPLACE INTO api_keys"
-    " SELECT id, name, '*', created_by, created_at, NULL, NULL, '', '' FROM api_keys",
+    " SELECT id, name, '*', '{}', created_by, created_at, NULL, NULL FROM api_keys",
     "api_key_secrets_are_not_replaced": "REPLACE INTO api_key_secrets"
     " SELECT digest, key_id, created_at, NULL, NULL, NULL FROM api_key_secrets",
     "api_key_secrets_(are_not_replaced|replace_none)": "UPDATE OR REPLACE api_key_secrets"
@@ -402,7 +395,7 @@ REPLACEMENTS = {
     "api_key_events_are_not_replaced": "REPLACE INTO api_key_events"
     " SELECT id, stamp, at, action, 'nobody', key_id FROM api_key_events",
     "api_key_events_are_final": "UPDATE OR REPLACE api_key_events SET id = 1",
-    "api_keys_stay_where_they_are": "UPDATE OR REPLACE api_keys SET networks = '::/0'",
+    "api_keys_(never_widen)": "UPDATE OR REPLACE api_keys SET restrictions = '{ }'",
     "api_keys_never_widen": "UPDATE OR REPLACE api_keys SET id = 'another'",
     # No row has a number by which one could be replaced.
     "table api_keys has no column named rowid": "REPLACE INTO api_keys (rowid) VALUES (1)",
@@ -416,8 +409,8 @@ MERGES = {
     " ON CONFLICT (id) DO UPDATE SET revoked_at = NULL",
     "api_keys_never_widen": "INSERT INTO api_keys SELECT * FROM api_keys"
     " ON CONFLICT (id) DO UPDATE SET scopes = '*'",
-    "api_keys_stay_where_they_are": "INSERT INTO api_keys SELECT * FROM api_keys"
-    " ON CONFLICT (id) DO UPDATE SET networks = '::/0'",
+    "api_keys_(never_widen)": "INSERT INTO api_keys SELECT * FROM api_keys"
+    " ON CONFLICT (id) DO UPDATE SET restrictions = '{ }'",
     "api_key_secrets_stay_ended": "INSERT INTO api_key_secrets SELECT * FROM api_key_secrets"
     " ON CONFLICT (digest) DO UPDATE SET ended_at = NULL",
     "api_key_events_are_final": "INSERT INTO api_key_events SELECT * FROM api_key_events"
@@ -449,132 +442,48 @@ def test_nothing_is_replaced(
 def test_the_migrations_make_the_tables_that_the_code_uses(
     engine: sa.Engine, database_url: sa.URL
 ) -> None:
-    with alone(engine) as connection:
+    with transaction(engine, write=True) as connection:
         command.check(configuration(connection))  # raises if the two differ
-    assert ScriptDirectory(f"{MIGRATIONS}").get_current_head() == SCHEMA == schema_of(engine)
+    assert ScriptDirectory(f"{MIGRATIONS}").get_current_head() == SCHEMA == schema(engine)
 
 
-SOON = AT + timedelta(days=1)
-OLD_SECRETS = [  # in the order of their issue: of which key, until when, and what becomes of it
-    ("active", None, "in force"),
-    ("rotated", SOON, "ended"),
-    ("rotated", LATER, "in force"),
-    ("rotated", None, "in force"),
-    ("muddled", None, "ended"),
-    ("muddled", LATER, "ended"),
-    ("muddled", LATER, "in force"),
-    ("muddled", None, "in force"),
-    ("revoked", None, "revoked"),
-]
+def schema(engine: sa.Engine) -> str | None:
+    with transaction(engine) as connection:
+        return schema_of(connection)
 
 
-def of_an_older_service(url: sa.URL, revisions: Iterable[str]) -> sa.Engine:
-    """A database with keys in all states, and with tables of its owner's."""
-    engine = connect(url)
-    if engine.dialect.name == "sqlite":
-        make_file(Path(f"{url.database}"))
-    with alone(engine) as connection:
-        command.upgrade(configuration(connection), FIRST_SCHEMA)
-        for statement in (
-            f"ALTER TABLE {SCHEMA_TABLE} RENAME TO alembic_version",
-            "DELETE FROM alembic_version",
-            "CREATE TABLE invoices (id INTEGER PRIMARY KEY, key_id VARCHAR(20) NOT NULL"
-            " REFERENCES api_keys (id) ON DELETE CASCADE)",
-            "CREATE VIEW revoked AS SELECT id FROM api_keys WHERE revoked_at IS NOT NULL",
-        ):
-            connection.exec_driver_sql(statement)
-        tables = sa.MetaData()
-        tables.reflect(connection)
-
-        def insert(table: str, **row: Any) -> None:
-            connection.execute(sa.insert(tables.tables[table]).values(row))
-
-        for revision in revisions:
-            insert("alembic_version", version_num=revision)
-        for number, id in enumerate(("active", "rotated", "muddled", "revoked")):
-            key = {"id": id, "name": id, "scopes": "a", "created_by": "test", "created_at": AT}
-            insert("api_keys", **key, revoked_at=AT if id == "revoked" else None)
-            insert("api_key_events", at=AT, action="created", actor="test", key_id=id)
-            insert("invoices", id=number, key_id=id)
-        for number, (id, expires_at, _) in enumerate(OLD_SECRETS):
-            secret = {"digest": digest(b"%d" % number), "key_id": id, "expires_at": expires_at}
-            issued_at = AT + timedelta(hours=number)
-            insert("api_key_secrets", **secret, created_at=issued_at, version=1, last_used_at=AT)
-    return engine
-
-
-# The owner's revisions followed the one of the keys, or did not.
-@pytest.mark.parametrize("revisions", [["0001"], ["f00ba4"], ["0001", "f00ba4"]], ids="+".join)
-async def test_a_database_of_an_older_service_is_brought_up_to_date(
-    databases: Databases,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    revisions: list[str],
+@pytest.mark.parametrize("version", ["0004", None])
+def test_tables_of_a_version_that_was_never_released_are_refused_and_left_alone(
+    engine: sa.Engine, database_url: sa.URL, version: str | None
 ) -> None:
-    with databases.empty(tmp_path) as url:
-        monkeypatch.setenv("DATABASE_URL", url.render_as_string(hide_password=False))
-        engine = of_an_older_service(url, revisions)
-        with pytest.raises(SettingsError, match="older than the service"):
-            open_service(load_settings())
-        for _ in range(2):
-            upgrade(url)
-        key_service = open_service(load_settings())
-        with alone(engine) as connection:
-            command.check(configuration(connection))
-
-        store = DatabaseKeyStore(load_settings())
-        for number, (id, _, becomes) in enumerate(OLD_SECRETS):
-            found = await store.find(digest(b"%d" % number))
-            told = {"ended": "replaced secret", "revoked": "revoked key"}
-            reason = told.get(becomes)
-            assert found == (Refusal(reason, id) if reason else Key(id, id, frozenset("a")))
-        store.close()
-        views = {view.id: view for view in key_service.all()}
-        assert views["rotated"].old_key_expires_at == LATER
-        assert views["revoked"].revoked_at == views["active"].last_used_at == AT
-
-        key_service.rotate("active", actor="test")
-        with engine.begin() as connection:
-            events = connection.execute(sa.select(api_key_events).order_by("id")).all()
-            assert [event.id for event in events] == [1, 2, 3, 4, 5]
-            assert len({event.stamp for event in events}) == 5
-            assert {(event.at, event.action, event.actor) for event in events[:4]} == {
-                (AT, "created", "test")
-            }
-            # What is the owner's is as it was, and refers to the keys.
-            theirs = connection.exec_driver_sql("SELECT version_num FROM alembic_version")
-            assert theirs.scalars().all() == [each for each in revisions if each != "0001"]
-            assert connection.exec_driver_sql("SELECT id FROM revoked").scalar() == "revoked"
-            assert connection.exec_driver_sql("SELECT count(*) FROM invoices").scalar() == 4
-        engine = key_service.engine
-        refused(engine, "INSERT INTO invoices VALUES (9, 'nobody')", ".*(?i:foreign key)")
-        refused(engine, "UPDATE api_keys SET revoked_at = NULL", "api_key_revocations_are_final")
+    with engine.begin() as connection:
+        if version:
+            old = f"UPDATE {SCHEMA_TABLE} SET version_num = '{version}'"  # noqa: S608
+            connection.exec_driver_sql(old)
+        else:
+            connection.exec_driver_sql(f"DROP TABLE {SCHEMA_TABLE}")
+    before = schema(engine)
+    for work in (upgrade, lambda _: open_service(load_settings(), migrate=True)):
+        with pytest.raises(SettingsError, match=r"never released.*name a new database"):
+            work(database_url)
+    assert schema(engine) == before == (version or "")
 
 
 def test_a_migration_happens_wholly_or_not_at_all(databases: Databases, tmp_path: Path) -> None:
     with databases.empty(tmp_path) as url:
-        engine = of_an_older_service(url, ["0001"])
-
-        def tables() -> dict[str, Any]:
-            with engine.begin() as connection:
-                described = sa.MetaData()
-                described.reflect(connection)
-                return {
-                    name: (table.c.keys(), sorted(map(str, connection.execute(sa.select(table)))))
-                    for name, table in described.tables.items()
-                }
-
-        before = tables()
+        engine = connect(url)
 
         def fail(_: object, __: object, statement: str, *___: object) -> None:
-            if "api_key_version" in statement:  # what goes at the end
+            if "api_key_events_stay" in statement:  # comes near the end
                 raise RuntimeError("a fault")
 
         sa.event.listen(sa.Engine, "before_cursor_execute", fail)
         with pytest.raises(RuntimeError, match="a fault"):
             upgrade(url)
         sa.event.remove(sa.Engine, "before_cursor_execute", fail)
-        assert tables() == before
+        assert schema(engine) is None
+        with engine.begin() as connection:
+            assert sa.inspect(connection).get_table_names() == []
         upgrade(url)
 
 
@@ -586,20 +495,20 @@ def test_of_two_that_make_the_schema_one_waits(
         if url.get_backend_name() == "sqlite":
             make_file(Path(f"{url.database}"))
         engine = connect(url)
-        with alone(engine) as connection:
+        with transaction(engine, write=True) as connection:
             other = pool.submit(upgrade, url)
             with pytest.raises(TimeoutError):
                 other.result(0.5)
             command.upgrade(configuration(connection), "head")
         other.result(30)
-        assert schema_of(engine) == SCHEMA
+        assert schema(engine) == SCHEMA
 
 
 def test_services_that_start_at_the_same_time_make_the_schema_once(tmp_path: Path) -> None:
     url = sa.URL.create("sqlite", database=str(tmp_path / "new.db"))
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(upgrade, [url] * 4))
-    assert schema_of(connect(url)) == SCHEMA
+    assert schema(connect(url)) == SCHEMA
     assert (tmp_path / "new.db").stat().st_mode & 0o777 == 0o600
 
 
@@ -609,7 +518,7 @@ def test_a_newer_schema_is_refused_and_left_alone(engine: sa.Engine, database_ur
     for work in (upgrade, lambda _: open_service(load_settings(), migrate=True)):
         with pytest.raises(SettingsError, match="newer than the service"):
             work(database_url)
-    assert schema_of(engine) == "9999"
+    assert schema(engine) == "9999"
 
 
 def test_where_no_keys_were_ever_kept_one_is_told_what_makes_a_place(
@@ -634,7 +543,7 @@ def test_a_file_that_another_process_is_making_is_waited_for(
         other.isolation_level = None
         other.execute("BEGIN EXCLUSIVE")
         with pytest.raises(StoreUnavailableError, match=r"DATABASE_URL: .*database is locked"):
-            schema_of(connect(url, patience=0.05))
+            schema(connect(url, patience=0.05))
         done = threading.Timer(0.2, other.rollback)
         done.start()
         upgrade(url)
@@ -651,10 +560,10 @@ def test_a_file_that_another_process_opens_for_the_first_time_is_waited_for(
         other.execute("PRAGMA journal_mode = DELETE")
         other.execute("BEGIN IMMEDIATE")
         with pytest.raises(StoreUnavailableError, match=r"DATABASE_URL: .*database is locked"):
-            schema_of(connect(url, patience=0.05))
+            schema(connect(url, patience=0.05))
         done = threading.Timer(0.2, other.rollback)
         done.start()
-        assert schema_of(connect(url)) == SCHEMA
+        assert schema(connect(url)) == SCHEMA
         done.join()
 
 
@@ -671,7 +580,7 @@ def test_a_file_that_is_replaced_while_it_is_opened_is_not_taken_for_the_new_one
 
     monkeypatch.setattr("app.auth.database.engine._holds_keys", replace)
     with pytest.raises(StoreUnavailableError, match="was replaced just now"):
-        schema_of(connect(url))
+        schema(connect(url))
 
 
 def test_a_connection_that_was_let_go_of_is_closed_at_its_end(database_url: sa.URL) -> None:

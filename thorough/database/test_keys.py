@@ -16,7 +16,8 @@ from app.auth.key import (
     parse_secrets,
     with_prefix,
 )
-from app.auth.keys.service import InvalidError, check_name, check_scopes
+from app.auth.keys.change import check_name, check_scopes
+from app.auth.keys.errors import InvalidError
 
 SECRETS = st.uuids(version=4).map(str)
 PREFIXES = st.from_regex("[a-z][a-z0-9]{0,15}", fullmatch=True)

@@ -16,25 +16,25 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from app.auth import GuardedAPI, GuardedRouter, PublicRouter
-from app.auth.database.engine import Hold, transaction
+from app.auth.database.engine import transaction
 from app.auth.database.models import api_keys
 from app.auth.errors import StoreUnavailableError
 from app.auth.key import digest, new_secret
 from app.auth.keys.service import KeyService
 from app.auth.store.cache import DatabaseKeyStore
 from app.constants import MISSING_KEY_STATUS
-from app.limits.rates import (
+from app.limits.limit import (
     MOST_SLIDING,
-    SECOND,
     Charge,
     Limit,
-    LocalLimiter,
     are_within,
     calendar_period,
     headers_of,
     parse_limits,
     with_default,
 )
+from app.limits.local import SECOND, LocalLimiter
+from app.limits.process_lock import Hold
 from app.settings import load_settings
 from tests.callers import answer_of, ask, status_of
 from tests.thorough.commands import Project, complaint, keys, run
@@ -176,7 +176,7 @@ async def test_no_window_has_more_than_the_limit_and_nobody_waits_for_less(
     limits, now = parse_limits(written.split()), 0
     oracles = {False: Oracle(limits), True: Oracle(limits)}
     limiter = LocalLimiter(nothing_used, lambda: NOON.timestamp())
-    with patch("app.limits.rates.monotonic_ns", lambda: now * 1_000_000):
+    with patch("app.limits.local.monotonic_ns", lambda: now * 1_000_000):
         for later, whose in schedule:
             now += later
             charge = await limiter.charge(f"{whose}", limits)
@@ -196,14 +196,14 @@ async def test_steady_traffic_at_the_rate_is_never_refused(rate: int, seconds: i
     limiter = LocalLimiter(nothing_used, lambda: 0.0)
     for number in range(rate * seconds):
         now = -(-number * SECOND // rate)
-        with patch("app.limits.rates.monotonic_ns", return_value=now):
+        with patch("app.limits.local.monotonic_ns", return_value=now):
             assert (await limiter.charge("key", limits)).over is None
 
 
 async def test_after_the_wait_one_gets_in() -> None:
     limits, now = parse_limits(["2/minute", "3/hour"]), 0.0
     limiter = LocalLimiter(nothing_used, lambda: 0.0)
-    with patch("app.limits.rates.monotonic_ns", lambda: int(now * SECOND)):
+    with patch("app.limits.local.monotonic_ns", lambda: int(now * SECOND)):
         for expected in (0, 0, 60, 60):
             charge = await limiter.charge("key", limits)
             assert charge.wait == expected
@@ -217,7 +217,7 @@ async def test_after_the_wait_one_gets_in() -> None:
 async def test_of_several_limits_the_longest_wait_is_told() -> None:
     limits, now = parse_limits(["1/minute", "2/hour"]), 0.0
     limiter = LocalLimiter(nothing_used, lambda: 0.0)
-    with patch("app.limits.rates.monotonic_ns", lambda: int(now * SECOND)):
+    with patch("app.limits.local.monotonic_ns", lambda: int(now * SECOND)):
         assert (await limiter.charge("key", limits)).over is None
         now = 3590.0
         assert (await limiter.charge("key", limits)).over is None
@@ -240,7 +240,7 @@ async def test_counts_of_keys_that_rest_are_forgotten(monkeypatch: pytest.Monkey
     monkeypatch.setattr("app.limits.rates.MOST_IDLE", 10)
     limiter, now = LocalLimiter(nothing_used, lambda: NOON.timestamp()), 0.0
     limiter._forget_at = 10
-    with patch("app.limits.rates.monotonic_ns", lambda: int(now * SECOND)):
+    with patch("app.limits.local.monotonic_ns", lambda: int(now * SECOND)):
         for number in range(30):
             now += 0.25
             assert (await limiter.charge(f"{number}", parse_limits(["1/second"]))).over is None

@@ -8,7 +8,6 @@ import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -27,11 +26,11 @@ from starlette.responses import PlainTextResponse, StreamingResponse
 
 from app import metrics
 from app.auth import GuardedAPI, GuardedRouter, PublicRouter, require
-from app.auth.access.request_log import RequestLog, Seen
 from app.auth.access.rule import OUT_OF_REACH
 from app.auth.errors import SettingsError, StoreUnavailableError
 from app.auth.key import Key, new_secret
 from app.auth.keys.service import KeyService
+from app.auth.log.record import Seen
 from app.auth.store.cache import DatabaseKeyStore
 from app.constants import API_KEY_HEADER, MISSING_KEY_STATUS
 from tests.callers import PROBE, Keys, answer_of, ask, status_of
@@ -70,7 +69,7 @@ def told() -> Told:
 
 @pytest.fixture
 def api(keys: Keys) -> GuardedAPI:
-    api = GuardedAPI(keys, around=partial(RequestLog, counts=[metrics.count]))
+    api = GuardedAPI(keys, observers=[metrics.observe])
     guarded, public = GuardedRouter(), PublicRouter()
 
     @guarded.get("/items/{id}")
@@ -156,7 +155,7 @@ async def test_keys_beyond_the_first_ten_thousand_are_told_together(
     )
     monkeypatch.setattr(metrics, "MOST_KEYS", len(metrics._keys) + 1)
     for key in (first, second, third, first):
-        metrics.count(Seen("", "GET", key, route="/", status=200))
+        metrics.observe(Seen("", "GET", key, route="/", status=200))
     counted = {each: value for each, value in told().items() if each[0].startswith("api_key_")}
     assert counted == {
         ("api_key_requests_total", first.id, "served"): 2,
@@ -219,7 +218,7 @@ async def test_the_seconds_are_those_until_the_answer_begins(api: GuardedAPI, ke
 
 @pytest.fixture(scope="module")
 def counting() -> GuardedAPI:
-    api = GuardedAPI(Keys(), around=partial(RequestLog, counts=[metrics.count]))
+    api = GuardedAPI(Keys(), observers=[metrics.observe])
     public = PublicRouter()
     public.add_api_route("/{name}", lambda name: None)
     api.include_router(public)

@@ -6,7 +6,8 @@ import sqlalchemy as sa
 
 from app.auth import GuardedAPI
 from app.auth.key import Key, new_secret
-from app.auth.keys.service import MANAGE, ForbiddenError, KeyService
+from app.auth.keys.errors import ForbiddenError
+from app.auth.keys.service import MANAGE, KeyService
 from app.auth.store.cache import DatabaseKeyStore
 from app.constants import API_KEY_HEADER, MISSING_KEY_STATUS
 from app.limits.allowed_from import are_within, is_within, parse_networks

@@ -21,7 +21,7 @@ from typing import Any, Self
 import pytest
 import sqlalchemy as sa
 
-from app.auth.database.engine import Hold, connect
+from app.auth.database.engine import connect
 from app.auth.database.migrate import upgrade
 from app.auth.errors import StoreUnavailableError
 from app.auth.key import new_secret
@@ -29,6 +29,7 @@ from app.auth.keys.service import KeyService
 from app.auth.keys.views import IssuedKey
 from app.auth.store.cache import RECHECK, DatabaseKeyStore
 from app.constants import API_KEY_HEADER, COMMAND, MISSING_KEY_STATUS
+from app.limits.process_lock import Hold
 from app.settings import load_settings
 from tests.callers import PROBE, status_of
 from tests.thorough.databases import PostgreSQLDatabases, SQLiteDatabases, postgresql

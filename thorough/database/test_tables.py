@@ -11,9 +11,10 @@ import sqlalchemy as sa
 from alembic import command
 from alembic.util import CommandError
 
-from app.auth.database.engine import SCHEMA_TABLE, connect, transaction
+from app.auth.database.engine import connect, transaction
 from app.auth.database.migrate import upgrade
 from app.auth.database.owner_migrations import MIGRATIONS, configuration, upgrade_tables
+from app.auth.database.version import SCHEMA_TABLE
 from app.auth.errors import SettingsError, StoreUnavailableError
 from app.settings import load_settings
 from tests.thorough.commands import complaint, run

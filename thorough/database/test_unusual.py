@@ -19,9 +19,9 @@ from app.auth.database.models import (
 )
 from app.auth.key import digest, id_of, new_secret
 from app.auth.keys.service import KeyService
-from app.auth.keys.views import Finding, KeyView
+from app.auth.keys.views import KeyView
 from app.auth.store.cache import DatabaseKeyStore
-from app.auth.usage.anomalies import KNOCKS, Habits, examine_usage, remember
+from app.auth.usage.anomalies import KNOCKS, Finding, Habits, examine_usage, remember
 from app.auth.usage.counts import add
 from app.settings import load_settings
 from tests.thorough.commands import keys, run

@@ -21,7 +21,8 @@ from app.auth.errors import SettingsError
 from app.auth.key import digest, new_secret
 from app.auth.keys.service import KeyService
 from app.auth.store.cache import DatabaseKeyStore
-from app.limits.rates import LocalLimiter, parse_limits
+from app.limits.limit import parse_limits
+from app.limits.local import LocalLimiter
 from app.limits.valkey_counter import _CHARGE, PATIENCE, ValkeyLimiter
 from app.settings import load_settings
 from tests.callers import status_of

@@ -9,13 +9,13 @@ from unittest.mock import patch
 
 import pytest
 
-from app.auth import GuardedAPI
+from app.auth import GuardedAPI, GuardedRouter, require
 from app.auth.key import new_secret
 from app.auth.store import env_file as module
 from app.auth.store.env_file import edit_keys, secrets_in
 from app.constants import MISSING_KEY_STATUS
 from app.settings import Settings, load_settings
-from tests.callers import status_of
+from tests.callers import start_up, status_of
 from tests.thorough.services import make_service
 
 A, B, NEW = new_secret(), new_secret(), new_secret()
@@ -42,6 +42,13 @@ async def test_a_running_service_follows_the_file(service: GuardedAPI, env_file:
     assert await let_in(service) == [NEW]
     env_file.write_text("API_KEYS=\n")
     assert await let_in(service) == []
+
+
+async def test_no_endpoint_asks_for_a_scope_since_every_key_has_all(service: GuardedAPI) -> None:
+    assert (await start_up(service))["type"] == "lifespan.startup.complete"
+    service.include_router(GuardedRouter(prefix="/reports", dependencies=[require("reports:read")]))
+    message = (await start_up(service))["message"]
+    assert message.startswith("Scopes that restrict nobody: reports:read for / (GuardedRouter).")
 
 
 async def test_an_address_that_guesses_is_slowed_but_for_valid_keys(

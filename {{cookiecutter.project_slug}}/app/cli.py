@@ -1,5 +1,22 @@
-"""The command line of the service. Commands of yours go here."""
+"""The command line of the service. Commands of yours go here: `@main.command()`."""
 
-from app.auth.cli.commands import main
+from pathlib import Path
+from typing import Any
 
-__all__ = ["main"]
+from app.auth.cli import commands
+from app.limits.commands import create  # part: limits
+from app.policies import make_policies
+from app.settings import load_settings
+
+MIGRATIONS = Path(__file__).parent / "migrations"
+
+
+def routes() -> Any:
+    """Those of the application, which this starts up."""
+    from app.main import app
+
+    return app.routes
+
+
+main = commands.command_line(commands.Wiring(load_settings, make_policies, routes, MIGRATIONS))
+commands.keys.command()(create)  # part: limits

@@ -10,7 +10,7 @@ from typing import Any
 from starlette.types import ASGIApp, Message, Scope
 
 from app.auth import GuardedAPI, GuardedRouter
-from app.auth.access.rule import UNKNOWN, Admission, Refusal
+from app.auth.access.rule import UNKNOWN, Refusal
 from app.auth.errors import UnguardedRouteError
 from app.auth.key import Key, digest, new_secret
 from app.constants import API_KEY_HEADER
@@ -36,6 +36,8 @@ def with_probe(service: GuardedAPI) -> GuardedAPI:
 class Keys:
     """A store of keys in memory, for tests of what is built upon one."""
 
+    has_scopes = True
+
     def __init__(self) -> None:
         self._keys: dict[bytes, Key] = {}
         self._in_use: set[bytes] = set()
@@ -54,7 +56,7 @@ class Keys:
     def knows(self, digest: bytes) -> bool:
         return digest in self._keys
 
-    async def find(self, digest: bytes, client: str = "") -> Key | Admission | Refusal:
+    async def find(self, digest: bytes) -> Key | Refusal:
         self.found += 1
         if digest not in self._keys:
             return UNKNOWN

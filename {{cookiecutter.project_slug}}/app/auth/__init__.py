@@ -7,8 +7,8 @@ __all__ = ["Caller", "GuardedAPI", "GuardedRouter", "PublicRouter", "get_caller"
 
 if TYPE_CHECKING:
     from app.auth.access.application import GuardedAPI
+    from app.auth.access.dependencies import Caller, get_caller, require
     from app.auth.access.routers import GuardedRouter, PublicRouter
-    from app.auth.access.rule import Caller, get_caller, require
 else:
 
     def __getattr__(name: str) -> Any:
@@ -20,5 +20,5 @@ else:
             "GuardedRouter": "routers",
             "PublicRouter": "routers",
         }
-        module = modules.get(name, "rule")
+        module = modules.get(name, "dependencies")
         return getattr(import_module(f"{__name__}.access.{module}"), name)

@@ -2,8 +2,8 @@
 
 import re
 import string
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from hashlib import sha256
 from typing import Final
 from uuid import UUID, uuid4
@@ -31,6 +31,8 @@ class Key:
     id: str
     name: str
     scopes: frozenset[str]
+    # What bounds it further, by the name of the policy that enforces it: {"limits": ("9/hour",)}.
+    restrictions: Mapping[str, Sequence[str]] = field(default_factory=dict, hash=False)
 
     def covers(self, scope: str) -> bool:
         """Whether one of the key's scopes is this one, or a wildcard above it: `reports:*`, `*`."""

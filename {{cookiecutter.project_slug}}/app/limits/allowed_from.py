@@ -1,12 +1,42 @@
-"""Addresses: from where a key may be used."""
+"""The policy `networks`: from which addresses a key may be used."""
 
 from collections.abc import Iterable, Sequence
+from contextlib import AbstractAsyncContextManager, nullcontext
+from functools import lru_cache
 from ipaddress import IPv4Network, IPv6Network, ip_interface
 
 from app.auth.access.addresses import address_of
+from app.auth.access.policy import Denial, Headers
+from app.auth.key import Key
 
 Network = IPv4Network | IPv6Network
 Networks = tuple[Network, ...]
+
+
+class AddressPolicy:
+    """Refuses a key from elsewhere as if it were unknown, and counts the attempt as one."""
+
+    name = "networks"
+
+    def parse(self, values: Sequence[str]) -> list[str]:
+        return [f"{network}" for network in parse_networks(values)]
+
+    def check_within(self, inner: Sequence[str], outer: Sequence[str]) -> None:
+        if not are_within(parse_networks(inner), parse_networks(outer)):
+            raise ValueError(
+                f"No key that you manage may be used from elsewhere than yours: {' '.join(outer)}"
+            )
+
+    def concerns(self, key: Key) -> bool:
+        return self.name in key.restrictions
+
+    async def admit(self, key: Key, client: str) -> Headers | Denial:
+        if is_within(client, _parsed(tuple(key.restrictions[self.name]))):
+            return ()
+        return Denial("a key from another address than its own")
+
+    def running(self) -> AbstractAsyncContextManager[None]:
+        return nullcontext()
 
 
 def parse_networks(written: Iterable[str]) -> Networks:
@@ -47,3 +77,6 @@ def are_within(inner: Sequence[Network], outer: Sequence[Network]) -> bool:
 def _is_within(network: Network, outer: Iterable[Network]) -> bool:
     first, last = network.network_address, network.broadcast_address
     return any(first in each and last in each for each in outer)
+
+
+_parsed = lru_cache(10_000)(parse_networks)

@@ -11,10 +11,11 @@ from typing import Any, Final
 from valkey.asyncio import BlockingConnectionPool, Valkey
 from valkey.exceptions import ValkeyError
 
-from app.auth.config.settings import VALKEY_URL_FORM
 from app.auth.errors import SettingsError
 from app.constants import COMMAND
-from app.limits.rates import Charge, Limit, LocalLimiter, Used, calendar_period
+from app.limits.limit import Charge, Limit, Used, calendar_period
+from app.limits.local import LocalLimiter
+from app.limits.settings import VALKEY_URL_FORM
 
 logger = logging.getLogger(__name__)
 

@@ -15,32 +15,35 @@ from fastapi.responses import JSONResponse
 from pydantic import StringConstraints
 from starlette.exceptions import HTTPException  # FastAPI raises this one as well
 
+from app.auth.access.dependencies import Caller, require
+from app.auth.access.openapi import described
 from app.auth.access.routers import GuardedRoute, GuardedRouter, Handler
-from app.auth.access.rule import PROBLEM_JSON, Caller, described, require
+from app.auth.access.rule import PROBLEM_JSON
 from app.auth.errors import StoreUnavailableError
-from app.auth.keys.service import (
-    MANAGE,
+from app.auth.key import Key
+from app.auth.keys.errors import (
     ConflictError,
     ForbiddenError,
-    KeyService,
     KeyServiceError,
     NotFoundError,
 )
-from app.auth.keys.views import (
-    LONGEST,
-    AllUsage,
+from app.auth.keys.service import MANAGE, KeyService
+from app.auth.keys.views import LONGEST, EventView, IssuedKey, KeyView
+from app.auth.usage import report
+from app.auth.usage.anomalies import Finding
+from app.auth.usage.doctor import diagnose
+from app.auth.usage.report import AllUsage, UsageView
+from app.management.bodies import (
     DayOfUse,
-    EventView,
-    Finding,
-    IssuedKey,
-    KeyView,
+    ManagedKey,
     NewKey,
+    NewlyManagedKey,
     Page,
     Revocation,
     Rotation,
-    UsageView,
 )
-from app.auth.usage.doctor import diagnose
+from app.management.delegation import Delegation
+from app.management.search import has, use_by_day
 
 T = TypeVar("T")
 
@@ -75,9 +78,11 @@ class _ManagementRoute(GuardedRoute):
         return explain
 
 
+TAG: Final = {"name": "API keys", "description": "To manage them: `keys:manage`."}
+
 router = GuardedRouter(
     prefix="/api-keys",
-    tags=["API keys"],
+    tags=[TAG["name"]],
     route_class=_ManagementRoute,
     dependencies=[require(MANAGE)],
 )
@@ -103,18 +108,32 @@ async def _changed(request: Request, change: Callable[[], T]) -> T:
     return changed
 
 
+def _by(caller: Key, service: KeyService) -> dict[str, Any]:
+    """Who makes a change, and whether they may."""
+    return {"actor": caller.id, "authorize": Delegation(caller, service.policies)}
+
+
 async def _until_all_follow(service: KeyService) -> None:
     await sleep(await run_in_threadpool(service.longest_staleness))
 
 
 @router.post("", status_code=201, responses=_problems(400))
-async def create_key(new: NewKey, caller: Caller, service: Service, request: Request) -> IssuedKey:
+async def create_key(
+    new: NewKey, caller: Caller, service: Service, request: Request
+) -> NewlyManagedKey:
     """Make a key with scopes that you have yourself, and which ends no later than yours.
 
     The secret is shown this once.
     """
-    change = partial(service.create, **dict(new), actor=caller.id, by=caller)
-    return await _changed(request, change)
+    change = partial(
+        service.create,
+        new.name,
+        new.scopes,
+        restrictions=new.restrictions(),
+        expires_at=new.expires_at,
+        **_by(caller, service),
+    )
+    return NewlyManagedKey.of(await _changed(request, change))
 
 
 @router.get("")
@@ -128,8 +147,9 @@ def list_keys(
 
     Small and capital letters are the same to it.
     """
-    items = service.page(after, limit + 1, search)
-    return Page(items=items[:limit], next=items[limit - 1].id if len(items) > limit else None)
+    found = service.page(after, limit + 1, has(search))
+    items = [ManagedKey.of(key) for key in found[:limit]]
+    return Page(items=items, next=items[-1].id if len(found) > limit else None)
 
 
 @router.get("/findings")
@@ -144,7 +164,7 @@ def show_all_usage(
     days: Annotated[int, Query(ge=1, le=LONGEST.days)] = 7,
 ) -> AllUsage:
     """How often keys were used in so many days, and who was refused without one."""
-    return service.all_usage(timedelta(days=days))
+    return report.of_all(service.engine, timedelta(days=days))
 
 
 @router.get("/usage/daily")
@@ -154,13 +174,13 @@ def list_days_of_use(
     days: Annotated[int, Query(ge=1, le=31)] = 14,
 ) -> list[DayOfUse]:
     """How often these keys were used on each of so many days, up to today, in UTC."""
-    return service.usage_by_day(id, timedelta(days=days - 1))
+    return use_by_day(service.engine, id, timedelta(days=days - 1))
 
 
 @router.get("/{id}", responses=_problems(404))
-def show_key(id: str, service: Service) -> KeyView:
+def show_key(id: str, service: Service) -> ManagedKey:
     """A key, without its secret."""
-    return service.get(id)
+    return ManagedKey.of(service.get(id))
 
 
 @router.post("/{id}/rotate", responses=_problems(400, 404, 409))
@@ -170,7 +190,7 @@ async def rotate_key(
     caller: Caller,
     service: Service,
     request: Request,
-) -> IssuedKey | KeyView:
+) -> NewlyManagedKey | ManagedKey:
     """Give a key a new secret, shown this once; the old one stays in force for the overlap.
 
     You need all scopes of the key. While two secrets are in force, say which one to `drop`.
@@ -181,13 +201,13 @@ async def rotate_key(
     def change() -> IssuedKey | KeyView:
         overlap, drop = rotation.overlap, rotation.drop
         if drop and not rotation.issue:
-            return service.drop(id, drop, actor=caller.id, by=caller)
-        return service.rotate(id, overlap=overlap, drop=drop, actor=caller.id, by=caller)
+            return service.drop(id, drop, **_by(caller, service))
+        return service.rotate(id, overlap=overlap, drop=drop, **_by(caller, service))
 
     rotated = await _changed(request, change)
     if rotation.drop or not rotation.overlap:
         await _until_all_follow(service)
-    return rotated
+    return (NewlyManagedKey if isinstance(rotated, IssuedKey) else ManagedKey).of(rotated)
 
 
 @router.post("/{id}/revoke", responses=_problems(400, 404, 409))
@@ -197,15 +217,15 @@ async def revoke_key(
     caller: Caller,
     service: Service,
     request: Request,
-) -> KeyView:
+) -> ManagedKey:
     """End a key for good; when this answers, no server accepts it any more.
 
     You need all scopes of the key. The last one that may manage keys needs `force`.
     """
-    change = partial(service.revoke, id, force=revocation.force, actor=caller.id, by=caller)
+    change = partial(service.revoke, id, force=revocation.force, **_by(caller, service))
     revoked = await _changed(request, change)
     await _until_all_follow(service)
-    return revoked
+    return ManagedKey.of(revoked)
 
 
 @router.get("/{id}/usage", responses=_problems(404))
@@ -215,7 +235,7 @@ def show_usage(
     days: Annotated[int, Query(ge=1, le=LONGEST.days)] = 7,
 ) -> UsageView:
     """How often the key was used in so many days, up to now, by hour."""
-    return service.usage(id, timedelta(days=days))
+    return report.of_key(service.engine, id, timedelta(days=days))
 
 
 @router.get("/{id}/events", responses=_problems(404))

@@ -27,10 +27,10 @@ from prometheus_client.exposition import choose_encoder
 from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
 
-from app.auth.access.request_log import Seen
-from app.auth.access.routers import GuardedRouter
-from app.auth.access.rule import OUT_OF_REACH, require
+from app.auth import GuardedRouter, require
+from app.auth.access.rule import OUT_OF_REACH
 from app.auth.errors import SettingsError
+from app.auth.log.record import Seen
 from app.auth.store.cache import DatabaseKeyStore
 
 FOLDER: Final = "PROMETHEUS_MULTIPROC_DIR"  # where several processes put what they count
@@ -82,8 +82,8 @@ def _add_refusal(reason: str) -> Callable[[], None]:
     return _refusals.labels(reason).inc
 
 
-def count(seen: Seen) -> None:
-    """For a RequestLog."""
+def observe(seen: Seen) -> None:
+    """Counts a request."""
     route = seen.route or ""
     _add_request(route, seen.method if seen.method in _METHODS else "other", seen.status)()
     if seen.key:

@@ -4,24 +4,20 @@ import logging
 import re
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Sequence
-from contextvars import ContextVar
-from dataclasses import dataclass
+from collections.abc import Awaitable, Sequence
 from secrets import token_hex
-from typing import Final, Literal
+from typing import Final
 
 from fastapi.routing import iter_route_contexts
 from opentelemetry import trace
 from starlette.applications import Starlette
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app.auth.access.rule import OFFERED, SEEN, route_of
-from app.auth.key import Key, canonical, digest, masked
+from app.auth.access.rule import OFFERED, route_of
+from app.auth.key import canonical, digest, masked
+from app.auth.log.record import SEEN, Observer, Seen, request_id
 
 logger = logging.getLogger(__name__)
-
-request_id: Final[ContextVar[str]] = ContextVar("request_id", default="")
-"""The id of the request that is being answered, for your own lines and calls."""
 
 _BELIEVED: Final = re.compile(r"[A-Za-z0-9._-]{1,64}")
 # An answer that brings one of them keeps its own.
@@ -32,37 +28,14 @@ _HEADERS: Final = {
 }
 
 
-@dataclass(slots=True)
-class Seen:
-    """What is known of a request when its answer begins."""
-
-    client: str  # its address
-    method: str  # of a WebSocket: WS
-    key: Key | None = None
-    digest: bytes = b""  # of the key's secret
-    refusal: str = ""  # the reason, if it was refused
-    limited: bool = False  # that was a limit of its key
-    route: str | None = None  # as it was declared, if somebody has looked for it
-    status: int = 0  # of a WebSocket that was opened: 101
-    seconds: float = 0.0  # since it came
-
-    @property
-    def outcome(self) -> Literal["served", "refused", "limited"]:
-        """Of who has a key in force."""
-        if not self.refusal:
-            return "served"
-        return "limited" if self.limited else "refused"
-
-
-Count = Callable[[Seen], None]
-"""Is told once of each request, when its answer begins; with its route."""
-
-
 class RequestLog:
-    """ASGI middleware. Put it around everything else: an answer to an error is an answer too."""
+    """ASGI middleware around everything else: an answer to an error is an answer too.
 
-    def __init__(self, app: ASGIApp, counts: Sequence[Count] = ()) -> None:
-        self._app, self._counts = app, counts
+    The observers may become more while the application is put together.
+    """
+
+    def __init__(self, app: ASGIApp, observers: Sequence[Observer] = ()) -> None:
+        self._app, self._observers = app, observers
         self._paths: dict[int, str] | None = None  # as declared, by the id() of the route
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -81,11 +54,11 @@ class RequestLog:
 
         def begin(status: int) -> None:
             seen.status = status
-            if self._counts:
+            if self._observers:
                 seen.seconds = time.perf_counter() - began_at
                 self._find_route(seen, scope, api)
-            for count in self._counts:
-                count(seen)
+            for observe in self._observers:
+                observe(seen)
             if seen.key:
                 span.set_attribute("api_key.id", seen.key.id)
 

@@ -1,14 +1,16 @@
 """The two routers: what is on a `GuardedRouter` needs a key, what is on a `PublicRouter` does not."""
 
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, NoReturn
 
 from fastapi import APIRouter, Request, Response, params
+from fastapi.dependencies.models import Dependant
 from fastapi.routing import APIRoute, APIWebSocketRoute
 from starlette.routing import BaseRoute
 from starlette.types import Receive, Scope, Send
 
-from app.auth.access.rule import CALLER, Refusal, refusal_without, scopes_of
+from app.auth.access.dependencies import refusal_without, scopes_of
+from app.auth.access.rule import CALLER, Refusal
 from app.auth.errors import UnguardedRouteError
 
 _NO_SCOPES: Final[frozenset[str]] = frozenset()
@@ -71,7 +73,7 @@ class GuardedRouter(APIRouter):
         super().include_router(router, **options)
 
     def frontend(self, *_: Any, **__: Any) -> None:
-        raise UnguardedRouteError("A frontend is public; mount StaticFiles for files behind a key")
+        refuse_frontend()
 
 
 _NOBODY_ASKED: Final = Refusal("no GuardedAPI around it")
@@ -83,25 +85,27 @@ class PublicRouter(APIRouter):
     def __init__(self, **options: Any) -> None:
         options.setdefault("redirect_slashes", False)
         super().__init__(**options)
-        # Its frontends once more. FastAPI looks for files in all of its routers, where no route
-        # matches; strangers are shown none but these.
-        self.frontends: Final = APIRouter(prefix=self.prefix, dependencies=self.dependencies)
 
-    def frontend(self, path: str, **options: Any) -> None:
-        super().frontend(path, **options)
-        self.frontends.frontend(path, **options)
-
-    def include_router(self, router: APIRouter, **options: Any) -> None:
-        super().include_router(router, **options)
-        if isinstance(router, PublicRouter):
-            self.frontends.include_router(router.frontends, **options)
+    def frontend(self, *_: Any, **__: Any) -> None:
+        refuse_frontend()
 
 
-def scopes_in(dependencies: Dependencies) -> frozenset[str]:
+def refuse_frontend() -> NoReturn:
+    """FastAPI looks for its files wherever no route matches, also behind the guard."""
+    raise UnguardedRouteError(
+        "Mount StaticFiles(directory=..., html=True) on one of the routers; a frontend lies on none"
+    )
+
+
+def dependant_of(dependencies: Dependencies) -> Dependant:
     def nothing() -> None:
         """An operation that has no dependencies but these."""
 
-    return frozenset(scopes_of(APIRoute("/", nothing, dependencies=dependencies).dependant))
+    return APIRoute("/", nothing, dependencies=dependencies).dependant
+
+
+def scopes_in(dependencies: Dependencies) -> frozenset[str]:
+    return frozenset(scopes_of(dependant_of(dependencies)))
 
 
 def with_scopes_of(

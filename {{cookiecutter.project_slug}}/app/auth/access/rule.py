@@ -1,28 +1,24 @@
-"""Who gets in: the rule of access, its refusals, and the caller that it lets in."""
+"""Who gets in: the rule of access, and its refusals."""
 
 import logging
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
-from typing import Annotated, Any, Final, NamedTuple, Protocol
+from typing import Final, Protocol
 
-from fastapi import HTTPException, Security, WebSocketException, params
-from fastapi.dependencies.models import Dependant
-from fastapi.openapi.models import APIKey, APIKeyIn
 from fastapi.responses import JSONResponse
 from fastapi.routing import iter_route_contexts
-from fastapi.security import SecurityScopes
-from fastapi.security.base import SecurityBase
 from opentelemetry import trace
-from starlette.requests import HTTPConnection
 from starlette.routing import Match
 from starlette.types import Receive, Scope, Send
 from starlette.websockets import WebSocketClose
 
+from app.auth.access.policy import Admission, Denial, Policy
 from app.auth.access.throttle import Guesses
 from app.auth.errors import StoreUnavailableError
 from app.auth.key import Key, canonical, digest, id_of, is_spelled_right, masked
+from app.auth.log.record import SEEN
 from app.constants import API_KEY_HEADER, MISSING_KEY_STATUS
 
 logger = logging.getLogger(__name__)
@@ -32,28 +28,29 @@ CALLER: Final = "app.caller"
 OFFERED: Final = "app.offered"  # what came in place of a key, until that is known
 API: Final = "app.api"  # the application that was asked for the caller
 MEANT: Final = "app.meant"  # the route of the application that a stranger is refused on
-SEEN: Final = "app.seen"  # what the log is going to tell; copies of the scope share it
 
 _HEADER: Final = API_KEY_HEADER.lower().encode()
 PROBLEM_JSON: Final = "application/problem+json"
 _CHALLENGES: Final = {401: {"WWW-Authenticate": "APIKey"}}
-_POLICY_VIOLATION: Final = 1008
+POLICY_VIOLATION: Final = 1008
 
 
 class KeyStore(Protocol):
     """What the guard asks of the place that keeps the keys."""
 
+    has_scopes: bool
+    """Whether keys differ in their scopes. If not, each has all, and nothing can ask for one."""
+
     def recall(self, digest: bytes) -> Key | None:
-        """The key with this SHA-256 digest, if it lets everybody in and that is known right now."""
+        """The key with this SHA-256 digest, if it is in force and that is known right now."""
         ...
 
     def knows(self, digest: bytes) -> bool:
         """Whether a key may have this SHA-256 digest, for all that is known without asking."""
         ...
 
-    async def find(self, digest: bytes, client: str = "") -> "Key | Admission | Refusal":
-        """The key with this SHA-256 digest if it lets somebody in who calls from this address;
-        UNKNOWN if there never was one. Once a request: it counts.
+    async def find(self, digest: bytes) -> "Key | Refusal":
+        """The key with this SHA-256 digest if it is in force; UNKNOWN if there never was one.
 
         Raises StoreUnavailableError if nobody can tell.
         """
@@ -79,7 +76,7 @@ _stranger = problem(
 )
 _out_of_reach = problem(503, "The keys are out of reach; try again", {"Retry-After": "1"})
 _slow_down = problem(429, "Too many wrong API keys from your address", {"Retry-After": "1"})
-_hang_up = WebSocketClose(_POLICY_VIOLATION)
+_hang_up = WebSocketClose(POLICY_VIOLATION)
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,13 +89,13 @@ class Refusal:
     reason: str
     key_id: str = ""  # of an unknown key, that of its digest
     answer: JSONResponse = _stranger
-    limited: Key | None = None  # whose key is in force, but has no request left
+    limited: Key | None = None  # the key is in force, but a policy holds it back
     cause: str = ""  # for the log, in place of the reason
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer; on a WebSocket whose server cannot send a response, close the door."""
         self.log(scope)
-        await (self.answer if _can_respond(scope) else _hang_up)(scope, receive, send)
+        await (self.answer if can_respond(scope) else _hang_up)(scope, receive, send)
 
     def log(self, scope: Scope) -> None:
         seen = scope.get(SEEN)
@@ -136,14 +133,8 @@ class Refusal:
 
 UNKNOWN: Final = Refusal("unknown key")
 OUT_OF_REACH: Final = "keys out of reach"
+UNENFORCED: Final = "a restriction that nothing enforces"
 _SLOWED: Final = Refusal("too many wrong keys", answer=_slow_down)
-
-
-class Admission(NamedTuple):
-    """A caller who gets in, and the headers that tell it of its limits."""
-
-    caller: Key
-    headers: Sequence[tuple[bytes, bytes]]
 
 
 def route_of(scope: Scope) -> str:
@@ -167,7 +158,7 @@ def route_of(scope: Scope) -> str:
     return partial
 
 
-def _can_respond(scope: Scope) -> bool:
+def can_respond(scope: Scope) -> bool:
     return scope["type"] == "http" or "websocket.http.response" in (scope.get("extensions") or {})
 
 
@@ -204,9 +195,11 @@ def take_secret(scope: Scope) -> None:
     scope[OFFERED] = digest(secret), is_spelled_right(secret)
 
 
-async def authenticate(scope: Scope, keys: KeyStore, guesses: Guesses) -> Key | Admission | Refusal:
-    """The rule of access: exactly one key header, and its secret is known, has not ended, comes
-    from where it may, and has a request left.
+async def authenticate(
+    scope: Scope, keys: KeyStore, guesses: Guesses, policies: Sequence[Policy] = ()
+) -> Admission | Refusal:
+    """The rule of access: exactly one key header, and its secret is known, has not ended, and
+    every restriction of the key lets the request through.
 
     Every secret that arrives, known or not, costs one digest and one lookup; no lookup from an
     address that guesses: it gets 429 for every key that lets nobody in.
@@ -221,95 +214,40 @@ async def authenticate(scope: Scope, keys: KeyStore, guesses: Guesses) -> Key | 
         guesses.add(client)
         return _SLOWED
     try:
-        found = await keys.find(hashed, client)
+        found = await keys.find(hashed)
+        decision = await _admit(found, client, policies) if isinstance(found, Key) else found
     except StoreUnavailableError as error:
         return Refusal(OUT_OF_REACH, answer=_out_of_reach, cause=f"{error}")
-    if not isinstance(found, Refusal) or found.limited:
-        return found
+    if isinstance(decision, Admission) or decision.limited:
+        return decision
     guesses.add(client)
     if slowed:
         return _SLOWED
-    if found is UNKNOWN:
+    if decision is UNKNOWN:
         return Refusal(UNKNOWN.reason, id_of(hashed)) if may_be_one else Refusal("not a key")
-    return found
+    return decision
 
 
-def refusal_without(scopes: Iterable[str], scope: Scope) -> Refusal | None:
-    """What a caller with a valid key gets who lacks one of these scopes."""
-    caller: Key = scope[CALLER]
-    if lacking := caller.lacks(scopes):
-        return _lacking(caller, lacking)
-    return None
+async def _admit(key: Key, client: str, policies: Sequence[Policy]) -> Admission | Refusal:
+    """A restriction that no policy enforces keeps everybody out: nobody widens a key by taking
+    a policy away."""
+    unenforced = key.restrictions.keys() - {policy.name for policy in policies}
+    if unenforced:
+        names = ", ".join(sorted(unenforced))
+        return Refusal(UNENFORCED, key.id, cause=f"nothing here enforces its {names}")
+    headers: list[tuple[bytes, bytes]] = []
+    for policy in policies:
+        if policy.concerns(key):
+            verdict = await policy.admit(key, client)
+            if isinstance(verdict, Denial):
+                return _denied(key, verdict)
+            headers += verdict
+    return Admission(key, headers)
 
 
-def _lacking(caller: Key, scope: str) -> Refusal:
-    return Refusal(f"missing scope {scope}", caller.id, problem(403, f"Missing scope: {scope}"))
-
-
-class MissingScopeError(HTTPException):
-    """The same, from a dependency. FastAPI answers it, in mounted applications too."""
-
-    def __init__(self, scope: str) -> None:
-        super().__init__(403, f"Missing scope: {scope}", {"Content-Type": PROBLEM_JSON})
-
-
-class _CallerOfRequest(SecurityBase):
-    def __init__(self) -> None:
-        self.scheme_name = "APIKeyHeader"
-        self.model = APIKey.model_validate({"name": API_KEY_HEADER, "in": APIKeyIn.header})
-
-    async def __call__(self, connection: HTTPConnection, needed: SecurityScopes) -> Key:
-        caller = connection.scope.get(CALLER)
-        if not isinstance(caller, Key):
-            path = masked(connection.scope["path"])
-            raise RuntimeError(f"{path} asks for its caller: put it on a GuardedRouter")
-        if lacking := caller.lacks(needed.scopes):
-            _lacking(caller, lacking).log(connection.scope)
-            if _can_respond(connection.scope):
-                raise MissingScopeError(lacking)
-            raise WebSocketException(_POLICY_VIOLATION)
-        return caller
-
-
-get_caller: Final = _CallerOfRequest()
-"""The dependency behind `Caller` and `require`."""
-
-Caller = Annotated[Key, Security(get_caller)]
-"""The calling key, as an argument of a guarded endpoint: `async def endpoint(caller: Caller)`."""
-
-
-def require(*scopes: str) -> params.Security:
-    """For `dependencies=[require("reports:read")]`, of an endpoint or a whole router."""
-    return params.Security(get_caller, scopes=scopes)
-
-
-def scopes_of(dependant: Dependant) -> Iterator[str]:
-    """The scopes that an operation, with all it depends on, asks for."""
-    yield from dependant.own_oauth_scopes or ()
-    for dependency in dependant.dependencies:
-        yield from scopes_of(dependency)
-
-
-PROBLEM_SCHEMA: Final = {
-    "title": "KeyProblem",
-    "type": "object",
-    "properties": {"detail": {"type": "string"}},
-    "required": ["detail"],
-}
-
-
-def described(description: str) -> dict[str, Any]:
-    """An answer with PROBLEM_SCHEMA, for the OpenAPI document."""
-    schema = {"$ref": "#/components/schemas/KeyProblem"}
-    return {"description": description, "content": {PROBLEM_JSON: {"schema": schema}}}
-
-
-RESPONSES: Final[dict[str, dict[str, Any]]] = {
-    "403": described("Missing scope"),
-    f"{MISSING_KEY_STATUS}": described(
-        "Invalid or missing API key" + " or scope" * (MISSING_KEY_STATUS == 403)
-    ),
-    "429": described("Too many requests"),
-    "503": described("The keys are out of reach"),
-}
-"""What every guarded operation may answer instead of its own, for the OpenAPI document."""
+def _denied(key: Key, denial: Denial) -> Refusal:
+    if denial.status is None:
+        return Refusal(denial.reason, key.id, cause=denial.cause)
+    answer = problem(denial.status, denial.detail)
+    answer.raw_headers += denial.headers
+    return Refusal(denial.reason, key.id, answer, key, denial.cause)

@@ -1,6 +1,6 @@
 """The settings of the keys."""
 
-from typing import Annotated, Final, Literal
+from typing import Annotated, Literal
 from urllib.parse import unquote
 
 from pydantic import BeforeValidator, Field, PlainValidator
@@ -12,22 +12,12 @@ from sqlalchemy.exc import ArgumentError
 from app.auth.config.sources import FOLDER
 from app.auth.key import PREFIX_PATTERN, digests, parse_secrets
 from app.constants import COMMAND
-from app.limits.rates import Limit, parse_limits
 
 # What people paste names all kinds of drivers; these are the ones that are installed.
 _DRIVERS = {
     "sqlite": "sqlite",
     "postgresql": "postgresql+psycopg",
     "postgres": "postgresql+psycopg",
-}
-
-VALKEY_URL_FORM: Final = "write valkey://HOST:6379 or redis://HOST:6379"
-_VALKEY = {
-    "valkey": "valkey",
-    "valkeys": "valkeys",  # with TLS
-    "redis": "valkey",
-    "rediss": "valkeys",
-    "unix": "unix",
 }
 
 
@@ -56,25 +46,6 @@ def _parse_url(text: str) -> URL:
     raise PydanticCustomError(
         "database_url", "write sqlite:///FILE or postgresql://USER:PASSWORD@HOST/DATABASE"
     )
-
-
-def _parse_rate_limit(text: str) -> tuple[Limit, ...]:
-    try:
-        limits = parse_limits(text.replace(",", " ").split())
-    except ValueError:
-        limits = None
-    if limits is None or not all(limit.seconds for limit in limits):
-        raise PydanticCustomError(
-            "rate_limit", "write 600/minute, or 10/second,5000/hour; quotas are of single keys"
-        )
-    return limits
-
-
-def _parse_valkey_url(text: str) -> str:
-    scheme, _, rest = text.strip().partition(":")
-    if scheme in _VALKEY and rest.startswith("//"):
-        return f"{_VALKEY[scheme]}:{rest}"  # whose library reads it
-    raise PydanticCustomError("valkey_url", VALKEY_URL_FORM)
 
 
 def _is_file(url: URL) -> bool:
@@ -107,14 +78,6 @@ class AuthSettings(BaseSettings):
     ] = URL.create("sqlite", database=str(FOLDER / "keys.db"))
     # New keys are spelled with it, as in acme_4fVt... Both spellings of a key are accepted.
     key_prefix: Annotated[str, Field(pattern=PREFIX_PATTERN)] = ""
-    # For each key that was made without one of its own: 600/minute, or several.
-    rate_limit: Annotated[
-        tuple[Limit, ...], NoDecode, PlainValidator(_parse_rate_limit), Field(exclude=True)
-    ] = ()
-    # Where servers count together; without it one process counts for itself.
-    valkey_url: Annotated[
-        str, NoDecode, PlainValidator(_parse_valkey_url), Field(repr=False, exclude=True)
-    ] = ""
     # Seconds for which a server trusts what it knows of the keys: a revocation waits as long.
     key_max_staleness: Annotated[float, Field(ge=0.1, le=60)] = 1.0
     # INFO has a line for each request, and one for each refusal.

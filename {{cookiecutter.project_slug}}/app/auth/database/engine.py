@@ -1,10 +1,10 @@
-"""The connection to the database of the keys, where every wait has an end, and its schema."""
+"""The connection to the database of the keys, where every wait has an end."""
 
 import os
 import socket
 import sqlite3
 from collections.abc import Callable, Generator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from threading import Timer
@@ -20,10 +20,7 @@ from app.constants import COMMAND
 
 PATIENCE: Final = 5.0  # seconds until a database that does not answer counts as out of reach
 LONG_PATIENCE: Final = 600.0  # for what changes all keys, of which there may be millions
-FIRST_SCHEMA: Final = "0001"
-SCHEMA: Final = "0004"  # the newest revision in `migrations`
-SCHEMA_TABLE: Final = "api_keys_schema"
-_LOCK: Final = int.from_bytes(b"api_keys")  # the number that PostgreSQL's lock has
+LOCK: Final = int.from_bytes(b"api_keys")  # the number that PostgreSQL's lock has
 
 
 def connect(
@@ -87,23 +84,23 @@ def transaction(
     try:
         with (
             engine.connect().execution_options(**options) as connection,
-            _cut_off_in_time(connection),
+            cut_off_in_time(connection),
             connection.begin(),
         ):
             if write and engine.dialect.name == "postgresql":
-                connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_LOCK)))
+                connection.execute(sa.select(sa.func.pg_advisory_xact_lock(LOCK)))
             yield connection
             if engine.pool is not pool:  # let go of meanwhile: nobody would close it
                 connection.detach()
     except (exc.SQLAlchemyError, engine.dialect.loaded_dbapi.Error) as error:
-        raise _out_of_reach(error, engine.url) from None
+        raise out_of_reach(error, engine.url) from None
 
 
 # PostgreSQL.
 
 
 @contextmanager
-def _cut_off_in_time(connection: sa.Connection) -> Generator[None]:
+def cut_off_in_time(connection: sa.Connection) -> Generator[None]:
     if connection.dialect.name == "sqlite":  # there is nobody that could keep silent
         yield
         return
@@ -255,104 +252,7 @@ def _begin_in_sqlite(patience: float, connection: sa.Connection) -> None:
         run(f"PRAGMA busy_timeout = {round(patience * 1000)}")
 
 
-class Hold:
-    """What one process has at a time, of all that use the database; it ends with the process."""
-
-    def __init__(self, url: sa.URL) -> None:
-        self._url = url
-        self._held: sqlite3.Connection | sa.Connection | None = None
-
-    def take(self) -> bool:
-        """Whether this one has it now. Raises StoreUnavailableError."""
-        if isinstance(self._held, sa.Connection):
-            try:
-                with _cut_off_in_time(self._held):
-                    self._held.exec_driver_sql("SELECT 1")
-            except exc.SQLAlchemyError:  # the server has gone, and with it what was held
-                self.release()
-        if self._held is None:
-            sqlite = self._url.get_backend_name() == "sqlite"
-            try:
-                self._held = (_hold_file if sqlite else _hold_lock)(self._url)
-            except (exc.SQLAlchemyError, sqlite3.Error) as error:
-                raise _out_of_reach(error, self._url) from None
-        return self._held is not None
-
-    def release(self) -> None:
-        held, self._held = self._held, None
-        if isinstance(held, sa.Connection):
-            held.invalidate()  # which hangs up: who said goodbye might wait for an answer
-        if held:
-            held.close()
-
-
-def _hold_file(url: sa.URL) -> sqlite3.Connection | None:
-    """A database of its own, beside that of the keys: SQLite knows how to lock one everywhere."""
-    path = Path(f"{url.database}").resolve()  # a link is another name of the same
-    held = sqlite3.connect(
-        f"{path}-limits", timeout=0, isolation_level=None, check_same_thread=False
-    )
-    try:
-        held.execute("BEGIN EXCLUSIVE")
-    except sqlite3.Error as error:
-        held.close()
-        if error.sqlite_errorcode & 0xFF == sqlite3.SQLITE_BUSY:
-            return None
-        raise
-    return held
-
-
-def _hold_lock(url: sa.URL) -> sa.Connection | None:
-    """In a transaction that stays open, for a pooler may give each another server."""
-    with ExitStack() as stack:
-        held = stack.enter_context(connect(url).connect())
-        with _cut_off_in_time(held):
-            held.exec_driver_sql("SET LOCAL idle_in_transaction_session_timeout = 0")
-            if held.scalar(sa.select(sa.func.pg_try_advisory_xact_lock(_LOCK + 1))):
-                stack.pop_all()
-                return held
-    return None
-
-
-# The schema.
-
-
-def check_schema(engine: sa.Engine) -> None:
-    """Raises SettingsError if the database has none, or one of an older or newer service, and
-    StoreUnavailableError."""
-    upgrade = f"uv run {COMMAND} db upgrade"
-    if engine.dialect.name == "sqlite" and _file(Path(f"{engine.url.database}")) is None:
-        raise SettingsError(
-            f"DATABASE_URL: there is no {engine.url.database};"
-            f" start the service, or make it with: {upgrade}"
-        )
-    found = schema_of(engine)
-    if found is None:
-        raise SettingsError(f"DATABASE_URL: no keys were ever kept there; begin with: {upgrade}")
-    if found > SCHEMA:
-        raise SettingsError(
-            "DATABASE_URL: its schema is newer than the service; install the newer service"
-        )
-    if found < SCHEMA:
-        raise SettingsError(
-            "DATABASE_URL: its schema is older than the service;"
-            f" bring it up to date with: {upgrade}"
-        )
-
-
-def schema_of(engine: sa.Engine) -> str | None:
-    """The newest revision that it has."""
-    with transaction(engine) as connection:
-        inspector = sa.inspect(connection)
-        if inspector.has_table(SCHEMA_TABLE):
-            version = sa.column("version_num", sa.String())
-            newest = sa.select(sa.func.max(version)).select_from(sa.table(SCHEMA_TABLE))
-            return connection.scalar(newest)
-        # Older services wrote theirs down among the revisions of everything else.
-        return FIRST_SCHEMA if inspector.has_table("api_keys") else None
-
-
-def _out_of_reach(error: Exception, url: sa.URL) -> StoreUnavailableError:
+def out_of_reach(error: Exception, url: sa.URL) -> StoreUnavailableError:
     """In the driver's own words, in one line, and without the password."""
     cause = getattr(error, "orig", None) or error
     said = " ".join(f"{cause}".split()).rstrip(".") or type(cause).__name__

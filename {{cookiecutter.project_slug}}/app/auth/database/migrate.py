@@ -1,26 +1,14 @@
 """Bringing the schema of the keys up to date."""
 
-import sqlite3
-from collections.abc import Generator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
 import sqlalchemy as sa
 from alembic import command
 from alembic.config import Config
-from sqlalchemy import event
 
-from app.auth.database.engine import (
-    FIRST_SCHEMA,
-    LONG_PATIENCE,
-    SCHEMA,
-    SCHEMA_TABLE,
-    check_schema,
-    connect,
-    schema_of,
-    transaction,
-)
+from app.auth.database.engine import LONG_PATIENCE, connect, transaction
+from app.auth.database.version import check_schema, schema_of
 from app.auth.errors import StoreUnavailableError
 
 MIGRATIONS: Final = Path(__file__).parent / "migrations"
@@ -34,8 +22,9 @@ def upgrade(url: sa.URL) -> None:
     engine = connect(url)
     if engine.dialect.name == "sqlite":
         make_file(Path(f"{url.database}"))
-    if (schema_of(engine) or "") < SCHEMA:
-        with alone(connect(url, patience=LONG_PATIENCE)) as connection:
+    # Of several that upgrade at once, one writes at a time.
+    with transaction(connect(url, patience=LONG_PATIENCE), write=True) as connection:
+        if schema_of(connection) is None:
             command.upgrade(configuration(connection), "head")
     check_schema(engine)
 
@@ -55,33 +44,3 @@ def configuration(connection: sa.Connection) -> Config:
     config.set_main_option("script_location", MIGRATIONS.as_posix().replace("%", "%%"))
     config.attributes["connection"] = connection
     return config
-
-
-@contextmanager
-def alone(engine: sa.Engine) -> Generator[sa.Connection]:
-    """A transaction that waits for every other change: one migrates at a time."""
-    if engine.dialect.name == "sqlite":
-        event.listen(engine, "connect", _let_tables_be_rebuilt)
-    with transaction(engine, write=True) as connection:
-        inspector = sa.inspect(connection)
-        theirs = inspector.has_table("alembic_version")
-        if theirs and inspector.has_table("api_keys") and not inspector.has_table(SCHEMA_TABLE):
-            _take_over(connection)
-        yield connection
-
-
-def _let_tables_be_rebuilt(opened: sqlite3.Connection, _: object) -> None:
-    """What else refers to a table is neither deleted with the old one nor renamed with the new."""
-    opened.execute("PRAGMA foreign_keys = OFF")
-    opened.execute("PRAGMA legacy_alter_table = ON")
-
-
-def _take_over(connection: sa.Connection) -> None:
-    """Older services had one chain of revisions for the keys and everything else."""
-    ours, theirs = (
-        sa.Table(name, sa.MetaData(), sa.Column("version_num", sa.String(32), primary_key=True))
-        for name in (SCHEMA_TABLE, "alembic_version")
-    )
-    ours.create(connection)
-    connection.execute(sa.insert(ours).values(version_num=FIRST_SCHEMA))
-    connection.execute(sa.delete(theirs).where(theirs.c.version_num == FIRST_SCHEMA))

@@ -5,6 +5,7 @@ deleted, a revocation is final, what has ended stays ended, no key and no secret
 lives longer, no key has more than two secrets, and what was done to them stays written.
 """
 
+import json
 from datetime import UTC, datetime
 from typing import Final
 
@@ -28,6 +29,22 @@ class Instant(sa.TypeDecorator[datetime]):
         return value and (value.astimezone(UTC) if value.tzinfo else value.replace(tzinfo=UTC))
 
 
+class Restrictions(sa.TypeDecorator[dict[str, list[str]]]):
+    """What bounds a key, by the name of the policy that enforces it; JSON in the database."""
+
+    impl = sa.Text
+    cache_ok = True
+
+    def process_bind_param(
+        self, value: dict[str, list[str]] | None, dialect: sa.Dialect
+    ) -> str | None:
+        return json.dumps(value, sort_keys=True)
+
+    def process_result_value(self, value: str | None, dialect: sa.Dialect) -> dict[str, list[str]]:
+        restrictions: dict[str, list[str]] = json.loads(value or "{}")
+        return restrictions
+
+
 metadata = sa.MetaData()
 
 api_keys = sa.Table(
@@ -36,8 +53,7 @@ api_keys = sa.Table(
     sa.Column("id", sa.String(20), primary_key=True),
     sa.Column("name", sa.String(100), nullable=False),
     sa.Column("scopes", sa.Text, nullable=False),  # separated by spaces
-    sa.Column("limits", sa.Text, nullable=False, server_default=""),  # 600/minute, by spaces too
-    sa.Column("networks", sa.Text, nullable=False, server_default=""),  # all, if there are none
+    sa.Column("restrictions", Restrictions, nullable=False, server_default="{}"),
     sa.Column("created_by", sa.String(100), nullable=False),
     sa.Column("created_at", Instant, nullable=False),
     sa.Column("expires_at", Instant),

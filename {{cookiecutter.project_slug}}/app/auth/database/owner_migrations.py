@@ -21,7 +21,8 @@ from sqlalchemy import event, exc
 
 from app.auth.config.settings import AuthSettings
 from app.auth.config.sources import load
-from app.auth.database.engine import check_schema, connect, transaction
+from app.auth.database.engine import connect, transaction
+from app.auth.database.version import check_schema
 from app.auth.errors import SettingsError, StoreUnavailableError
 
 MIGRATIONS: Final = Path(__file__).parents[2] / "migrations"

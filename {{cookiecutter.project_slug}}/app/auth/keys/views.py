@@ -1,24 +1,19 @@
-"""What is told about keys, and what is asked for over HTTP."""
+"""What is shown of keys, and how it is read."""
 
-from datetime import date, datetime, timedelta
-from typing import Annotated, Final, Literal
+from collections.abc import Iterator
+from datetime import datetime, timedelta
+from typing import Any, Final, Literal
 
-from pydantic import (
-    AwareDatetime,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    StrictBool,
-    WithJsonSchema,
-)
-from pydantic_core import PydanticCustomError
+import sqlalchemy as sa
+from pydantic import BaseModel, Field
 
-from app.auth.key import SCOPE_PATTERN
-from app.limits.rates import LIMIT_PATTERN
+from app.auth.database.models import api_key_secrets, api_keys
+from app.auth.key import Key, masked
+from app.auth.keys.errors import NotFoundError
 
 OVERLAP: Final = timedelta(hours=24)
 LONGEST: Final = timedelta(days=36_500)
+AT_ONCE: Final = 1000  # keys, so that no query gets long
 
 
 class KeyView(BaseModel):
@@ -27,8 +22,7 @@ class KeyView(BaseModel):
     id: str
     name: str
     scopes: list[str]
-    limits: list[str]  # as 600/minute; the service has one for keys without
-    networks: list[str]  # from where it may be used; from everywhere, if there are none
+    restrictions: dict[str, list[str]]  # by the names of the policies that enforce them
     status: Literal["active", "expired", "revoked"]
     created_by: str
     created_at: datetime
@@ -54,123 +48,50 @@ class EventView(BaseModel):
     key_id: str
 
 
-class KeyUse(BaseModel):
-    """How often a key got in, was refused for want of a scope, and by a limit."""
-
-    id: str
-    name: str
-    served: int
-    refused: int
-    limited: int
-    last_used_at: datetime | None
+def is_active(now: datetime) -> sa.ColumnElement[bool]:
+    unexpired = sa.or_(api_keys.c.expires_at.is_(None), api_keys.c.expires_at > now)
+    return sa.and_(api_keys.c.revoked_at.is_(None), unexpired)
 
 
-class SecretUse(BaseModel):
-    created_at: datetime
-    in_force: bool
-    served: int
-    refused: int
-    limited: int
+def select_views(now: datetime) -> sa.Select[Any]:
+    """All that a KeyView tells, of every key."""
+    secret, latest = api_key_secrets.c, sa.func.max
+    revoked, active = api_keys.c.revoked_at.is_not(None), is_active(now)
+    status = sa.case((active, "active"), (revoked, "revoked"), else_="expired")
+    old = sa.and_(active, secret.ended_at.is_(None), secret.expires_at > now)
+    told = {
+        "status": status,
+        "issued_at": latest(secret.created_at),
+        "last_used_at": latest(secret.last_used_at),
+        "old_key_expires_at": latest(sa.case((old, secret.expires_at))),
+        "old_key_last_used_at": latest(sa.case((old, secret.last_used_at))),
+    }
+    columns = [column.label(name) for name, column in told.items()]
+    return sa.select(api_keys, *columns).join(api_key_secrets).group_by(api_keys.c.id)
 
 
-class PeriodOfUse(BaseModel):
-    """An hour, or a day if that is more than a month ago."""
-
-    starts_at: datetime
-    hours: Literal[1, 24]
-    served: int
-    refused: int
-    limited: int
-
-
-class UsageView(KeyUse):
-    since: datetime
-    total: int
-    by_secret: list[SecretUse]  # the newest first
-    by_hour: list[PeriodOfUse]  # those in which anything happened, the oldest first
-
-
-class DayOfUse(BaseModel):
-    """Of one key, in UTC."""
-
-    id: str
-    day: date
-    served: int = 0
-    refused: int = 0
-    limited: int = 0
-
-
-class StrangerUse(BaseModel):
-    """How often callers without a key in force were refused, by where they came from, and why."""
-
-    network: str
-    reason: str
-    refused: int
-
-
-class AllUsage(BaseModel):
-    keys: list[KeyUse]
-    strangers: list[StrangerUse]
-
-
-class Finding(BaseModel):
-    """What `doctor` has found; about the service as a whole if there is no id."""
-
-    id: str
-    name: str
-    problem: str
-    advice: str
-
-
-def _written(value: object) -> str:
-    if not isinstance(value, str):  # Pydantic takes numbers as well, in units of its own choice
-        raise PydanticCustomError("string_type", "Input should be a valid string")
-    return value
-
-
-Written = BeforeValidator(_written)
-# Checked by the service, whose message says more.
-Scope = Annotated[
-    str, WithJsonSchema({"type": "string", "maxLength": 100, "pattern": SCOPE_PATTERN})
-]
-LimitText = Annotated[str, WithJsonSchema({"type": "string", "pattern": LIMIT_PATTERN})]
-
-
-class NewKey(BaseModel):
-    model_config = ConfigDict(extra="forbid")
-
-    name: str = Field(description="1 to 100 characters, all of them visible or spaces")
-    scopes: list[Scope] = []
-    limits: Annotated[list[LimitText], Field(description="As 600/minute, or 50000/month")] = []
-    networks: Annotated[
-        list[str], Field(description="As 10.0.0.0/8; from everywhere, if none")
-    ] = []
-    expires_at: Annotated[AwareDatetime, Written] | None = None
-
-
-class Rotation(BaseModel):
-    # If none is issued, one is dropped.
-    model_config = ConfigDict(
-        extra="forbid",
-        json_schema_extra={
-            "if": {"properties": {"issue": {"const": False}}, "required": ["issue"]},
-            "then": {"properties": {"drop": {"type": "string"}}, "required": ["drop"]},
-        },
+def active_keys(connection: sa.Connection, now: datetime) -> Iterator[KeyView]:
+    """One after the other, however many there are."""
+    rows = connection.execution_options(yield_per=AT_ONCE).execute(
+        select_views(now).where(is_active(now))
     )
-
-    overlap: Annotated[timedelta, Field(ge=timedelta(), le=LONGEST), Written] = OVERLAP
-    drop: Literal["old", "new"] | None = None
-    issue: StrictBool = Field(
-        default=True, description="Whether to issue a new secret, or only `drop`"
-    )
+    return map(shown, rows)
 
 
-class Revocation(BaseModel):
-    model_config = ConfigDict(extra="forbid")
+def get_view(connection: sa.Connection, id: str, now: datetime) -> KeyView:
+    row = None
+    if id.isascii() and id.isprintable():  # else no database need be asked, or could be
+        row = connection.execute(select_views(now).where(api_keys.c.id == id)).one_or_none()
+    if row is None:
+        raise NotFoundError(f"No key has the id {masked(id)!r}; `keys list` shows the ids")
+    return shown(row)
 
-    force: StrictBool = False
+
+def shown(row: sa.Row[Any]) -> KeyView:
+    """The view of a row of `select_views`."""
+    return KeyView.model_validate({**row._mapping, "scopes": row.scopes.split()})
 
 
-class Page(BaseModel):
-    items: list[KeyView]
-    next: str | None = Field(description="The `after` of the next page")
+def key_of(row: sa.Row[Any]) -> Key:
+    """The key as endpoints know it, of a row with the columns of `api_keys`."""
+    return Key(row.id, row.name, frozenset(row.scopes.split()), row.restrictions)

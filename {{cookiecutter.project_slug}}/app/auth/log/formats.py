@@ -10,8 +10,8 @@ from pythonjsonlogger.core import RESERVED_ATTRS
 from pythonjsonlogger.json import JsonFormatter
 from uvicorn.logging import ColourizedFormatter
 
-from app.auth.access.request_log import request_id
 from app.auth.key import masked
+from app.auth.log.record import request_id
 
 _FORMATTERS: Final = {
     "text": logging.Formatter(

@@ -16,18 +16,16 @@ from math import inf
 from time import monotonic
 from typing import Any, TypeVar
 
-from app.auth.access.request_log import Seen
-from app.auth.access.rule import OUT_OF_REACH, UNKNOWN, Admission, Refusal, problem
+from app.auth.access.rule import OUT_OF_REACH, UNKNOWN, Refusal
 from app.auth.config.settings import AuthSettings
 from app.auth.database import clock
-from app.auth.database.engine import PATIENCE, Hold, connect
+from app.auth.database.engine import PATIENCE, connect
 from app.auth.database.models import LEAST_STALENESS
-from app.auth.errors import SettingsError, StoreUnavailableError
+from app.auth.errors import StoreUnavailableError
 from app.auth.key import Key
+from app.auth.log.record import Seen
 from app.auth.store.queries import NOWHERE, Position, Queries, Secret
 from app.auth.usage.counts import Counts
-from app.limits.allowed_from import is_within
-from app.limits.rates import headers_of, open_limiter
 
 logger = logging.getLogger(__name__)
 
@@ -40,7 +38,6 @@ RECHECK = 0.02  # seconds, at most
 MOST_IN_MEMORY = 20_000  # secrets; what does not fit costs a query when it comes back
 
 NOTICE_EVERY = 600.0  # seconds until somebody looks again for what is unusual
-NOT_ALONE = "several processes count limits; name the Valkey that they share: valkey://HOST:6379"
 
 T = TypeVar("T")
 
@@ -50,6 +47,8 @@ class DatabaseKeyStore:
 
     That is the first eight bytes of their digests. Who is not among them costs no query.
     """
+
+    has_scopes = True
 
     def __init__(self, settings: AuthSettings) -> None:
         self._engine = connect(settings.database_url, pooled=True)
@@ -61,36 +60,45 @@ class DatabaseKeyStore:
         # A question is asked anew after that, on another connection: no less than a loaded machine
         # may need.
         self._patience = min(max(self._max_staleness, 1.0), PATIENCE)
-        self._queries = Queries(self._engine, settings.api_keys, settings.rate_limit)
+        self._queries = Queries(self._engine, settings.api_keys)
         self._clock = clock.Clock()
-        self._shares_limits = bool(settings.valkey_url)
-        self._has_limits = bool(settings.rate_limit)
-        self._hold = Hold(settings.database_url)
-        self._limiter = open_limiter(settings.valkey_url, self._used_since, self._clock.now)
         self._counted = 0.0
         self._counted_until = self._silent_until = self._wrote_at = -inf
         self._used: dict[bytes, float] = {}  # when each secret was last let in
         self._counts = Counts()
         self._thinned_on: date | None = None
         self._notice_at = -inf
-        self._said_not_alone = False
-        self._looked_for_limits_at = -1  # so many changes
         self._secrets: dict[bytes, Secret] = {}
         self._known = array("Q")  # sorted
         self._position = NOWHERE
-        self._changes = 0  # how often there were news
+        self.changes = 0  # how often the keys have changed
         self._asked_at = self._trusted_until = self._ask_strangers_at = -inf
         self._asking: asyncio.Task[None] | None = None
         self._written_at = 0.0  # what its clock said
         self._saw_an_end = False
         self._problem = ""  # the one with writing, as the log has it
 
-    def count(self, seen: Seen) -> None:
-        """For a RequestLog: what a key is used for, and who is refused without one."""
+    def observe(self, seen: Seen) -> None:
+        """What a key is used for, and who is refused without one."""
+        now = self._clock.now()
         if seen.key:
-            self._counts.use(seen.digest, self._clock.now(), seen.outcome, seen.client)
+            self._counts.use(seen.digest, now, seen.outcome, seen.client)
+            if not seen.limited:
+                self._used[seen.digest] = now
         elif seen.refusal and seen.refusal != OUT_OF_REACH:  # who may be no stranger
-            self._counts.refuse(seen.client, self._clock.now(), seen.refusal)
+            self._counts.refuse(seen.client, now, seen.refusal)
+
+    def now(self) -> float:
+        """Seconds since the epoch, by a clock that does not go back."""
+        return self._clock.now()
+
+    async def used_since(self, key_id: str, since: datetime) -> int:
+        """How many requests a key has sent since then, as far as that is written down.
+
+        Raises StoreUnavailableError.
+        """
+        give_up_at = monotonic() + self._max_staleness
+        return await self._run(self._threads, give_up_at, self._queries.used, key_id, since)
 
     def ages(self) -> tuple[float, float]:
         """Seconds since it began to ask for what it knows of the keys, and to write down how they
@@ -102,41 +110,22 @@ class DatabaseKeyStore:
 
     def recall(self, digest: bytes) -> Key | None:
         secret = self._secrets.get(digest)
-        if secret is None or secret.limits or secret.networks:
+        if secret is None or monotonic() > self._trusted_until:
             return None
-        if monotonic() > self._trusted_until:
-            return None
-        now = self._clock.now()
-        if secret.ends_at <= now:
-            return None
-        self._used[digest] = now
-        return secret.key
+        return secret.key if secret.ends_at > self._clock.now() else None
 
-    async def find(self, digest: bytes, client: str = "") -> Key | Admission | Refusal:
+    async def find(self, digest: bytes) -> Key | Refusal:
         came_at = monotonic()
         if came_at > self._trusted_until:
             await self._know_since(came_at)
         secret = self._secrets.get(digest) or await self._look_up(digest, came_at)
         if secret is None:
             return UNKNOWN
-        now = self._clock.now()
-        if secret.ends_at <= now:
-            # So that no clock takes it back later. Once: nobody who is refused makes it write.
-            self._saw_an_end |= secret.ends_at > self._written_at
-            return Refusal(secret.ended, secret.key.id)
-        if secret.networks and not is_within(client, secret.networks):
-            return Refusal("a key from another address than its own", secret.key.id)
-        if not secret.limits:
-            self._used[digest] = now
+        if secret.ends_at > self._clock.now():
             return secret.key
-        charge = await self._limiter.charge(secret.key.id, secret.limits)
-        if charge.over:
-            answer = problem(429, f"Too many requests: {charge.over}")
-            answer.raw_headers += headers_of(charge, secret.limits)
-            cause = f"over its limit of {charge.over}"
-            return Refusal("over its limit", secret.key.id, answer, secret.key, cause)
-        self._used[digest] = now
-        return Admission(secret.key, headers_of(charge, secret.limits))
+        # So that no clock takes it back later. Once: nobody who is refused makes it write.
+        self._saw_an_end |= secret.ends_at > self._written_at
+        return Refusal(secret.ended, secret.key.id)
 
     def knows(self, digest: bytes) -> bool:
         start = _start_of(digest)
@@ -155,40 +144,17 @@ class DatabaseKeyStore:
         if not self.knows(digest) and came_at > self._ask_strangers_at:
             await self._know_since(came_at)
         while self.knows(digest):
-            changes = self._changes
+            changes = self.changes
             give_up_at = came_at + self._max_staleness
             secret = await self._run(self._threads, give_up_at, self._queries.secret, digest)
             # A revocation that was heard of meanwhile must not be undone by what was read before.
-            if changes == self._changes:
+            if changes == self.changes:
                 if secret:
                     if len(self._secrets) >= MOST_IN_MEMORY:
                         del self._secrets[next(iter(self._secrets))]
                     self._secrets[digest] = secret
-                    self._has_limits |= bool(secret.limits)
                 return secret
         return None
-
-    # Limits.
-
-    async def _used_since(self, key_id: str, since: datetime) -> int:
-        give_up_at = monotonic() + self._max_staleness
-        return await self._run(self._threads, give_up_at, self._queries.used, key_id, since)
-
-    async def _counts_alone(self) -> bool:
-        """Whether limits hold: nobody else counts for itself what this process does."""
-        if self._shares_limits:
-            return True
-        if not self._has_limits and self._looked_for_limits_at != (changes := self._changes):
-            self._has_limits = await self._run(self._threads, None, self._queries.has_limits)
-            self._looked_for_limits_at = changes
-        return not self._has_limits or await self._run(self._threads, None, self._hold.take)
-
-    async def _see_that_it_counts_alone(self) -> None:
-        """Others may have started meanwhile, and somebody may have made the first limit."""
-        alone = await self._counts_alone()
-        if not (alone or self._said_not_alone):
-            logger.error("VALKEY_URL: %s. Until then each lets as many in.", NOT_ALONE)
-        self._said_not_alone = not alone
 
     # What it asks the database.
 
@@ -223,7 +189,7 @@ class DatabaseKeyStore:
             self._secrets.pop(digest, None)
             if not self.knows(digest):
                 insort(self._known, _start_of(digest))
-        self._changes += bool(news.changed)
+        self.changes += bool(news.changed)
         self._position, self._counted = news.position, news.counted
         if not news.counted:  # say soon that it is there: nobody knows of this server
             self._silent_until = -inf
@@ -244,7 +210,7 @@ class DatabaseKeyStore:
         self._clock.learn(await self._run(threads, None, self._queries.moments))
         self._secrets.clear()
         self._known, self._position = known, position
-        self._changes += 1
+        self.changes += 1
         self._written_at = 0.0
 
     async def _run(
@@ -266,12 +232,9 @@ class DatabaseKeyStore:
     async def follow(self) -> AsyncGenerator[None]:
         """Keep up with the database while the service runs, and write when keys were last used.
 
-        Raises StoreUnavailableError if the keys cannot be read at the start, and SettingsError if
-        the limits that there are would not be kept.
+        Raises StoreUnavailableError if the keys cannot be read at the start.
         """
         self._queries.name_server()
-        if not await self._counts_alone():
-            raise SettingsError(f"VALKEY_URL: {NOT_ALONE}")
         await self.flush(starting=True)
         await _in_time(None, self._question(PATIENCE))  # no busy machine keeps it from starting
         if ahead := self._clock.ahead:
@@ -279,7 +242,7 @@ class DatabaseKeyStore:
         stop = asyncio.Event()
         work = [
             asyncio.create_task(_keep_doing(self.catch_up, lambda: self._staleness() / 4, stop)),
-            asyncio.create_task(_keep_doing(self._look_after, lambda: FLUSH_EVERY, stop)),
+            asyncio.create_task(_keep_doing(self.flush, lambda: FLUSH_EVERY, stop)),
         ]
         try:
             yield
@@ -288,19 +251,12 @@ class DatabaseKeyStore:
             await asyncio.wait(work)
             self._counted_until = self._trusted_until = -inf
             await self.flush(stopping=True)
-            await self._limiter.close()
             self.close()
 
     def close(self) -> None:
         """Let go of the database, until somebody asks again."""
         self._trusted_until = -inf
         self._engine.dispose()
-        self._hold.release()
-
-    async def _look_after(self) -> None:
-        await self.flush()
-        with suppress(StoreUnavailableError):  # who reads the keys says that
-            await self._see_that_it_counts_alone()
 
     async def flush(self, *, starting: bool = False, stopping: bool = False) -> None:
         """Write when keys were last used; what cannot be written now is kept for the next time."""

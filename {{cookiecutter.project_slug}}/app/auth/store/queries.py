@@ -21,13 +21,10 @@ from app.auth.database.models import (
     api_keys,
 )
 from app.auth.key import Key, id_of
-from app.auth.keys.service import active_keys
-from app.auth.keys.views import Finding
-from app.auth.usage import anomalies as unusual
-from app.auth.usage import counts as usage
+from app.auth.keys.views import active_keys, key_of
+from app.auth.usage import anomalies, counts
+from app.auth.usage.anomalies import Finding
 from app.auth.usage.counts import Batch
-from app.limits.allowed_from import Networks, parse_networks
-from app.limits.rates import Limit, parse_limits, with_default
 
 logger = logging.getLogger(__name__)
 
@@ -41,8 +38,6 @@ class Secret:
     key: Key
     ends_at: float  # seconds since the epoch: its own end or its key's; 0 if it has ended
     ended: str  # the reason to refuse it then
-    limits: tuple[Limit, ...] = ()
-    networks: Networks = ()  # from where it may be used; from everywhere, if there are none
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,11 +65,9 @@ class Queries:
         self,
         engine: sa.Engine,
         env_keys: Iterable[bytes],
-        rate_limit: tuple[Limit, ...],
     ) -> None:
         self._engine, self._env_keys = engine, frozenset(env_keys)
         self._env_ids = {ENV_ID + id_of(digest) for digest in self._env_keys}
-        self._rate_limit = rate_limit  # of keys that have none of their own
         self.name_server()
 
     def name_server(self) -> None:
@@ -128,37 +121,23 @@ class Queries:
             row = connection.execute(query.where(api_key_secrets.c.digest == digest)).one_or_none()
         if row is None or (row.id.startswith(ENV_ID) and digest not in self._env_keys):
             return None
-        key = Key(row.id, row.name, frozenset(row.scopes.split()))
+        key = key_of(row)
         if row.revoked_at:
             return Secret(key, 0.0, "revoked key")
         if row.ended_at:
             return Secret(key, 0.0, "replaced secret")
         ends = [at.timestamp() for at in (row.expires_at, row.own_expires_at) if at]
-        return Secret(
-            key,
-            min(ends, default=inf),
-            "expired key",
-            with_default(parse_limits(row.limits.split()), self._rate_limit),
-            parse_networks(row.networks.split()),
-        )
+        return Secret(key, min(ends, default=inf), "expired key")
 
     def used(self, key_id: str, since: datetime) -> int:
         """How many requests a key has sent since then, as far as that is written down."""
         with transaction(self._engine) as connection:
-            return usage.used(connection, key_id, since)
+            return counts.used(connection, key_id, since)
 
-    def has_limits(self) -> bool:
-        """Whether some key has a limit of its own."""
-        limited = sa.select(api_keys.c.id).where(
-            api_keys.c.limits != "", api_keys.c.revoked_at.is_(None)
-        )
-        with transaction(self._engine) as connection:
-            return connection.scalar(limited.limit(1)) is not None
-
-    def note_networks(self, used: Sequence[usage.Row]) -> None:
+    def note_networks(self, used: Sequence[counts.Row]) -> None:
         for first in range(0, len(used), FLUSH_AT_ONCE):
             with transaction(self._engine, write=True) as connection:
-                usage.note_networks(connection, used[first : first + FLUSH_AT_ONCE])
+                counts.note_networks(connection, used[first : first + FLUSH_AT_ONCE])
 
     def notice(self, now: datetime) -> list[Finding]:
         """What has become unusual, told to one of all servers."""
@@ -167,9 +146,9 @@ class Queries:
             keys = (
                 key for key in active if not key.id.startswith(ENV_ID) or key.id in self._env_ids
             )
-            found = [*unusual.examine_usage(connection, keys, now)]
+            found = [*anomalies.examine_usage(connection, keys, now)]
         with transaction(self._engine, write=True) as connection:
-            return unusual.remember(connection, found, now)
+            return anomalies.remember(connection, found, now)
 
     def write(
         self, used: dict[bytes, float], now: datetime, max_staleness: float, starting: bool
@@ -205,13 +184,13 @@ class Queries:
         with transaction(self._engine, write=True) as connection:
             written = connection.scalar(sa.select(api_key_servers.c.batch).where(ours))
             if (written or 0) < batch.number:
-                usage.add(connection, batch.table, batch.rows)
+                counts.add(connection, batch.table, batch.rows)
                 number = sa.update(api_key_servers).where(ours).values(batch=batch.number)
                 connection.execute(number)
 
     def thin(self, now: datetime) -> int:
         with transaction(self._engine, write=True, patience=LONG_PATIENCE) as connection:
-            return usage.thin(connection, now)
+            return counts.thin(connection, now)
 
 
 def _forget_servers(connection: sa.Connection, now: datetime) -> None:

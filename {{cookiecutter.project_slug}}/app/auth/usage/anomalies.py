@@ -6,6 +6,7 @@ from datetime import datetime, timedelta
 from typing import Final
 
 import sqlalchemy as sa
+from pydantic import BaseModel
 
 from app.auth.database.clock import DAY
 from app.auth.database.models import (
@@ -15,7 +16,17 @@ from app.auth.database.models import (
     api_key_secrets,
     api_key_usage,
 )
-from app.auth.keys.views import Finding, KeyView
+from app.auth.keys.views import KeyView
+
+
+class Finding(BaseModel):
+    """What `doctor` has found; about the service as a whole if there is no id."""
+
+    id: str
+    name: str
+    problem: str
+    advice: str
+
 
 MONTH: Final = timedelta(days=28)  # whole weeks, for many callers rest at weekends
 

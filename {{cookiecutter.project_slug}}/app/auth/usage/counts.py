@@ -1,9 +1,9 @@
-"""How keys are used: counted in memory, written down every few seconds, told by the hour."""
+"""How keys are used: counted in memory, written to the database every few seconds."""
 
 from collections import Counter, deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from datetime import UTC, date, datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from importlib import import_module
 from typing import Any, Final, Literal, get_args
 
@@ -16,17 +16,6 @@ from app.auth.database.models import (
     api_key_refusals,
     api_key_secrets,
     api_key_usage,
-    api_keys,
-)
-from app.auth.keys.views import (
-    AllUsage,
-    DayOfUse,
-    KeyUse,
-    KeyView,
-    PeriodOfUse,
-    SecretUse,
-    StrangerUse,
-    UsageView,
 )
 
 HOUR: Final = 3600  # seconds
@@ -200,86 +189,3 @@ def thin(connection: sa.Connection, now: datetime) -> int:
     old = api_key_networks.c.starts_at < before
     fewer += connection.execute(sa.delete(api_key_networks).where(old)).rowcount
     return fewer
-
-
-def of_key(connection: sa.Connection, key: KeyView, since: datetime, now: datetime) -> UsageView:
-    secret = api_key_secrets.c
-    used = sa.select(*_sums()).join(api_key_secrets, secret.digest == api_key_usage.c.digest)
-    used = used.where(secret.key_id == key.id, _is_since(api_key_usage, since))
-    in_force = sa.and_(
-        secret.ended_at.is_(None), sa.or_(secret.expires_at.is_(None), secret.expires_at > now)
-    )
-    of_secret = (secret.created_at, in_force.label("in_force"))
-    by_secret = (
-        used.add_columns(*of_secret).group_by(secret.digest).order_by(secret.created_at.desc())
-    )
-    of_period = (api_key_usage.c.starts_at, api_key_usage.c.hours)
-    by_hour = used.add_columns(*of_period).group_by(*of_period).order_by(*of_period)
-    periods = [PeriodOfUse.model_validate(row._mapping) for row in connection.execute(by_hour)]
-    secrets = [SecretUse.model_validate(row._mapping) for row in connection.execute(by_secret)]
-    in_all = {each: sum(getattr(period, each) for period in periods) for each in OUTCOMES}
-    return UsageView(
-        id=key.id,
-        name=key.name,
-        since=since,
-        total=sum(in_all.values()),
-        **in_all,
-        last_used_at=key.last_used_at,
-        by_secret=secrets,
-        by_hour=periods,
-    )
-
-
-def by_day(connection: sa.Connection, ids: Sequence[str], since: datetime) -> list[DayOfUse]:
-    """Of these keys, the days on which they were used, the oldest first."""
-    secret, start = api_key_secrets.c, api_key_usage.c.starts_at
-    hours = sa.select(secret.key_id, start, *_sums())
-    hours = hours.join(api_key_usage, secret.digest == api_key_usage.c.digest)
-    hours = hours.where(secret.key_id.in_(ids), start >= _hour_of(since).replace(hour=0))
-    days: dict[tuple[str, date], DayOfUse] = {}  # summed up here: to each database a day is another
-    for row in connection.execute(hours.group_by(secret.key_id, start).order_by(start)):
-        id, day = row.key_id, row.starts_at.date()
-        used = days.setdefault((id, day), DayOfUse(id=id, day=day))
-        for outcome in OUTCOMES:
-            setattr(used, outcome, getattr(used, outcome) + int(row._mapping[outcome]))
-    return list(days.values())
-
-
-def of_all(connection: sa.Connection, since: datetime) -> AllUsage:
-    """Of the keys that were used, those that were used most come first."""
-    secret, refusal = api_key_secrets.c, api_key_refusals.c
-    last_used_at = sa.func.max(secret.last_used_at).label("last_used_at")
-    keys = sa.select(api_keys.c.id, api_keys.c.name, *_sums(), last_used_at)
-    keys = keys.join(api_key_secrets).join(api_key_usage, secret.digest == api_key_usage.c.digest)
-    keys = keys.where(_is_since(api_key_usage, since)).group_by(api_keys.c.id)
-    often = sa.func.sum(refusal.refused)
-    strangers = sa.select(refusal.network, refusal.reason, often.label("refused"))
-    strangers = strangers.where(_is_since(api_key_refusals, since)).group_by(
-        refusal.network, refusal.reason
-    )
-    return AllUsage(
-        keys=[
-            KeyUse.model_validate(row._mapping)
-            for row in connection.execute(keys.order_by(sa.desc("served"), api_keys.c.id))
-        ],
-        strangers=[
-            StrangerUse.model_validate(row._mapping)
-            for row in connection.execute(
-                strangers.order_by(often.desc(), *strangers.selected_columns[:2])
-            )
-        ],
-    )
-
-
-def _sums() -> list[sa.Label[int]]:
-    return [sa.func.sum(api_key_usage.c[outcome]).label(outcome) for outcome in OUTCOMES]
-
-
-def _is_since(counted: sa.Table, moment: datetime) -> sa.ColumnElement[bool]:
-    """Of the hour or, where days are told, the day that it lies in, or later."""
-    start, hour = counted.c.starts_at, _hour_of(moment)
-    return sa.or_(start >= hour, (counted.c.hours == 24) & (start >= hour.replace(hour=0)))
-
-
-def _hour_of(moment: datetime) -> datetime:
-    return moment.replace(minute=0, second=0, microsecond=0)

@@ -11,14 +11,15 @@ from fastapi.dependencies.models import Dependant
 from fastapi.routing import iter_route_contexts
 from starlette.routing import BaseRoute
 
+from app.auth.access.dependencies import scopes_of
 from app.auth.access.routers import GuardedRouter
-from app.auth.access.rule import scopes_of
 from app.auth.database import clock
 from app.auth.database.engine import transaction
 from app.auth.database.models import ENV_ID
 from app.auth.key import Key
 from app.auth.keys.service import MANAGE, KeyService
-from app.auth.keys.views import Finding, KeyView
+from app.auth.keys.views import KeyView
+from app.auth.usage.anomalies import Finding, examine_usage
 
 UNUSED = timedelta(days=7)  # after its creation
 EXPIRING = timedelta(days=14)  # before its end
@@ -32,8 +33,10 @@ def diagnose(service: KeyService, routes: Sequence[BaseRoute]) -> list[Finding]:
         now.learn(clock.moments(connection))
     moment = datetime.fromtimestamp(now.now(), UTC)
     known = [key for key in service.all() if service.is_named(key.id)]
-    findings = examine(known, scopes_asked_for(routes), moment, now.ahead)
-    return [*findings, *service.unusual(known)]
+    enforced = [policy.name for policy in service.policies]
+    findings = examine(known, scopes_asked_for(routes), moment, now.ahead, enforced)
+    with transaction(service.engine) as connection:
+        return [*findings, *examine_usage(connection, known, moment)]
 
 
 def scopes_asked_for(routes: Sequence[BaseRoute]) -> set[str]:
@@ -51,15 +54,20 @@ def scopes_asked_for(routes: Sequence[BaseRoute]) -> set[str]:
 
 
 def examine(
-    keys: Iterable[KeyView], asked_for: Collection[str], now: datetime, ahead: str = ""
+    keys: Iterable[KeyView],
+    asked_for: Collection[str],
+    now: datetime,
+    ahead: str = "",
+    enforced: Collection[str] = (),
 ) -> list[Finding]:
-    """`ahead` is what the database knows of a time that has not come yet."""
+    """`ahead` is what the database knows of a time that has not come yet; `enforced` are the
+    names of the restrictions that policies enforce."""
     keys = [key for key in keys if key.status == "active"]
     findings = [
         Finding(id=key.id, name=key.name, problem=problem, advice=advice)
         for key in keys
         if not key.id.startswith(ENV_ID)
-        for problem, advice in _problems(key, asked_for, now)
+        for problem, advice in _problems(key, asked_for, now, enforced)
     ]
     return [*_of_all(keys, now, ahead), *findings]
 
@@ -94,7 +102,14 @@ def _of_all(keys: Sequence[KeyView], now: datetime, ahead: str) -> Iterator[Find
         yield Finding(id="", name="", problem=f"a clock has said {ahead}", advice="set the clocks")
 
 
-def _problems(key: KeyView, asked_for: Collection[str], now: datetime) -> Iterator[tuple[str, str]]:
+def _problems(
+    key: KeyView, asked_for: Collection[str], now: datetime, enforced: Collection[str]
+) -> Iterator[tuple[str, str]]:
+    if unenforced := sorted(key.restrictions.keys() - set(enforced)):
+        yield (
+            f"refused, for nothing here enforces its {', '.join(unenforced)}",
+            "install the part that does, or revoke the key",
+        )
     if not key.last_used_at and key.created_at < now - UNUSED:
         yield "never used", "revoke it if nobody has it"
     if key.expires_at and key.expires_at < now + EXPIRING:

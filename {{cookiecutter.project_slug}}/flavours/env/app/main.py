@@ -7,7 +7,6 @@ import sys
 
 from app import routes
 from app.auth import GuardedAPI
-from app.auth.access.request_log import RequestLog
 from app.auth.errors import SettingsError
 from app.auth.log.formats import configure_logging
 from app.auth.store.env_store import open_store
@@ -21,7 +20,6 @@ def create_app(settings: Settings) -> GuardedAPI:
     configure_logging(settings.log_level, settings.log_format)
     app = GuardedAPI(
         open_store(settings),
-        around=RequestLog,
         **ABOUT,
         openapi_url="/openapi.json" if settings.show_docs else None,
         docs_url=None,

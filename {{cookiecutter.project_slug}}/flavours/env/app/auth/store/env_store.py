@@ -33,6 +33,8 @@ class EnvKeyStore:
     list is broken, those keys stay in force that were before and that it still names.
     """
 
+    has_scopes = False
+
     def __init__(self, keys: Iterable[bytes], *, followed: bool) -> None:
         self._keys = self._good_keys = _by_digest(keys)
         self._followed = followed

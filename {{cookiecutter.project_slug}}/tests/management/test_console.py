@@ -4,12 +4,8 @@ import re
 from html import unescape
 
 import httpx
-import pytest
 
-from app.auth import GuardedAPI
 from app.constants import API_KEY_HEADER, TITLE
-from app.settings import load_settings
-from tests.callers import answer_of, make_service
 
 
 async def scripts_of(client: httpx.AsyncClient, name: str) -> dict[str, str]:
@@ -61,23 +57,3 @@ async def test_the_console_loads_nothing_from_elsewhere(client: httpx.AsyncClien
     assert "require-trusted-types-for 'script'" in policy
     for rule in policy:
         assert set(rule.split()[1:]) <= {"'none'", "'self'", "data:", "'script'"}
-
-
-@pytest.mark.parametrize("what", ["page", "script"])
-async def test_a_hidden_console_is_like_any_path_that_is_not_there(
-    what: str,
-    secrets: list[str],
-    service: GuardedAPI,
-    client: httpx.AsyncClient,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    path = "/console" if what == "page" else f"/{await script_of(client)}"
-    monkeypatch.setenv("SHOW_CONSOLE", "false")
-    hiding = make_service(load_settings())
-    for key in ([], [secrets[0].encode()]):
-        shown, hidden, unknown = [
-            await answer_of(app, *key, path=name, body=b"")
-            for app, name in ((service, path), (hiding, path), (hiding, "/not-there"))
-        ]
-        assert shown.status == 200
-        assert (hidden.status, hidden.body) == (unknown.status, unknown.body)

@@ -1,0 +1,122 @@
+"""The guard: asks every caller for a key before anything is read or run."""
+
+import re
+from collections.abc import Awaitable, Mapping, Sequence
+from typing import Any, Final, Protocol
+
+from fastapi import APIRouter
+from starlette.middleware.exceptions import ExceptionMiddleware
+from starlette.routing import BaseRoute
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from app.auth.access.policy import Admission, Headers, Policy
+from app.auth.access.rule import API, CALLER, MEANT, OFFERED, KeyStore, authenticate
+from app.auth.access.throttle import Guesses
+from app.auth.key import Key
+from app.auth.log.record import SEEN
+
+_NO_STORE: Final = (b"cache-control", b"no-store")
+_FOR_WHOM: Final = re.compile(rb"private|public|s-maxage|no-store", re.IGNORECASE)
+
+
+class Application(Protocol):
+    """What the guard asks of the application that it stands in."""
+
+    @property
+    def keys(self) -> KeyStore: ...
+
+    @property
+    def policies(self) -> Sequence[Policy]: ...
+
+    @property
+    def router(self) -> APIRouter: ...
+
+    @property
+    def exception_handlers(self) -> Mapping[Any, Any]: ...
+
+    def route_for(self, scope: Scope) -> BaseRoute | None:
+        """The route that is going to answer; None if there is none."""
+        ...
+
+    def is_public(self, route: BaseRoute) -> bool: ...
+
+
+class Guard:
+    """Middleware that asks for the key, once a request, before anything is read or run."""
+
+    def __init__(self, app: ASGIApp, api: Application) -> None:
+        self._app, self._api, self._keys, self._policies = app, api, api.keys, api.policies
+        self._guesses = Guesses()
+        # Where there is no route a stranger gets 404, or your own answer to it.
+        self._not_found = ExceptionMiddleware(
+            APIRouter(redirect_slashes=False), api.exception_handlers
+        )
+
+    def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
+        # What nobody has to wait for takes no coroutine of its own either.
+        offered = scope.get(OFFERED)
+        if (
+            isinstance(offered, tuple)
+            and (caller := self._keys.recall(offered[0]))
+            and not (caller.restrictions or self._policies)
+        ):
+            return self._let_in(caller, scope, receive, _not_stored(send))
+        return self._decide(scope, receive, send)
+
+    def _let_in(self, caller: Key, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
+        scope[CALLER], scope[API] = caller, self._api
+        if seen := scope.get(SEEN):
+            seen.key, (seen.digest, _) = caller, scope[OFFERED]
+        return self._app(scope, receive, send)
+
+    async def _decide(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            await self._app(scope, receive, send)
+            return
+        caller = scope.get(CALLER)
+        if caller is None:
+            decision = await authenticate(scope, self._keys, self._guesses, self._policies)
+            if isinstance(decision, Admission):
+                with_headers = _not_stored(send, decision.headers)
+                await self._let_in(decision.caller, scope, receive, with_headers)
+                return
+            caller = decision
+            scope[CALLER], scope[API] = caller, self._api
+        elif scope[API].keys is not self._keys:
+            raise RuntimeError("A GuardedAPI lies in one that asks other keys, and took the key")
+        if isinstance(caller, Key):
+            await self._app(scope, receive, send)
+            return
+        route = self._api.route_for(scope)
+        if route is None:
+            scope["router"] = self._api.router
+            await self._not_found(scope, receive, send)
+        elif self._api.is_public(route):
+            await self._app(scope, receive, send)
+        else:
+            scope[MEANT] = route
+            await caller(scope, receive, send)
+
+
+def _not_stored(send: Send, more: Headers = ()) -> Send:
+    """No cache between may keep the answer for somebody else, unless the endpoint says so. It gets
+    more headers besides.
+
+    That it may be kept is not enough: as with an Authorization header, `public` is to be said.
+    """
+
+    def send_not_stored(message: Message) -> Awaitable[None]:
+        if message["type"] == "http.response.start":
+            headers = [*message.get("headers", ()), *more]
+            for place, (name, value) in enumerate(headers):
+                if name == b"cache-control":
+                    if not _FOR_WHOM.search(value):
+                        private = (name, b"private, " + value)
+                        headers[place] = private
+                    break
+            else:
+                headers.append(_NO_STORE)
+            message["headers"] = headers
+        return send(message)
+
+    return send_not_stored

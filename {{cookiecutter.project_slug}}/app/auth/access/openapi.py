@@ -1,0 +1,69 @@
+"""What the OpenAPI document says of keys: which operations need one, and how they refuse."""
+
+from collections import Counter
+from collections.abc import Iterable
+from typing import Any, Final
+
+from fastapi.encoders import jsonable_encoder
+from fastapi.utils import generate_unique_id
+
+from app.auth.access.dependencies import get_caller
+from app.auth.access.rule import PROBLEM_JSON
+from app.constants import MISSING_KEY_STATUS
+
+PROBLEM_SCHEMA: Final = {
+    "title": "KeyProblem",
+    "type": "object",
+    "properties": {"detail": {"type": "string"}},
+    "required": ["detail"],
+}
+
+
+def described(description: str) -> dict[str, Any]:
+    """A response with PROBLEM_SCHEMA."""
+    schema = {"$ref": "#/components/schemas/KeyProblem"}
+    return {"description": description, "content": {PROBLEM_JSON: {"schema": schema}}}
+
+
+RESPONSES: Final[dict[str, dict[str, Any]]] = {
+    "403": described("Missing scope"),
+    f"{MISSING_KEY_STATUS}": described(
+        "Invalid or missing API key" + " or scope" * (MISSING_KEY_STATUS == 403)
+    ),
+    "429": described("Too many requests"),
+    "503": described("The keys are out of reach"),
+}
+"""What every guarded operation may answer instead of its own responses."""
+
+# Tags for operations that have none of their own.
+_GUARDED: Final = {"name": "Guarded", "description": "For callers with a valid key."}
+_PUBLIC: Final = {"name": "Public", "description": "For everybody."}
+_MALFORMED: Final = {"400": {"description": "The request is malformed"}}  # says the server
+
+
+def complete(document: dict[str, Any], operations: Iterable[tuple[Any, bool]]) -> None:
+    """Adds to FastAPI's document. `operations` are route contexts, each with whether it is guarded.
+
+    The id of an operation is the name of its function if no other operation has that name.
+    """
+    components = document.setdefault("components", {})
+    components.setdefault("schemas", {})[PROBLEM_SCHEMA["title"]] = PROBLEM_SCHEMA
+    scheme = jsonable_encoder(get_caller.model, exclude_none=True)
+    components.setdefault("securitySchemes", {})[get_caller.scheme_name] = scheme
+    described_operations = [
+        (document["paths"][context.path_format][method.lower()], context, guarded)
+        for context, guarded in operations
+        for method in context.methods or ()
+    ]
+    names = Counter(context.name for _, context, _ in described_operations)
+    for operation, context, guarded in described_operations:
+        operation.setdefault("security", [{get_caller.scheme_name: []}] if guarded else [])
+        operation.setdefault("tags", [(_GUARDED if guarded else _PUBLIC)["name"]])
+        refusals = RESPONSES if guarded else _MALFORMED
+        operation["responses"] = {**refusals, **operation["responses"]}
+        if names[context.name] == 1 and operation["operationId"] == generate_unique_id(context):
+            operation["operationId"] = context.name
+    declared = document.get("tags", [])
+    used = {tag for operation, _, _ in described_operations for tag in operation["tags"]}
+    used -= {tag["name"] for tag in declared}
+    document["tags"] = [tag for tag in (_GUARDED, _PUBLIC) if tag["name"] in used] + declared

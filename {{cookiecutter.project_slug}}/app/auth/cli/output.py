@@ -1,0 +1,110 @@
+"""What commands print: tables for people, JSON for programs, and errors in one line."""
+
+import json
+import sys
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
+from datetime import datetime
+
+import typer
+from pydantic import BaseModel
+
+from app.auth.errors import SettingsError, StoreUnavailableError
+from app.auth.keys.errors import KeyServiceError
+from app.auth.keys.views import IssuedKey
+
+# What `show` has and a table has no room for.
+_DETAILS = {
+    "restrictions",
+    "created_by",
+    "issued_at",
+    "revoked_at",
+    "old_key_expires_at",
+    "old_key_last_used_at",
+}
+
+
+class NotShownError(Exception):
+    """Standard output does not take what there is to show."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(f"Standard output: {reason}.")
+
+
+@contextmanager
+def one_line_errors(not_shown: str = "") -> Generator[None]:
+    """Errors of the service end the command with 1. `not_shown` is added if the output is closed."""
+    try:
+        if sys.stdout is None:
+            raise NotShownError("it is closed")
+        yield
+    except (SettingsError, KeyServiceError, StoreUnavailableError) as error:
+        note(f"{error}")
+        raise typer.Exit(1) from None
+    except NotShownError as error:
+        note(f"{error}{not_shown}")
+        raise typer.Exit(1) from None
+
+
+def escape_what_cannot_be_encoded() -> None:
+    """Printing a new key never fails for want of a character."""
+    for stream in (sys.stdout, sys.stderr):
+        if reconfigure := getattr(stream, "reconfigure", None):
+            reconfigure(errors="backslashreplace")
+
+
+def show(result: BaseModel | Sequence[BaseModel], as_json: bool) -> None:
+    """One item with its fields below each other, several as a table. Raises NotShownError."""
+    several = result if isinstance(result, Sequence) else [result]
+    if as_json:
+        dumped = [flat(item) for item in several]
+        print_text(json.dumps(dumped if several is result else dumped[0]))
+    elif several is not result:
+        fields = flat(several[0], "python").items()
+        print_text(aligned([(f"{name}:", _readable(value)) for name, value in fields]))
+    elif several:
+        names = [name for name in type(several[0]).model_fields if name not in _DETAILS]
+        rows = [[_readable(getattr(item, name)) for name in names] for item in several]
+        print_text(aligned([[name.replace("_", " ").upper() for name in names], *rows]))
+    else:
+        print_text("None.")
+    if isinstance(result, IssuedKey) and not as_json:
+        note("Keep the key now: it is not shown again.")
+
+
+def flat(item: BaseModel, mode: str = "json") -> dict[str, object]:
+    """Its fields, with each restriction of a key as a field of its own."""
+    fields = item.model_dump(mode=mode)
+    return {**fields, **fields.pop("restrictions", {})}
+
+
+def print_text(text: str) -> None:
+    """Raises NotShownError if it does not arrive."""
+    try:
+        typer.echo(text)  # leaves nothing in a buffer
+    except OSError as error:
+        sys.stdout = None  # or Python writes once more at its end, and fails in ten lines
+        raise NotShownError(f"{error.strerror}") from None
+
+
+def note(text: str) -> None:
+    """For people. What a command does is independent of whether they can read it."""
+    try:
+        typer.echo(text, err=True)
+        sys.stderr.flush()
+    except (AttributeError, OSError):  # standard error is closed
+        sys.stderr = None  # or Python writes once more at its end, and exits with 120
+
+
+def _readable(value: object) -> str:
+    if isinstance(value, datetime):
+        return f"{value:%Y-%m-%d %H:%MZ}"
+    if isinstance(value, list):
+        return " ".join(value) or "-"
+    return "-" if value in (None, "") else f"{value}"
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> str:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
+    return "\n".join(lines)

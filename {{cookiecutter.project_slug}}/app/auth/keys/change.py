@@ -1,0 +1,106 @@
+"""One transaction that changes keys, with the event that tells of it."""
+
+import unicodedata
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from secrets import token_bytes
+from typing import Any, Literal
+
+import sqlalchemy as sa
+
+from app.auth.database.models import api_key_events, api_key_secrets, api_keys
+from app.auth.key import is_scope
+from app.auth.keys.errors import InvalidError
+from app.auth.keys.views import AT_ONCE, KeyView, get_view, select_views, shown
+
+# Printable for Unicode, but nothing that somebody could see.
+_BLANK = frozenset("\u034f\u115f\u1160\u17b4\u17b5\u2800\u3164\uffa0")
+
+
+def check_name(name: str) -> str:
+    """Without the space around it. Raises InvalidError for what people could not tell apart."""
+    name = name.strip()
+    visible = any(unicodedata.category(each)[0] in "LNPS" for each in name)
+    if not (visible and name.isprintable() and len(name) <= 100 and _BLANK.isdisjoint(name)):
+        raise InvalidError("A name has 1 to 100 characters, all of them visible or spaces")
+    return name
+
+
+def check_scopes(scopes: Iterable[str]) -> list[str]:
+    """Each of them once, in order. Raises InvalidError for what is no scope."""
+    for scope in scopes:
+        if not is_scope(scope):
+            raise InvalidError(
+                f"{scope!r} is not a scope; write one like reports:read or reports:*"
+            )
+    return sorted(set(scopes))
+
+
+@dataclass(frozen=True)
+class Change:
+    """A transaction that has waited for all changes before it."""
+
+    connection: sa.Connection
+    now: datetime
+
+    def view(self, id: str) -> KeyView:
+        return get_view(self.connection, id, self.now)
+
+    def views(self, ids: Sequence[str]) -> list[KeyView]:
+        found: list[KeyView] = []
+        for first in range(0, len(ids), AT_ONCE):
+            some = select_views(self.now).where(api_keys.c.id.in_(ids[first : first + AT_ONCE]))
+            rows = self.connection.execute(some.order_by(api_keys.c.id))
+            found.extend(shown(row) for row in rows)
+        return found
+
+    def add(self, id: str, name: str, scopes: Iterable[str], hashed: bytes, **more: Any) -> None:
+        values = {"id": id, "name": name, "scopes": " ".join(scopes), "created_at": self.now}
+        self.connection.execute(sa.insert(api_keys).values(**values, **more))
+        self.issue(id, hashed)
+
+    def issue(self, id: str, hashed: bytes) -> None:
+        values = {"digest": hashed, "key_id": id, "created_at": self.now}
+        self.connection.execute(sa.insert(api_key_secrets).values(**values))
+
+    def in_force(self, id: str) -> dict[Literal["old", "new"], bytes]:
+        """The digests of an active key's secrets. What has expired is put down as ended."""
+        secret = api_key_secrets.c
+        self.end(secret.key_id == id, secret.expires_at <= self.now)
+        query = sa.select(secret.digest, secret.expires_at)
+        rows = self.connection.execute(query.where(secret.key_id == id, secret.ended_at.is_(None)))
+        return {"old" if row.expires_at else "new": row.digest for row in rows}
+
+    def end(self, *which: sa.ColumnElement[bool]) -> list[str]:
+        """End secrets for good. Gives the ids of their keys."""
+        secret = api_key_secrets.c
+        statement = sa.update(api_key_secrets).where(secret.ended_at.is_(None), *which)
+        ended = statement.values(ended_at=self.now).returning(secret.key_id)
+        return sorted(self.connection.scalars(ended))
+
+    def expire(self, hashed: bytes, at: datetime) -> None:
+        """Let a secret end then, unless it ends before; or now, if then is now."""
+        secret = api_key_secrets.c
+        if at <= self.now:
+            self.end(secret.digest == hashed)
+            return
+        later = sa.or_(secret.expires_at.is_(None), secret.expires_at > at)
+        statement = sa.update(api_key_secrets).where(secret.digest == hashed, later)
+        self.connection.execute(statement.values(expires_at=at))
+
+    def revoke(self, which: sa.ColumnElement[bool]) -> list[str]:
+        """Gives the ids of those that were not revoked before."""
+        statement = sa.update(api_keys).where(api_keys.c.revoked_at.is_(None), which)
+        revoked = statement.values(revoked_at=self.now).returning(api_keys.c.id)
+        return sorted(self.connection.scalars(revoked))
+
+    def record(self, action: str, actor: str, ids: Sequence[str]) -> None:
+        """Write down what was done: every server hears of it by this."""
+        if ids:
+            event = {"at": self.now, "stamp": token_bytes(8), "action": action, "actor": actor}
+            latest = self.connection.scalar(sa.select(sa.func.max(api_key_events.c.id))) or 0
+            rows = [
+                {**event, "id": number, "key_id": id} for number, id in enumerate(ids, latest + 1)
+            ]
+            self.connection.execute(sa.insert(api_key_events), rows)

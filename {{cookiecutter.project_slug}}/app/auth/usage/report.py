@@ -1,0 +1,147 @@
+"""How often keys were used, and how often strangers were refused."""
+
+from datetime import datetime, timedelta
+from typing import Literal
+
+import sqlalchemy as sa
+from pydantic import BaseModel
+
+from app.auth.database import clock
+from app.auth.database.engine import transaction
+from app.auth.database.models import (
+    api_key_refusals,
+    api_key_secrets,
+    api_key_usage,
+    api_keys,
+)
+from app.auth.keys.views import KeyView, get_view
+from app.auth.usage.counts import OUTCOMES
+
+
+class KeyUse(BaseModel):
+    """How often a key got in, was refused for want of a scope, and by a limit."""
+
+    id: str
+    name: str
+    served: int
+    refused: int
+    limited: int
+    last_used_at: datetime | None
+
+
+class SecretUse(BaseModel):
+    created_at: datetime
+    in_force: bool
+    served: int
+    refused: int
+    limited: int
+
+
+class PeriodOfUse(BaseModel):
+    """An hour, or a day if that is more than a month ago."""
+
+    starts_at: datetime
+    hours: Literal[1, 24]
+    served: int
+    refused: int
+    limited: int
+
+
+class UsageView(KeyUse):
+    since: datetime
+    total: int
+    by_secret: list[SecretUse]  # the newest first
+    by_hour: list[PeriodOfUse]  # those in which anything happened, the oldest first
+
+
+class StrangerUse(BaseModel):
+    """How often callers without a key in force were refused, by where they came from, and why."""
+
+    network: str
+    reason: str
+    refused: int
+
+
+class AllUsage(BaseModel):
+    keys: list[KeyUse]
+    strangers: list[StrangerUse]
+
+
+def of_key(engine: sa.Engine, id: str, since: timedelta) -> UsageView:
+    """How a key was used in that time, up to now. Raises NotFoundError."""
+    with transaction(engine) as connection:
+        now = clock.now(connection)
+        return _of_key(connection, get_view(connection, id, now), now - since, now)
+
+
+def _of_key(connection: sa.Connection, key: KeyView, since: datetime, now: datetime) -> UsageView:
+    secret = api_key_secrets.c
+    used = sa.select(*sums()).join(api_key_secrets, secret.digest == api_key_usage.c.digest)
+    used = used.where(secret.key_id == key.id, _is_since(api_key_usage, since))
+    in_force = sa.and_(
+        secret.ended_at.is_(None), sa.or_(secret.expires_at.is_(None), secret.expires_at > now)
+    )
+    of_secret = (secret.created_at, in_force.label("in_force"))
+    by_secret = (
+        used.add_columns(*of_secret).group_by(secret.digest).order_by(secret.created_at.desc())
+    )
+    of_period = (api_key_usage.c.starts_at, api_key_usage.c.hours)
+    by_hour = used.add_columns(*of_period).group_by(*of_period).order_by(*of_period)
+    periods = [PeriodOfUse.model_validate(row._mapping) for row in connection.execute(by_hour)]
+    secrets = [SecretUse.model_validate(row._mapping) for row in connection.execute(by_secret)]
+    in_all = {each: sum(getattr(period, each) for period in periods) for each in OUTCOMES}
+    return UsageView(
+        id=key.id,
+        name=key.name,
+        since=since,
+        total=sum(in_all.values()),
+        **in_all,
+        last_used_at=key.last_used_at,
+        by_secret=secrets,
+        by_hour=periods,
+    )
+
+
+def of_all(engine: sa.Engine, since: timedelta) -> AllUsage:
+    """The keys that were used in that time, those used most first; and refused strangers."""
+    with transaction(engine) as connection:
+        return _of_all(connection, clock.now(connection) - since)
+
+
+def _of_all(connection: sa.Connection, since: datetime) -> AllUsage:
+    secret, refusal = api_key_secrets.c, api_key_refusals.c
+    last_used_at = sa.func.max(secret.last_used_at).label("last_used_at")
+    keys = sa.select(api_keys.c.id, api_keys.c.name, *sums(), last_used_at)
+    keys = keys.join(api_key_secrets).join(api_key_usage, secret.digest == api_key_usage.c.digest)
+    keys = keys.where(_is_since(api_key_usage, since)).group_by(api_keys.c.id)
+    often = sa.func.sum(refusal.refused)
+    strangers = sa.select(refusal.network, refusal.reason, often.label("refused"))
+    strangers = strangers.where(_is_since(api_key_refusals, since)).group_by(
+        refusal.network, refusal.reason
+    )
+    return AllUsage(
+        keys=[
+            KeyUse.model_validate(row._mapping)
+            for row in connection.execute(keys.order_by(sa.desc("served"), api_keys.c.id))
+        ],
+        strangers=[
+            StrangerUse.model_validate(row._mapping)
+            for row in connection.execute(
+                strangers.order_by(often.desc(), *strangers.selected_columns[:2])
+            )
+        ],
+    )
+
+
+def sums() -> list[sa.Label[int]]:
+    return [sa.func.sum(api_key_usage.c[outcome]).label(outcome) for outcome in OUTCOMES]
+
+
+def _is_since(counted: sa.Table, moment: datetime) -> sa.ColumnElement[bool]:
+    """Of the hour or, where days are told, the day that it lies in, or later."""
+    start, hour = counted.c.starts_at, hour_of(moment)
+    return sa.or_(start >= hour, (counted.c.hours == 24) & (start >= hour.replace(hour=0)))
+
+
+def hour_of(moment: datetime) -> datetime:
+    return moment.replace(minute=0, second=0, microsecond=0)

@@ -1,0 +1,67 @@
+"""`keys create` with options for limits and addresses."""
+
+from collections.abc import Iterable
+from datetime import timedelta
+from typing import Annotated
+
+import sqlalchemy as sa
+import typer
+
+from app.auth.cli import commands
+from app.auth.cli.commands import AsJson, ExpiresAt, ExpiresIn, Name, Scopes
+from app.auth.cli.output import note
+from app.auth.database import clock
+from app.auth.database.engine import transaction
+from app.auth.database.models import api_key_servers
+
+
+def create(
+    name: Name,
+    scope: Scopes = None,
+    limit: Annotated[
+        list[str] | None,
+        typer.Option(metavar="600/minute", help="How often: a second, minute or hour slides."),
+    ] = None,
+    quota: Annotated[
+        list[str] | None,
+        typer.Option(metavar="50000/month", help="How often in a day or month of the calendar."),
+    ] = None,
+    networks: Annotated[
+        list[str] | None,
+        typer.Option("--from", metavar="10.0.0.0/8", help="From these addresses alone."),
+    ] = None,
+    expires_in: ExpiresIn = None,
+    expires_at: ExpiresAt = None,
+    as_json: AsJson = False,
+) -> None:
+    """Make a key and show it, this once."""
+    restrictions = {"limits": _limits(limit or (), quota or ()), "networks": networks or []}
+    commands.create_key(name, scope, restrictions, expires_in, expires_at, as_json)
+    if limit or quota:
+        _warn_if_several_count()
+
+
+def _limits(sliding: Iterable[str], quotas: Iterable[str]) -> list[str]:
+    """Each with the option that says what it is."""
+    for text in sliding:
+        if text.endswith(("/day", "/month")):
+            raise typer.BadParameter(f"{text} is of the calendar: give it as --quota")
+    for text in quotas:
+        if not text.endswith(("/day", "/month")):
+            raise typer.BadParameter(f"{text} slides: give it as --limit")
+    return [*sliding, *quotas]
+
+
+def _warn_if_several_count() -> None:
+    server = api_key_servers.c
+    with commands.reading() as service, transaction(service.engine) as connection:
+        lately = clock.now(connection) - timedelta(minutes=2)
+        running = sa.select(sa.func.count()).where(
+            server.max_staleness > 0, server.seen_at > lately
+        )
+        several = (connection.scalar(running) or 0) > 1
+    if several and not commands.settings().valkey_url:
+        note(
+            "Several servers were there lately. Where they run at once, each counts for itself:"
+            " name a VALKEY_URL for them."
+        )

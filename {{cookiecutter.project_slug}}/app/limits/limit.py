@@ -1,0 +1,122 @@
+"""Limits: how many requests a key may send in a time.
+
+`600/minute` slides: no minute has more of them, wherever it begins. `50000/month`, a quota, is of
+the calendar, in UTC.
+"""
+
+import re
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from datetime import UTC, datetime, timedelta
+from functools import lru_cache
+from math import ceil
+from typing import Final, NamedTuple, Protocol
+
+SLIDING: Final = {"second": 1, "minute": 60, "hour": 3600}  # in seconds
+CALENDAR: Final = {"day": 86_400, "month": 31 * 86_400}  # in seconds, at most
+MOST_SLIDING: Final = 10_000  # requests, for each takes memory until it has slid out
+MOST: Final = 1_000_000_000
+
+LIMIT_PATTERN: Final = r"^[1-9][0-9]{0,9}/(" + "|".join((*SLIDING, *CALENDAR)) + ")$"
+_LIMIT: Final = re.compile(LIMIT_PATTERN)
+
+
+class Limit(NamedTuple):
+    requests: int
+    period: str
+
+    def __str__(self) -> str:
+        return f"{self.requests}/{self.period}"
+
+    @property
+    def seconds(self) -> int:
+        """For which it slides; 0 of a quota."""
+        return SLIDING.get(self.period, 0)
+
+
+def parse_limits(written: Iterable[str]) -> tuple[Limit, ...]:
+    """In the order of their periods. Raises ValueError."""
+    limits: dict[str, Limit] = {}
+    for text in written:
+        if not _LIMIT.fullmatch(text):
+            raise ValueError(f"{text!r} is not a limit; write one like 600/minute or 50000/month")
+        number, _, period = text.partition("/")
+        limit = Limit(int(number), period)
+        if limit.requests > (most := MOST_SLIDING if limit.seconds else MOST):
+            raise ValueError(f"{text!r} is too many: {most} at most; quotas are of a day or month")
+        if period in limits:
+            raise ValueError(f"{text!r} is a second limit per {period}; give one")
+        limits[period] = limit
+    return tuple(limits[period] for period in (*SLIDING, *CALENDAR) if period in limits)
+
+
+def with_default(own: tuple[Limit, ...], default: tuple[Limit, ...]) -> tuple[Limit, ...]:
+    """A default holds where there is no limit that slides; a quota leaves room for it."""
+    return own if any(limit.seconds for limit in own) else (*default, *own)
+
+
+def are_within(inner: Iterable[Limit], outer: Iterable[Limit]) -> bool:
+    """Whether who keeps to the first keeps to the second."""
+    most = {limit.period: limit.requests for limit in inner}
+    return all(most.get(limit.period, MOST + 1) <= limit.requests for limit in outer)
+
+
+def written(limits: Iterable[Limit]) -> str:
+    """As it is stored."""
+    return " ".join(map(str, limits))
+
+
+class Charge(NamedTuple):
+    """What a request was charged: nothing, if one of the limits had none left.
+
+    `told` is of each limit how many requests are left, and in how many seconds one of those that
+    are gone comes back; of a quota, all.
+    """
+
+    told: Sequence[tuple[int, float]]
+    over: Limit | None = None
+    wait: float = 0.0  # seconds until it may be tried again
+
+
+def headers_of(charge: Charge, limits: tuple[Limit, ...]) -> list[tuple[bytes, bytes]]:
+    """As the IETF's draft on RateLimit fields has them."""
+    told = [
+        f'"{limit.period}";r={left};t={ceil(seconds)}'
+        for limit, (left, seconds) in zip(limits, charge.told, strict=True)
+    ]
+    headers = [_policies(limits), (b"ratelimit", ", ".join(told).encode())]
+    if charge.over:
+        headers.append((b"retry-after", f"{ceil(charge.wait)}".encode()))
+    return headers
+
+
+@lru_cache
+def _policies(limits: tuple[Limit, ...]) -> tuple[bytes, bytes]:
+    policies = [
+        # A month has no fixed length.
+        f'"{limit.period}";q={limit.requests}' + f";w={limit.seconds}" * bool(limit.seconds)
+        for limit in limits
+    ]
+    return b"ratelimit-policy", ", ".join(policies).encode()
+
+
+Used = Callable[[str, datetime], Awaitable[int]]
+"""How many requests a key has sent since then, as it is written down."""
+
+
+class Limiter(Protocol):
+    async def charge(self, key_id: str, limits: Sequence[Limit]) -> Charge:
+        """One request to all of its limits, or to none. Raises StoreUnavailableError."""
+        ...
+
+    async def close(self) -> None:
+        """Let go of whom it asks, until it is used again."""
+        ...
+
+
+def calendar_period(period: str, moment: float) -> tuple[datetime, float]:
+    """When the one that this moment lies in begins and ends, in UTC."""
+    today = datetime.fromtimestamp(moment, UTC).replace(hour=0, minute=0, second=0, microsecond=0)
+    if period == "day":
+        return today, (today + timedelta(days=1)).timestamp()
+    first = today.replace(day=1)
+    return first, (first + timedelta(days=32)).replace(day=1).timestamp()

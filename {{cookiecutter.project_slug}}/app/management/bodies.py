@@ -1,0 +1,118 @@
+"""What `/api-keys` takes and gives."""
+
+from datetime import date, datetime, timedelta
+from typing import Annotated, Literal, Self
+
+from pydantic import (
+    AwareDatetime,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StrictBool,
+    WithJsonSchema,
+)
+from pydantic_core import PydanticCustomError
+
+from app.auth.key import SCOPE_PATTERN
+from app.auth.keys.views import LONGEST, OVERLAP, KeyView
+from app.limits.settings import LimitTexts, NetworkTexts  # part: limits
+
+
+class ManagedKey(BaseModel):
+    """A key, without its secret. Times are in UTC."""
+
+    id: str
+    name: str
+    scopes: list[str]
+    limits: list[str] = []  # part: limits
+    networks: list[str] = []  # part: limits
+    status: Literal["active", "expired", "revoked"]
+    created_by: str
+    created_at: datetime
+    issued_at: datetime = Field(description="When its newest secret was issued")
+    expires_at: datetime | None
+    revoked_at: datetime | None
+    last_used_at: datetime | None
+    old_key_expires_at: datetime | None = Field(
+        description="The end of the old secret, while a rotation overlaps"
+    )
+    old_key_last_used_at: datetime | None
+
+    @classmethod
+    def of(cls, view: KeyView) -> Self:
+        """Each restriction of the key is a field of its own."""
+        return cls.model_validate({**view.restrictions, **view.model_dump()})
+
+
+class NewlyManagedKey(ManagedKey):
+    """A key with its new secret, which is never shown again."""
+
+    key: str = Field(repr=False)
+
+
+class DayOfUse(BaseModel):
+    """Of one key, in UTC."""
+
+    id: str
+    day: date
+    served: int = 0
+    refused: int = 0
+    limited: int = 0
+
+
+def _written(value: object) -> str:
+    if not isinstance(value, str):  # Pydantic takes numbers as well, in units of its own choice
+        raise PydanticCustomError("string_type", "Input should be a valid string")
+    return value
+
+
+Written = BeforeValidator(_written)
+# Checked by the service, whose message says more.
+Scope = Annotated[
+    str, WithJsonSchema({"type": "string", "maxLength": 100, "pattern": SCOPE_PATTERN})
+]
+
+
+class NewKey(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    name: str = Field(description="1 to 100 characters, all of them visible or spaces")
+    scopes: list[Scope] = []
+    limits: LimitTexts = []  # part: limits
+    networks: NetworkTexts = []  # part: limits
+    expires_at: Annotated[AwareDatetime, Written] | None = None
+
+    def restrictions(self) -> dict[str, list[str]]:
+        """What bounds the key further, by the names of the policies that enforce it."""
+        asked: dict[str, list[str]] = {}
+        asked.update(limits=self.limits, networks=self.networks)  # part: limits
+        return asked
+
+
+class Rotation(BaseModel):
+    # If none is issued, one is dropped.
+    model_config = ConfigDict(
+        extra="forbid",
+        json_schema_extra={
+            "if": {"properties": {"issue": {"const": False}}, "required": ["issue"]},
+            "then": {"properties": {"drop": {"type": "string"}}, "required": ["drop"]},
+        },
+    )
+
+    overlap: Annotated[timedelta, Field(ge=timedelta(), le=LONGEST), Written] = OVERLAP
+    drop: Literal["old", "new"] | None = None
+    issue: StrictBool = Field(
+        default=True, description="Whether to issue a new secret, or only `drop`"
+    )
+
+
+class Revocation(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    force: StrictBool = False
+
+
+class Page(BaseModel):
+    items: list[ManagedKey]
+    next: str | None = Field(description="The `after` of the next page")

@@ -1,0 +1,37 @@
+"""What a caller with `keys:manage` may do to other keys: never more than it may do itself."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from app.auth.access.policy import Policy
+from app.auth.key import Key
+from app.auth.keys.change import Change
+from app.auth.keys.errors import ForbiddenError
+from app.auth.keys.views import KeyView
+
+
+@dataclass(frozen=True)
+class Delegation:
+    """Is asked inside the transaction of a change, with the key that is made, rotated or ended."""
+
+    caller: Key
+    policies: Sequence[Policy]
+
+    def __call__(self, change: Change, key: KeyView) -> None:
+        """Raises ForbiddenError if the key may do more than its manager, or outlives it."""
+        manager = change.view(self.caller.id)
+        if manager.status != "active":  # since a moment
+            raise ForbiddenError(f"Your key is {manager.status}")
+        if lacking := self.caller.lacks(key.scopes):
+            raise ForbiddenError(f"Missing scope: {lacking}")
+        end = manager.expires_at
+        if end and (key.expires_at is None or key.expires_at > end):
+            raise ForbiddenError(
+                f"No key that you manage may outlive yours: until {end:%Y-%m-%dT%H:%M:%SZ}"
+            )
+        for policy in self.policies:
+            bounds = (view.restrictions.get(policy.name, []) for view in (key, manager))
+            try:
+                policy.check_within(*bounds)
+            except ValueError as error:
+                raise ForbiddenError(f"{error}") from None

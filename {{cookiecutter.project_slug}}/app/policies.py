@@ -1,0 +1,15 @@
+"""What bounds a key beyond its scopes and its end. Policies of yours go here."""
+
+from app.auth.access.policy import Policy, UsageSource
+from app.limits.allowed_from import AddressPolicy  # part: limits
+from app.limits.policy import LimitPolicy  # part: limits
+from app.settings import Settings
+
+
+def make_policies(settings: Settings, store: UsageSource | None = None) -> list[Policy]:
+    """Asked in this order, once a request. The command line has no store."""
+    policies: list[Policy] = []
+    policies.append(AddressPolicy())  # part: limits
+    limits = (settings.rate_limit, settings.valkey_url, settings.database_url)  # part: limits
+    policies.append(LimitPolicy(*limits, store))  # part: limits
+    return policies
