@@ -768,7 +768,7 @@ async def test_where_servers_count_apart_the_command_says_so(
     async with one.router.lifespan_context(one):
         assert not says_so("--limit", "5/minute")
     with transaction(KeyService(load_settings()).engine, write=True) as connection:
-        connection.execute(sa.update(api_keys).values(limits=""))
+        connection.execute(sa.update(api_keys).values(revoked_at=NOON))
     async with one.router.lifespan_context(one), two.router.lifespan_context(two):
         assert says_so("--limit", "5/minute")
         assert says_so("--quota", "5/day")

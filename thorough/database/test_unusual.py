@@ -51,7 +51,7 @@ def a_key(connection: sa.Connection, id: str = "key", **more: Any) -> tuple[KeyV
         ("expires_at", "revoked_at", "old_key_expires_at", "old_key_last_used_at"), None
     )
     times = {"issued_at": NOW, "last_used_at": NOW}
-    lists: dict[str, list[str]] = {"scopes": [], "limits": [], "networks": []}
+    lists: dict[str, Any] = {"scopes": [], "restrictions": {}}
     view = {"id": id, "name": id, **lists, "status": "active", **made, **told, **times}
     return KeyView.model_validate({**view, **more}), secret
 
