@@ -9,11 +9,11 @@ from pathlib import Path
 from unittest.mock import patch
 
 import pytest
-from app.auth.store.env_file import edit_keys
 
 from app.auth import GuardedAPI
 from app.auth.errors import SettingsError
 from app.auth.key import digest, new_secret, with_prefix
+from app.auth.store.env_file import edit_keys
 from app.constants import MISSING_KEY_STATUS
 from app.settings import load_settings
 from tests.callers import Clock, make_service, status_of
