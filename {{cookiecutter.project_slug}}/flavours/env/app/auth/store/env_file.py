@@ -34,7 +34,12 @@ _LIST: Final = re.compile(
 
 
 def key_file() -> Path:
-    """What the settings read the keys from, if the environment does not name them."""
+    """Where the settings find the keys if the environment does not name them.
+
+    Raises SettingsError if that is no file.
+    """
+    if sources.chosen() == "SECRETS_VAULT":
+        raise SettingsError("SECRETS_VAULT is set, but this store follows files alone")
     if folder := sources.secrets_dir():
         named = (path for path in folder.iterdir() if path.name.upper() == API_KEYS)
         return next(named, folder / API_KEYS.lower())
@@ -73,7 +78,7 @@ def edit_keys(
 
     Raises SettingsError if anything fails. The file has not changed then.
     """
-    in_vault = "the vault" if sources.secrets_vault() else None
+    in_vault = "the vault" if sources.chosen() == "SECRETS_VAULT" else None
     if place := "the environment" if in_environment() else in_vault or sources.secrets_dir():
         raise SettingsError(
             f"{API_KEYS} is set in {place}, which wins over {sources.ENV_FILE}; change it there"
