@@ -1,4 +1,4 @@
-"""The README's chapter about tables of one's own, followed to the letter."""
+"""The page about tables of one's own, followed to the letter."""
 
 import json
 import re
@@ -13,10 +13,11 @@ from urllib.request import Request, urlopen
 import pytest
 
 from tests.project import Project, postgresql, render
-from tests.reader import Reader
+from tests.reader import Reader, page
 
 pytestmark = pytest.mark.slow
 
+CHAPTERS = ("Example", "Tests", "Change a table")
 # What the models do not know of: a table of somebody else's, and a trigger.
 REMOVED = "CREATE TABLE removed (title TEXT)"
 TRIGGERS = {
@@ -44,7 +45,7 @@ with get_engine().begin() as connection:
 
 class TableReader(Reader):
     def __init__(self, project: Project, kind: str, **variables: str) -> None:
-        super().__init__(project, "Your own tables", **variables)
+        super().__init__(project, page("own-tables.md"), *CHAPTERS, **variables)
         self.kind = kind
 
     def execute(self, *statements: str) -> str:
@@ -82,10 +83,10 @@ def reader(request: pytest.FixtureRequest, template: Path) -> Iterator[TableRead
             yield TableReader(project, "sqlite")
             return
         with postgresql(Path(folder) / "pg") as url:
-            yield TableReader(project, "postgresql", DATABASE_URL=url, TEST_DATABASE_URL=url)
+            yield TableReader(project, "postgresql", DATABASE_URL=url)
 
 
-def test_the_chapter_holds(reader: TableReader) -> None:
+def test_the_page_holds(reader: TableReader) -> None:
     *first, change, (console, migrate) = reader.blocks
     assert len(first) > 5
     for block in first:

@@ -79,7 +79,9 @@ async def test_slowed_refusals_look_alike_and_say_when_to_try_again(
 ) -> None:
     await guess(api, MANY + 1)
     secrets = [b"no key", new_secret().encode(), new_secret().encode()]
-    answers = {await answer_of(api, each, client=HERE, method="POST", headers=SAME) for each in secrets}
+    answers = {
+        await answer_of(api, each, client=HERE, method="POST", headers=SAME) for each in secrets
+    }
     assert len(answers) == 1
     (answer,) = answers
     assert (answer.status, answer.header("retry-after")) == (429, "1")

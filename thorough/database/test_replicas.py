@@ -28,6 +28,7 @@ from app.auth.key import new_secret
 from app.auth.keys.service import KeyService
 from app.auth.keys.views import IssuedKey
 from app.auth.store.cache import RECHECK, DatabaseKeyStore
+from app.auth.usage import report
 from app.constants import API_KEY_HEADER, COMMAND, MISSING_KEY_STATUS
 from app.limits.process_lock import Hold
 from app.settings import load_settings
@@ -223,7 +224,7 @@ def call(server: Replica, key: str, times: int) -> None:
 
 
 def total(key_service: KeyService, id: str) -> int:
-    return key_service.usage(id, timedelta(days=1)).total
+    return report.of_key(key_service.engine, id, timedelta(days=1)).total
 
 
 def test_usage_is_exact_over_workers_and_replicas_that_are_stopped(key_service: KeyService) -> None:

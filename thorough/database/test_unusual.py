@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
+from app.auth.database import clock
 from app.auth.database.engine import transaction
 from app.auth.database.models import (
     api_key_networks,
@@ -50,7 +51,7 @@ def a_key(connection: sa.Connection, id: str = "key", **more: Any) -> tuple[KeyV
         ("expires_at", "revoked_at", "old_key_expires_at", "old_key_last_used_at"), None
     )
     times = {"issued_at": NOW, "last_used_at": NOW}
-    lists: dict[str, list[str]] = {"scopes": [], "limits": [], "networks": []}
+    lists: dict[str, Any] = {"scopes": [], "restrictions": {}}
     view = {"id": id, "name": id, **lists, "status": "active", **made, **told, **times}
     return KeyView.model_validate({**view, **more}), secret
 
@@ -308,7 +309,9 @@ def test_the_doctor_tells_of_it(key_service: KeyService) -> None:
     row = {"digest": secret, "starts_at": now, "hours": 1, "served": 0, "refused": 100}
     with transaction(key_service.engine, write=True) as connection:
         add(connection, api_key_usage, [row])
-    assert [each.id for each in key_service.unusual(key_service.all())] == [issued.id]
+    with transaction(key_service.engine) as connection:
+        findings = [*examine_usage(connection, key_service.all(), clock.now(connection))]
+    assert [each.id for each in findings] == [issued.id]
     result = run("keys", "doctor")
     assert result.exit_code == 1
     assert "refused 100 times in a day" in result.stdout

@@ -2,23 +2,34 @@
 
 import asyncio
 import contextlib
+import json
 from collections.abc import Iterable
 from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from time import time
+from typing import Any, Final
 
-from starlette.types import ASGIApp, Message, Scope
+from starlette.responses import PlainTextResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.websockets import WebSocket
+from typer.testing import CliRunner, Result
 
 from app.auth import GuardedAPI, GuardedRouter
 from app.auth.access.rule import UNKNOWN, Refusal
 from app.auth.errors import UnguardedRouteError
 from app.auth.key import Key, digest, new_secret
-from app.constants import API_KEY_HEADER
+from app.cli import main
+from app.constants import API_KEY_HEADER, MISSING_KEY_STATUS
 from app.main import create_app
 from app.settings import Settings
 
-HEADER = API_KEY_HEADER.lower().encode()
-PROBE = "/probe-of-the-tests"
+HEADER: Final = API_KEY_HEADER.lower().encode()
+PROBE: Final = "/probe-of-the-tests"
+STRANGER: Final = "Invalid or missing API Key"  # what a caller without a valid key is told
+
+# A path and a type for each kind of route that `with_every_kind` adds.
+PATHS: Final = ("/x", "/raw", "/mount/x")
+KINDS: Final = [(path, type) for path in PATHS for type in ("http", "websocket")]
 
 
 def with_probe(service: GuardedAPI) -> GuardedAPI:
@@ -31,6 +42,64 @@ def with_probe(service: GuardedAPI) -> GuardedAPI:
 
     service.include_router(router)
     return service
+
+
+async def endpoint() -> str:
+    return "You have access!"
+
+
+async def websocket_endpoint(websocket: WebSocket) -> None:
+    await websocket.accept()
+
+
+async def application(scope: Scope, receive: Receive, send: Send) -> None:
+    """Knows nothing of keys and answers every request."""
+    if scope["type"] == "websocket":
+        await send({"type": "websocket.accept"})
+    else:
+        await PlainTextResponse("You have access!")(scope, receive, send)
+
+
+def with_endpoints(router: Any) -> Any:
+    router.add_api_route("/x", endpoint, name="x")
+    router.add_api_websocket_route("/x", websocket_endpoint, name="x")
+    return router
+
+
+def with_every_kind(router: Any) -> Any:
+    """Adds a route for each of the KINDS, also those that FastAPI gives no dependencies."""
+    router.add_route("/raw", lambda _: PlainTextResponse("You have access!"), name="raw")
+    routes = getattr(router, "router", router)
+    routes.add_websocket_route("/raw", websocket_endpoint, name="raw")
+    router.mount("/mount", application, name="mount")
+    return with_endpoints(router)
+
+
+def on(router: Any, *included: Any, **options: Any) -> Any:
+    for each in included:
+        router.include_router(each, **options)
+    return router
+
+
+def mounted_on(router: Any, inner: ASGIApp) -> Any:
+    router.mount("/mounted", inner)
+    return router
+
+
+class Clock:
+    """Time that passes when a test says so."""
+
+    def __init__(self) -> None:
+        self.now = float(int(time()) + 1)  # seconds since the epoch, as the machine's clock says
+        self._passed = 0.0
+
+    def pass_time(self, seconds: float) -> None:
+        self.now += seconds
+        self._passed += seconds
+
+    def monotonic(self) -> float:
+        self._passed += 1e-6  # no two looks at a clock are at the same time
+        return self._passed
 
 
 class Keys:
@@ -149,6 +218,28 @@ async def status_of(app: ASGIApp, *secrets: bytes, **options: Any) -> int:
     return (await answer_of(app, *secrets, **options)).status
 
 
+async def refusal_of(app: ASGIApp, *secrets: bytes, path: str, type: str = "http") -> str | None:
+    """What a caller is told who does not get in; None for who does."""
+    extensions: dict[str, Any] = {"websocket.http.response": {}}
+    answer = await ask(app, *secrets, path=path, type=type, extensions=extensions)
+    if isinstance(answer, list):
+        if answer[0]["type"] == "websocket.accept":
+            return None
+        start, body = answer
+        answer = Answer(start["status"], tuple(start["headers"]), body["body"])
+    if answer.status == 200:
+        return None
+    detail: str = json.loads(answer.body)["detail"]
+    assert answer.status == (MISSING_KEY_STATUS if detail == STRANGER else 403)
+    assert answer.header("content-type") == "application/problem+json"
+    return detail
+
+
+async def refusals_of(app: ASGIApp, *secrets: bytes, prefix: str = "") -> set[str | None]:
+    """The same for all KINDS."""
+    return {await refusal_of(app, *secrets, path=prefix + path, type=type) for path, type in KINDS}
+
+
 async def start_up(app: ASGIApp) -> Message:
     """What the application tells the server that starts it; it is stopped again."""
     answers: list[Message] = []
@@ -163,6 +254,22 @@ async def start_up(app: ASGIApp) -> Message:
     with contextlib.suppress(UnguardedRouteError):
         await app({"type": "lifespan", "asgi": {"version": "3.0"}, "state": {}}, receive, send)
     return answers[0]
+
+
+async def starts(app: ASGIApp) -> bool:
+    return bool((await start_up(app))["type"] == "lifespan.startup.complete")
+
+
+def run(*arguments: str) -> Result:
+    """A command. Whatever it raises fails the test: nobody wants a traceback."""
+    return CliRunner().invoke(main, arguments, catch_exceptions=False)
+
+
+def keys(*arguments: str) -> Any:
+    """What a `keys` command says in JSON."""
+    result = run("keys", *arguments, "--json")
+    assert result.exit_code == 0, result.stderr
+    return json.loads(result.stdout)
 
 
 def make_service(settings: Settings) -> GuardedAPI:

@@ -25,10 +25,11 @@ from app.auth.database.owner_migrations import upgrade_tables
 from app.auth.key import digests, id_of, new_secret
 from app.auth.keys.service import KeyService
 from app.auth.store.cache import DatabaseKeyStore
-from app.constants import API_KEY_HEADER
+from app.cli import MIGRATIONS
+from app.constants import API_KEY_HEADER, MISSING_KEY_STATUS
 from app.database import get_engine
 from app.settings import Settings, load_settings
-from tests.callers import Keys, make_service
+from tests.callers import Clock, Keys, make_service, status_of
 
 
 @pytest.fixture
@@ -49,16 +50,27 @@ def ids(secrets: list[str]) -> list[str]:
 
 @pytest.fixture(autouse=True)
 def working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, secrets: list[str]) -> Path:
-    """A folder of its own; the environment has no settings but the database and the keys."""
+    """A folder of its own. The environment has no settings but these."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("app.auth.config.sources.ENV_FILE", tmp_path / ".env")
-    for name in (*Settings.model_fields, "SECRETS_DIR", "SECRETS_VAULT"):
-        monkeypatch.delenv(name.upper(), raising=False)
+    names = {*Settings.model_fields, "secrets_dir", "secrets_vault"}
+    for name in [name for name in os.environ if name.lower() in names]:
+        monkeypatch.delenv(name)
     monkeypatch.setenv("DATABASE_URL", f"sqlite:///{tmp_path}/keys.db")
     monkeypatch.setenv("API_KEYS", ",".join(secrets))
     # Tests send more wrong keys than anybody else may.
     monkeypatch.setattr("app.auth.access.throttle.MANY", inf)
     return tmp_path
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    """The time of the whole service, which passes when the test says so."""
+    clock = Clock()
+    monkeypatch.setattr("app.auth.database.clock.time", lambda: clock.now)
+    for module in ("access.throttle", "store.cache"):
+        monkeypatch.setattr(f"app.auth.{module}.monotonic", clock.monotonic)
+    return clock
 
 
 @pytest.fixture(scope="session")
@@ -67,7 +79,7 @@ def migrated(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("sqlite") / "keys.db"
     url = sa.URL.create("sqlite", database=str(path))
     upgrade(url)
-    upgrade_tables(url)
+    upgrade_tables(url, MIGRATIONS)
     return path
 
 
@@ -89,25 +101,62 @@ def session(database_url: sa.URL) -> Iterator[Session]:
         yield session
 
 
+class Server:
+    """Your application, as one process runs it."""
+
+    def __init__(self, api: GuardedAPI) -> None:
+        assert isinstance(api.keys, DatabaseKeyStore)
+        self.api, self.store = api, api.keys
+        self.keys: KeyService = api.state.key_service
+
+    async def status(self, secret: str) -> int:
+        return await status_of(self.api, secret.encode())
+
+    async def admits(self, *secrets: str) -> str:
+        """`+` for each that gets in, `-` for each that does not, once it has heard of all changes."""
+        await self.store.catch_up()
+        signs = {200: "+", MISSING_KEY_STATUS: "-"}
+        return "".join([signs[await self.status(secret)] for secret in secrets])
+
+
 @pytest.fixture
-def service(database_url: sa.URL) -> Iterator[GuardedAPI]:
-    """The application; slow machines do not make its database look out of reach."""
-    service = make_service(load_settings().model_copy(update={"key_max_staleness": 30.0}))
-    yield service
-    assert isinstance(service.keys, DatabaseKeyStore)
-    service.keys.close()
+def start_server(
+    database_url: sa.URL, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Callable[..., Server]]:
+    """Starts one more server, with the settings as they are then."""
+    # However busy this machine is, its database does not look out of reach. New keys get in at once.
+    monkeypatch.setattr("app.auth.store.cache.PATIENCE", 60.0)
+    monkeypatch.setattr("app.auth.store.cache.RECHECK", 0.0)
+    servers: list[Server] = []
+
+    def start_server(key_max_staleness: float = 60.0) -> Server:
+        update = {"key_max_staleness": key_max_staleness}
+        servers.append(Server(make_service(load_settings().model_copy(update=update))))
+        return servers[-1]
+
+    yield start_server
+    for server in servers:
+        server.store.close()
+
+
+@pytest.fixture
+def server(start_server: Callable[..., Server]) -> Server:
+    return start_server()
+
+
+@pytest.fixture
+def service(server: Server) -> GuardedAPI:
+    return server.api
 
 
 @pytest.fixture
 def store(service: GuardedAPI) -> DatabaseKeyStore:
-    assert isinstance(service.keys, DatabaseKeyStore)
-    return service.keys
+    return Server(service).store
 
 
 @pytest.fixture
 def key_service(service: GuardedAPI) -> KeyService:
-    key_service: KeyService = service.state.key_service
-    return key_service
+    return Server(service).keys
 
 
 @pytest.fixture
@@ -119,11 +168,9 @@ async def client(service: FastAPI) -> AsyncGenerator[httpx.AsyncClient]:
 
 @pytest.fixture
 async def client_with(
-    service: FastAPI, key_service: KeyService, monkeypatch: pytest.MonkeyPatch
+    service: FastAPI, key_service: KeyService
 ) -> AsyncGenerator[Callable[..., httpx.AsyncClient]]:
     """Callers whose keys have the scopes that you name: `client_with("reports:read")`."""
-    # The service asks the database for each key that it does not know yet.
-    monkeypatch.setattr("app.auth.store.cache.RECHECK", 0.0)
     async with AsyncExitStack() as clients:
 
         def client_with(*scopes: str) -> httpx.AsyncClient:

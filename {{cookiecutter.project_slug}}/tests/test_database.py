@@ -10,12 +10,13 @@ from sqlalchemy.exc import InvalidRequestError
 from starlette.types import Message
 
 from app.auth.database.owner_migrations import configuration
+from app.cli import MIGRATIONS
 from app.database import DatabaseSession, get_read_only_session
 
 
 def test_the_migrations_make_what_the_models_say(database_url: sa.URL) -> None:
     """Else: `uv run alembic revision --autogenerate -m "..."`, and read what it wrote."""
-    command.check(configuration(database_url))
+    command.check(configuration(database_url, MIGRATIONS))
 
 
 def test_a_session_that_only_reads_does_not_commit(database_url: sa.URL) -> None:

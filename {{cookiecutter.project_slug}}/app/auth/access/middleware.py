@@ -58,10 +58,13 @@ class Guard:
         if (
             isinstance(offered, tuple)
             and (caller := self._keys.recall(offered[0]))
-            and not (caller.restrictions or self._policies)
+            and not (caller.restrictions or self._concerns(caller))
         ):
             return self._let_in(caller, scope, receive, _not_stored(send))
         return self._decide(scope, receive, send)
+
+    def _concerns(self, caller: Key) -> bool:
+        return any(policy.concerns(caller) for policy in self._policies)
 
     def _let_in(self, caller: Key, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
         scope[CALLER], scope[API] = caller, self._api

@@ -16,7 +16,7 @@ os.environ["API_KEYS"] = new_secret()
 
 from app.auth import GuardedAPI
 from app.settings import Settings, load_settings
-from tests.callers import Keys, make_service
+from tests.callers import Clock, Keys, make_service
 
 
 @pytest.fixture
@@ -43,10 +43,20 @@ def env_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, secrets: list[str]
     monkeypatch.setattr("app.auth.store.env_file.MAX_AGE", 0.0)
     # Tests send more wrong keys than anybody else may.
     monkeypatch.setattr("app.auth.access.throttle.MANY", inf)
-    for name in (*Settings.model_fields, "SECRETS_DIR", "SECRETS_VAULT"):
-        monkeypatch.delenv(name.upper(), raising=False)
+    names = {*Settings.model_fields, "secrets_dir", "secrets_vault"}
+    for name in [name for name in os.environ if name.lower() in names]:
+        monkeypatch.delenv(name)
     (tmp_path / ".env").write_text(f"API_KEYS={','.join(secrets)}\n")
     return tmp_path / ".env"
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    """The time of the whole service, which passes when the test says so."""
+    clock = Clock()
+    monkeypatch.setattr("app.auth.access.throttle.monotonic", clock.monotonic)
+    monkeypatch.setattr("app.auth.store.env_store.time", clock)
+    return clock
 
 
 @pytest.fixture

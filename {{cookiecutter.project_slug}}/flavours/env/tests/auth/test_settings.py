@@ -1,0 +1,76 @@
+"""Bad settings stop the service and its commands with one line that helps."""
+
+import runpy
+from pathlib import Path
+
+import pytest
+
+from app.auth.errors import SettingsError
+from app.auth.key import new_secret
+from app.constants import COMMAND
+from app.settings import load_settings
+from tests.callers import run
+
+MAIN = Path(__file__).parents[2] / "app" / "main.py"
+MAKE = f"make a key with: uv run {COMMAND} keys create"
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "told"),
+    [
+        ("API_KEYS", "", f"API_KEYS is empty; {MAKE}"),
+        ("API_KEYS", "swordfish", "API_KEYS: entry 1 of 1 is not a random lower-case UUID4; corr"),
+        ("LOG_LEVEL", "swordfish", "LOG_LEVEL: Input should be 'DEBUG', 'INFO', 'WARNING' or"),
+        ("KEY_PREFIX", "Swordfish", "KEY_PREFIX: String should match pattern"),
+        ("SECRETS_DIR", "/no/such", "SECRETS_DIR: there is no folder"),
+    ],
+)
+def test_a_bad_setting_is_named_in_one_line_without_its_value(
+    variable: str,
+    value: str,
+    told: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv(variable, value)
+    with pytest.raises(SystemExit, match="3"):  # what a supervisor takes as: do not start it again
+        runpy.run_path(f"{MAIN}")
+    output, said = capsys.readouterr()
+    assert (output, said.count("\n")) == ("", 1)
+    assert said.startswith(told)
+    assert "swordfish" not in said.lower()
+
+
+def test_all_bad_settings_are_named_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("API_KEYS", "swordfish")
+    monkeypatch.setenv("LOG_LEVEL", "loud")
+    with pytest.raises(SettingsError, match=r"API_KEYS: .*; LOG_LEVEL: ") as error:
+        load_settings()
+    assert "swordfish" not in f"{error.value} {error.value.__context__}"
+
+
+def test_the_environment_wins_over_the_file(
+    env_file: Path, secrets: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    env_file.write_text(f"{env_file.read_text()}log_level=debug\nOTHER=1\n")
+    settings = load_settings()
+    assert (len(settings.api_keys), settings.log_level) == (2, "DEBUG")
+    assert secrets[0] not in f"{settings!r} {settings} {settings.model_dump()} {vars(settings)}"
+    monkeypatch.setenv("api_keys", new_secret())
+    assert len(load_settings().api_keys) == 1
+
+
+@pytest.mark.parametrize(
+    ("content", "told"), [(None, "is not a file"), (b"X=swordfish\xe9", "is not UTF-8 text")]
+)
+def test_a_file_that_cannot_be_read_is_told_in_one_line(
+    env_file: Path, content: bytes | None, told: str
+) -> None:
+    env_file.unlink()
+    if content is None:
+        env_file.mkdir()
+    else:
+        env_file.write_bytes(content)
+    result = run("keys", "create")
+    assert (result.exit_code, result.stderr.count("\n")) == (1, 1)
+    assert result.stderr.startswith(f"{env_file} {told}")

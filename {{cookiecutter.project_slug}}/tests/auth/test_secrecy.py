@@ -1,0 +1,149 @@
+"""No key in what a request leaves behind, and no answer to a caller in a cache."""
+
+import logging
+import traceback
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fastapi import Request, Response, WebSocket
+from starlette.datastructures import Headers
+from starlette.staticfiles import StaticFiles
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from app.auth import GuardedAPI, GuardedRouter, PublicRouter
+from app.auth.key import new_secret, with_prefix
+from app.auth.log.formats import configure_logging
+from app.constants import API_KEY_HEADER
+from tests.callers import Keys, answer_of, application, ask, on
+
+
+class Watching:
+    """Middleware that looks at the request before and after the endpoint does."""
+
+    def __init__(self, app: ASGIApp, seen: list[str]) -> None:
+        self._app, self._seen = app, seen
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        headers = Headers(scope=scope)
+        self._seen.append(f"{headers} {scope}")
+        try:
+            await self._app({**scope, "headers": list(scope["headers"])}, receive, send)
+        finally:
+            self._seen.append(f"{headers} {scope}")
+
+
+@pytest.mark.parametrize("path", ["/guarded", "/public", "/failing", "/no-such-page"])
+@pytest.mark.parametrize("type", ["http", "websocket"])
+async def test_nobody_who_sees_a_request_sees_its_key(
+    api: GuardedAPI, keys: Keys, type: str, path: str
+) -> None:
+    seen: list[str] = []
+    api.add_middleware(Watching, seen=seen)
+    guarded, public = GuardedRouter(), PublicRouter()
+
+    async def endpoint(request: Request) -> None:
+        seen.append(f"{request.headers} {request.scope}")
+
+    async def websocket_endpoint(websocket: WebSocket) -> None:
+        seen.append(f"{websocket.headers} {websocket.scope}")
+        await websocket.close()
+
+    async def failing(request: Request) -> None:
+        raise ValueError(f"{request.headers}")
+
+    for router, its_path in ((guarded, "/guarded"), (public, "/public")):
+        router.add_api_route(its_path, endpoint)
+        router.add_api_websocket_route(its_path, websocket_endpoint)
+    guarded.add_api_route("/failing", failing)
+    on(api, guarded, public)
+    for secret in (keys.issue(), new_secret().encode(), b"any text"):
+        for copies in (1, 2):
+            seen.clear()
+            try:
+                await ask(api, *[secret] * copies, path=path, type=type, headers=[(b"x", b"seen")])
+            except ValueError as error:
+                seen += traceback.format_exception(error)
+            assert secret.decode() not in f"{seen}"
+            assert API_KEY_HEADER.lower() not in f"{seen}".lower()
+            assert "seen" in f"{seen}"
+
+
+async def test_no_key_in_the_log_and_no_lines_that_a_caller_makes(
+    api: GuardedAPI, keys: Keys, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG, "app")
+    router = GuardedRouter()
+    router.add_api_route("/x/{name}", lambda: None)
+    on(api, router)
+    secret = keys.issue().decode()
+    prefixed = with_prefix(secret, "acme")
+    for spelled in (secret, secret.upper(), prefixed, "a\nINFO: \x1b[2J\u2028", "a" * 60_000):
+        for path in (f"/x/{spelled}", f"/{spelled}"):
+            for secrets in ([], [secret.encode()]):
+                await ask(api, *secrets, path=path, query_string=spelled.encode(), body=b"")
+    for said in ("Refused http '/x/[key]': no key.", "GET '/[key]' 404 in ", ", key key-0"):
+        assert said in caplog.text
+    for message in caplog.messages:
+        assert secret not in message.lower()
+        assert prefixed not in message
+        assert len(message) < 500
+        assert not set(message) & {"\n", "\x1b", "\u2028"}
+
+
+@pytest.mark.parametrize("format", ["text", "json"])
+def test_no_key_in_the_lines_of_the_server(
+    format: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    server = logging.getLogger("uvicorn.error")
+    monkeypatch.setattr(server, "propagate", True)
+    monkeypatch.setattr(logging.getLogger("uvicorn"), "propagate", True)
+    configure_logging("INFO", format)
+    secret = new_secret()
+    server.warning("%s ends at %s", secret, f"/{secret}?key={secret}")
+    assert caplog.messages == ["[key] ends at /[key]"]
+
+
+@pytest.mark.parametrize(
+    "path", ["/json", "/mount/x", "/files/file.txt", "/no-such-page", "/numbers/x"]
+)
+async def test_no_cache_keeps_the_answer_to_a_caller(
+    api: GuardedAPI, keys: Keys, tmp_path: Path, path: str
+) -> None:
+    async def number(number: int) -> None: ...
+
+    (tmp_path / "file.txt").write_text("file")
+    router, public = GuardedRouter(), PublicRouter()
+    router.add_api_route("/json", lambda: {})
+    router.add_api_route("/numbers/{number}", number, status_code=204)
+    router.mount("/mount", application)
+    router.mount("/files", StaticFiles(directory=tmp_path))
+    public.add_api_route("/public", lambda: None)
+    on(api, router, public)
+    answer = await answer_of(api, keys.issue(), path=path, body=b"")
+    assert answer.header("cache-control") == "no-store"
+    assert (await answer_of(api, path="/json")).header("cache-control") == "no-store"
+    assert (await answer_of(api, path="/public")).header("cache-control") is None
+
+
+@pytest.mark.parametrize(
+    ("said", "sent"),
+    [
+        ("private, max-age=60", "private, max-age=60"),
+        ("public, max-age=60", "public, max-age=60"),
+        ("S-MaxAge=60", "S-MaxAge=60"),
+        ("max-age=60", "private, max-age=60"),
+        ("no-cache", "private, no-cache"),
+    ],
+)
+async def test_an_endpoint_may_say_what_caches_do(
+    api: GuardedAPI, keys: Keys, said: str, sent: str
+) -> None:
+    async def cached(response: Response) -> None:
+        response.headers["Cache-Control"] = said
+
+    router = GuardedRouter()
+    router.add_api_route("/cached", cached)
+    on(api, router)
+    answer = await answer_of(api, keys.issue(), path="/cached")
+    assert answer.header("cache-control") == sent

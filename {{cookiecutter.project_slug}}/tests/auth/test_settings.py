@@ -1,0 +1,108 @@
+"""Bad settings stop the service and its commands with one line that helps."""
+
+import runpy
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from app.auth.config.sources import FOLDER
+from app.auth.errors import SettingsError
+from app.auth.key import digest, new_secret
+from app.settings import Settings, load_settings
+from tests.callers import run
+
+MAIN = Path(__file__).parents[2] / "app" / "main.py"
+NO_URL = "DATABASE_URL: write sqlite:///FILE or postgresql://USER:PASSWORD@HOST/DATABASE"
+
+BAD_SETTINGS = [  # and how the one line begins that is said of it
+    (
+        "API_KEYS",
+        "swordfish",
+        "API_KEYS: entry 1 of 1 is not a random lower-case UUID4; make a key",
+    ),
+    ("DATABASE_URL", "swordfish", NO_URL),
+    ("DATABASE_URL", "mysql://x:swordfish@y/z", NO_URL),
+    ("DATABASE_URL", "sqlite:///:memory:", NO_URL),
+    ("DATABASE_URL", "sqlite:///swordfish.db?mode=ro", NO_URL),
+    ("DATABASE_URL", "postgresql://x:sword@fish@y/w", "DATABASE_URL: write %40 for an @ in"),
+    ("DATABASE_URL", "postgresql://x:swordfish@127.0.0.1:1/n", "DATABASE_URL: out of reach: "),
+    ("KEY_PREFIX", "Swordfish", "KEY_PREFIX: String should match pattern"),
+    ("KEY_MAX_STALENESS", "61", "KEY_MAX_STALENESS: Input should be less than or equal to 60"),
+    ("LOG_LEVEL", "swordfish", "LOG_LEVEL: Input should be 'DEBUG', 'INFO', 'WARNING' or 'ERROR'"),
+]
+
+
+@pytest.mark.parametrize(("variable", "value", "told"), BAD_SETTINGS)
+def test_a_bad_setting_is_named_in_one_line_without_its_value(
+    variable: str,
+    value: str,
+    told: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv(variable, value)
+    with pytest.raises(SystemExit, match="3"):  # what a supervisor takes as: do not start it again
+        runpy.run_path(f"{MAIN}")
+    output, said = capsys.readouterr()
+    assert (output, said.count("\n")) == ("", 1)
+    assert said.startswith(told)
+    assert "fish" not in said.lower()
+    assert run("keys", "list").stderr == said
+
+
+def test_all_bad_settings_are_named_at_once_and_none_is_shown(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for variable in ("API_KEYS", "DATABASE_URL", "LOG_LEVEL"):
+        monkeypatch.setenv(variable, "swordfish")
+    with pytest.raises(SettingsError, match=r"API_KEYS: .*; DATABASE_URL: .*; LOG_LEVEL: ") as told:
+        load_settings()
+    with pytest.raises(ValidationError) as error:
+        Settings()
+    assert "swordfish" not in f"{error.value} {error.value!r} {told.value.__context__}"
+
+
+def test_the_environment_wins_over_the_file(
+    working_directory: Path, secrets: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = working_directory / ".env"
+    file.write_text(f"api_keys={new_secret()}\nkey_prefix=acme\nlog_level=debug\nOTHER=1\n")
+    monkeypatch.setenv("DATABASE_URL", "postgresql://u:swordfish@h/db")
+    settings = load_settings()
+    assert settings.api_keys == {digest(secret.encode()) for secret in secrets}
+    assert (settings.key_prefix, settings.log_level) == ("acme", "DEBUG")
+    shown = f"{settings!r} {settings} {settings.model_dump()} {settings.database_url}"
+    assert "swordfish" not in shown
+    assert secrets[0] not in f"{shown} {vars(settings)}"
+    monkeypatch.setenv("DATABASE_URL", "sqlite:///data/keys.db")
+    assert load_settings().database_url.database == f"{FOLDER / 'data' / 'keys.db'}"
+
+
+def test_each_setting_may_have_a_file(
+    working_directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SECRETS_DIR", f"{working_directory}")
+    (working_directory / "KEY_PREFIX").write_text("acme\n")
+    (working_directory / ".env").write_text("KEY_PREFIX=other\n")
+    assert load_settings().key_prefix == "acme"
+    monkeypatch.setenv("SECRETS_DIR", "/no/such/folder")
+    with pytest.raises(SettingsError, match="SECRETS_DIR: there is no folder"):
+        load_settings()
+
+
+@pytest.mark.parametrize(
+    ("content", "told"), [(None, "is not a file"), (b"TITLE=swordfish\xe9", "is not UTF-8 text")]
+)
+def test_a_file_that_cannot_be_read_is_told_in_one_line(
+    working_directory: Path, content: bytes | None, told: str
+) -> None:
+    file = working_directory / ".env"
+    if content is None:
+        file.mkdir()
+    else:
+        file.write_bytes(content)
+    result = run("keys", "list")
+    assert (result.exit_code, result.stderr.count("\n")) == (1, 1)
+    assert result.stderr.startswith(f"{file} {told}")
+    assert "swordfish" not in result.stderr

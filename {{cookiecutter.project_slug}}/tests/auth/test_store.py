@@ -1,0 +1,288 @@
+"""What a server knows of the keys: never more than it should, never longer than it may."""
+
+import asyncio
+import sqlite3
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from unittest.mock import patch
+
+import pytest
+import sqlalchemy as sa
+
+from app.auth.database.models import LEAST_STALENESS
+from app.auth.errors import StoreUnavailableError
+from app.auth.key import digest, new_secret
+from app.auth.usage.report import of_key
+from app.constants import MISSING_KEY_STATUS
+from tests.callers import Clock, status_of
+from tests.conftest import Server
+
+ME = "tests"
+
+
+NEWS, LOOK_UP = "FROM api_key_events", "JOIN api_key_secrets"  # what a server asks with
+
+
+@contextmanager
+def statements(
+    after: str = "no such statement", do: Callable[[], object] = lambda: None
+) -> Iterator[list[str]]:
+    """Those to any database. Once after such a one, before its answer is used, something is done."""
+    seen: list[str] = []
+    to_do = [do]
+
+    def note(_: object, __: object, statement: str, *___: object) -> None:
+        seen.append(statement)
+        if after in statement and to_do:
+            to_do.pop()()
+
+    sa.event.listen(sa.Engine, "after_cursor_execute", note)
+    yield seen
+    sa.event.remove(sa.Engine, "after_cursor_execute", note)
+
+
+def count(seen: list[str], part: str) -> int:
+    return len([statement for statement in seen if part in statement])
+
+
+@pytest.fixture
+def file(database_url: sa.URL) -> Path:
+    """The database."""
+    return Path(f"{database_url.database}")
+
+
+# What a request costs.
+
+
+async def test_a_warm_request_costs_one_digest_no_query_and_no_write(
+    clock: Clock, server: Server, secrets: list[str]
+) -> None:
+    assert await server.status(secrets[0]) == 200
+    with patch("app.auth.access.rule.digest", side_effect=digest) as digests, statements() as seen:
+        for _ in range(3):
+            assert await server.status(secrets[0]) == 200
+    assert (digests.call_count, seen) == (3, [])
+
+
+async def test_in_a_flood_of_unknown_keys_hardly_one_costs_a_query(
+    clock: Clock, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert await server.admits() == ""
+    monkeypatch.setattr("app.auth.store.cache.RECHECK", 60.0)
+    with statements(NEWS, lambda: clock.pass_time(0.01)) as seen:  # so long takes the question
+        for _ in range(50):
+            assert await server.status(new_secret()) == MISSING_KEY_STATUS
+    assert (count(seen, NEWS), count(seen, LOOK_UP)) == (1, 0)
+
+
+async def test_many_who_wait_cost_one_question(
+    clock: Clock, server: Server, secrets: list[str]
+) -> None:
+    assert await server.admits(secrets[0]) == "+"
+    clock.pass_time(60)
+    with statements() as seen:
+        assert await asyncio.gather(*(server.status(secrets[0]) for _ in range(9))) == [200] * 9
+    assert count(seen, NEWS) == 1
+
+
+async def test_memory_holds_the_keys_in_use_up_to_a_bound(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("app.auth.store.cache.MOST_IN_MEMORY", 3)
+    issued = [server.keys.create("key", actor=ME).key for _ in range(5)]
+    assert await server.admits(*issued, *issued) == "+" * 10
+    in_memory = [server.store.recall(digest(secret.encode())) for secret in issued]
+    assert len([key for key in in_memory if key]) == 3
+
+
+# Changes by others.
+
+
+async def test_what_is_known_is_trusted_for_the_bound_and_no_longer(
+    clock: Clock, server: Server
+) -> None:
+    key = server.keys.create("key", actor=ME)
+    assert await server.status(key.key) == 200
+    server.keys.revoke(key.id, actor=ME)
+    assert server.keys.longest_staleness() == LEAST_STALENESS  # as long as `revoke` waits
+    clock.pass_time(LEAST_STALENESS)
+    assert await server.status(key.key) == MISSING_KEY_STATUS
+
+
+async def test_an_answer_counts_from_the_moment_when_it_was_asked_for(
+    clock: Clock, server: Server
+) -> None:
+    key = server.keys.create("key", actor=ME)
+    assert await server.admits(key.key) == "+"
+    clock.pass_time(60)
+
+    def revoke() -> None:
+        server.keys.revoke(key.id, actor=ME)
+        clock.pass_time(LEAST_STALENESS)
+
+    with statements(NEWS, revoke):
+        await server.status(key.key)  # may still get in
+    assert await server.status(key.key) == MISSING_KEY_STATUS
+
+
+async def test_what_was_read_before_a_revocation_does_not_undo_it(server: Server) -> None:
+    key, loop = server.keys.create("key", actor=ME), asyncio.get_running_loop()
+    await server.store.catch_up()
+
+    def revoke() -> None:
+        server.keys.revoke(key.id, actor=ME)
+        asyncio.run_coroutine_threadsafe(server.store.catch_up(), loop).result(60)
+
+    with statements(LOOK_UP, revoke):
+        assert await server.status(key.key) == MISSING_KEY_STATUS
+    assert server.keys.get(key.id).status == "revoked"
+
+
+async def test_more_changes_than_can_be_followed_one_by_one_are_not_missed(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("app.auth.store.queries.MOST_NEWS", 2)
+    monkeypatch.setattr("app.auth.store.queries.AT_ONCE", 2)
+    gone = server.keys.create("gone", actor=ME)
+    assert await server.admits(gone.key) == "+"
+    server.keys.revoke(gone.id, actor=ME)
+    others = [server.keys.create("key", actor=ME).key for _ in range(3)]
+    assert await server.admits(gone.key, *others) == "-+++"
+
+
+async def test_a_restored_backup_is_noticed_whatever_number_its_last_event_has(
+    server: Server, file: Path
+) -> None:
+    kept, revoked = (server.keys.create(name, actor=ME) for name in ("kept", "revoked"))
+    with closing(sqlite3.connect(file)) as now, closing(sqlite3.connect("backup")) as backup:
+        now.backup(backup)
+    lost = server.keys.create("lost", actor=ME)
+    assert await server.admits(kept.key, revoked.key, lost.key) == "+++"
+    for suffix in ("-wal", "-shm"):
+        Path(f"{file}{suffix}").unlink(missing_ok=True)
+    Path("backup").replace(file)
+    server.keys.revoke(revoked.id, actor=ME)  # as many events as there were before
+    assert await server.admits(kept.key, revoked.key, lost.key) == "+--"
+
+
+async def test_who_revokes_waits_for_the_longest_bound_of_any_server(
+    server: Server, start_server: Callable[..., Server], file: Path
+) -> None:
+    longest, other = server.keys.longest_staleness, start_server(key_max_staleness=2.5)
+    async with server.store.follow(), other.store.follow():
+        assert longest() == 60
+    async with other.store.follow():
+        assert longest() == 2.5
+    assert longest() == LEAST_STALENESS
+    file.rename("elsewhere")
+    assert longest() == 60  # any server's, as far as one can tell
+
+
+# The database out of reach.
+
+
+async def test_out_of_reach_nobody_gets_in_beyond_the_bound_and_then_everybody_again(
+    clock: Clock, server: Server, file: Path, secrets: list[str]
+) -> None:
+    assert await server.status(secrets[0]) == 200
+    file.rename("elsewhere")
+    clock.pass_time(LEAST_STALENESS)
+    for secret in (*secrets, new_secret()):
+        assert await server.status(secret) == 503
+    assert await status_of(server.api) == MISSING_KEY_STATUS  # no key: nothing to ask
+    assert not await server.store.is_reachable()
+    with pytest.raises(StoreUnavailableError):
+        server.keys.create("key", actor=ME)
+    assert not file.exists()  # nobody has made another one
+    Path("elsewhere").rename(file)
+    assert await server.store.is_reachable()
+    assert await server.status(secrets[0]) == 200
+
+
+async def test_a_running_server_notices_it_without_being_asked_and_is_back_by_itself(
+    start_server: Callable[..., Server],
+    file: Path,
+    secrets: list[str],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level("INFO", "app")
+    server, give_up_at = start_server(key_max_staleness=1.0), time.monotonic() + 60
+
+    async def is_said(text: str) -> bool:
+        while text not in caplog.text:  # how soon depends on how busy this machine is
+            assert time.monotonic() < give_up_at
+            await asyncio.sleep(0.01)
+        return True
+
+    async with server.store.follow():
+        file.rename("elsewhere")
+        assert await is_said("Nobody gets in until it is back")
+        Path("elsewhere").rename(file)
+        assert await is_said("The database is back")
+
+
+# When keys were last used, and what time it is.
+
+
+async def test_a_stop_writes_when_a_key_and_each_secret_was_last_used(
+    clock: Clock, server: Server
+) -> None:
+    first = server.keys.create("key", actor=ME)
+    second, used = server.keys.rotate(first.id, actor=ME), []
+    async with server.store.follow():
+        for issued in (first, second):
+            clock.pass_time(60)
+            assert await server.status(issued.key) == 200
+            used.append(datetime.fromtimestamp(clock.now, UTC))
+    key = server.keys.get(first.id)
+    assert [key.old_key_last_used_at, key.last_used_at] == used
+
+
+async def test_what_cannot_be_written_is_kept_for_the_next_time(
+    server: Server, file: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    key = server.keys.create("key", actor=ME)
+    assert await server.admits(key.key) == "+"
+    file.rename("elsewhere")
+    await server.store.flush()
+    assert "not written yet" in caplog.text
+    Path("elsewhere").rename(file)
+    await server.store.flush()
+    assert server.keys.get(key.id).last_used_at
+    assert of_key(server.keys.engine, key.id, timedelta(days=1)).served == 1
+
+
+async def test_a_clock_that_goes_back_revives_no_key_in_a_process_that_starts_later(
+    clock: Clock, server: Server, start_server: Callable[[], Server]
+) -> None:
+    ends = datetime.fromtimestamp(clock.now + 7200, UTC)
+    key = server.keys.create("key", expires_at=ends, actor=ME)
+    clock.pass_time(7200)
+    assert await server.admits(key.key) == "-"
+    await server.store.flush()
+    clock.now -= 86_399
+    assert await start_server().admits(key.key) == "-"
+    assert server.keys.get(key.id).status == "expired"
+
+
+async def test_a_clock_that_was_far_ahead_does_no_lasting_harm(
+    clock: Clock,
+    server: Server,
+    start_server: Callable[[], Server],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    ends = datetime.fromtimestamp(clock.now + 7200, UTC)
+    key = server.keys.create("key", expires_at=ends, actor=ME)
+    clock.now += 3650 * 86_400
+    assert await server.admits(key.key) == "-"
+    await server.store.flush(starting=True)
+    server.keys.create("another", actor=ME)
+    clock.now -= 3650 * 86_400
+    assert await server.admits(key.key) == "+"
+    again = start_server()
+    async with again.store.follow():
+        assert "says that it is 20" in caplog.text
+        assert await again.admits(key.key) == "+"
