@@ -310,8 +310,8 @@ def test_the_doctor_tells_of_it(key_service: KeyService) -> None:
     with transaction(key_service.engine, write=True) as connection:
         add(connection, api_key_usage, [row])
     with transaction(key_service.engine) as connection:
-        found = [*examine_usage(connection, key_service.all(), clock.now(connection))]
-    assert [each.id for each in found] == [issued.id]
+        findings = [*examine_usage(connection, key_service.all(), clock.now(connection))]
+    assert [each.id for each in findings] == [issued.id]
     result = run("keys", "doctor")
     assert result.exit_code == 1
     assert "refused 100 times in a day" in result.stdout

@@ -25,6 +25,7 @@ from app.auth.database.owner_migrations import upgrade_tables
 from app.auth.key import digests, id_of, new_secret
 from app.auth.keys.service import KeyService
 from app.auth.store.cache import DatabaseKeyStore
+from app.cli import MIGRATIONS
 from app.constants import API_KEY_HEADER, MISSING_KEY_STATUS
 from app.database import get_engine
 from app.settings import Settings, load_settings
@@ -78,7 +79,7 @@ def migrated(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("sqlite") / "keys.db"
     url = sa.URL.create("sqlite", database=str(path))
     upgrade(url)
-    upgrade_tables(url)
+    upgrade_tables(url, MIGRATIONS)
     return path
 
 

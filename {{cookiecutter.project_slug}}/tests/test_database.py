@@ -12,13 +12,15 @@ from starlette.types import Message, Receive, Scope, Send
 
 from app.auth.database.owner_migrations import configuration, upgrade_tables
 from app.auth.errors import SettingsError
+from app.cli import MIGRATIONS
 from app.database import DatabaseSession, get_read_only_session
 from tests.callers import status_of
 
 ENV = """
 import sqlalchemy
 from app.auth.database.owner_migrations import run_migrations
-run_migrations(sqlalchemy.MetaData())
+from app.settings import load_settings
+run_migrations(sqlalchemy.MetaData(), load_settings)
 """
 REVISION = """
 from alembic import op
@@ -31,7 +33,7 @@ def upgrade():
 
 def test_the_migrations_make_what_the_models_say(database_url: sa.URL) -> None:
     """Else: `uv run alembic revision --autogenerate -m "..."`, and read what it wrote."""
-    command.check(configuration(database_url))
+    command.check(configuration(database_url, MIGRATIONS))
 
 
 def test_a_revision_is_applied_wholly_or_not_at_all(database_url: sa.URL, tmp_path: Path) -> None:

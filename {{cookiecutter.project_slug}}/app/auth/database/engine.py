@@ -162,7 +162,7 @@ class _Connection(sqlite3.Connection):
 
 
 def _open_file(path: Path, patience: float) -> _Connection:
-    file = _file(path)
+    file = file_of(path)
     # A database is made by those who are told to, never by looking for one.
     connection = sqlite3.connect(
         f"file:{quote(os.fsencode(path.absolute().as_posix()))}?mode=rw",
@@ -180,7 +180,7 @@ def _open_file(path: Path, patience: float) -> _Connection:
             raise sqlite3.OperationalError(
                 "SQLite cannot share memory there; keep the file on a local disk"
             )
-        if file != _file(path):
+        if file != file_of(path):
             raise sqlite3.OperationalError(f"{path} was replaced just now")
     except BaseException:
         connection.close()
@@ -208,7 +208,7 @@ def _switch_to_wal(connection: sqlite3.Connection, patience: float) -> Any:
             sleep(0.01)
 
 
-def _file(path: Path) -> tuple[int, int] | None:
+def file_of(path: Path) -> tuple[int, int] | None:
     """Which file has this name; to ask that does not open it."""
     try:
         status = path.stat()
@@ -219,7 +219,7 @@ def _file(path: Path) -> tuple[int, int] | None:
 
 def _check_file(path: Path, opened: _Connection, *_: object) -> None:
     """Another file in the place of the one that is open: open that."""
-    if _file(path) != opened.file:
+    if file_of(path) != opened.file:
         raise exc.DisconnectionError(f"{path} was replaced")
 
 
