@@ -240,7 +240,7 @@ async def test_other_limits_of_a_key_begin_anew() -> None:
 
 
 async def test_counts_of_keys_that_rest_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("app.limits.rates.MOST_IDLE", 10)
+    monkeypatch.setattr("app.limits.local.MOST_IDLE", 10)
     limiter, now = LocalLimiter(nothing_used, lambda: NOON.timestamp()), 0.0
     limiter._forget_at = 10
     with patch("app.limits.local.monotonic_ns", lambda: int(now * SECOND)):
