@@ -34,7 +34,7 @@ app.get("/own/{id}")(lambda id: id)
 app.add_middleware(middleware)
 client = TestClient(app, raise_server_exceptions=False)
 statuses = [client.get(path).status_code for path in ("/own/1", "/included/1")]
-templated = 'path="/included/{id}"' in prometheus_client.generate_latest().decode()
+templated = '"/included/{id}"' in prometheus_client.generate_latest().decode()
 print("fastapi", version("fastapi"), name, version(name))
 print("  routes:", [getattr(route, "path", type(route).__name__) for route in app.routes])
 print("  /own/1 and /included/1:", statuses, "template of the included route in the metrics:", templated)
