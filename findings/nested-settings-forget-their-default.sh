@@ -1,10 +1,9 @@
 #!/usr/bin/env bash
 # Guess: with `database: Database = Database(url="sqlite:///own.db", pool=20)`, DATABASE__POOL=9 changes the pool and
 #   leaves the rest of that default alone.
-# Fact: one variable replaces the whole default. The url falls back to what the Database class says, without a word; only
-#   if the class has no default is there an error. `nested_model_default_partial_update=True` gives the guess.
-#   A folder of secrets does not nest as variables do: with secrets_dir a file database__pool is ignored, nested
-#   delimiter or not, and so is database/pool. NestedSecretsSettingsSource reads it.
+# Fact: one variable replaces the whole default. The url falls back to what the Database class says, without a word.
+#   `nested_model_default_partial_update=True` gives the guess. A folder of secrets does not nest as variables do: with
+#   secrets_dir a file named database__pool is ignored in silence, although the delimiter is "__".
 # Why it matters: a change of one number in production can point a service at another database.
 # Versions: pydantic-settings 2.16.3, pydantic 2.14.4.
 set -euo pipefail
