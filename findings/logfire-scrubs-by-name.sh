@@ -4,7 +4,7 @@
 #   numbers. `api_key.id`, `auth.ms`, `authority` and `session.length` are lost, `author` is kept, and so is
 #   `caller.id`. A harmless sentence with "secretary" in it is lost as well.
 # Why it matters: a service that names its span attributes after its subject (api_key.id, auth.refusal) records spans
-#   in which just those attributes are missing, and no other exporter shows the loss. The name decides, so choose one.
+#   in which just those attributes are missing. Their names decide, so choose names that no scrubber looks for.
 # Versions: logfire 5.4.0.
 set -euo pipefail
 tmp=$(mktemp -d)
