@@ -2,7 +2,7 @@
 # Guess: converting one OpenAPI file twice gives the same Postman collection, apart from identifiers, and a sample of an
 #   enum is its first value or its default.
 # Fact: numbers and enum values in samples are drawn anew at each conversion, for requests and saved answers, and there
-#   is no seed. A declared default or example is used where there is one, in today's release.
+#   is no seed. Where a default is declared, it is used.
 # Why it matters: a collection that is kept in git changes with every build, and a sample request does something else
 #   each time: an enum like "keep the old key" / "end the old key at once" is decided by the dice.
 # Versions: openapi-to-postmanv2 6.3.3, Node.js 20 or newer.
