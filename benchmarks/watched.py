@@ -86,7 +86,9 @@ async def guarded() -> Variant:
 
 
 def limited(service: Any) -> Variant:
-    made = service.state.key_service.create("limited", limits=[NEVER], actor="bench")
+    made = service.state.key_service.create(
+        "limited", restrictions={"limits": [NEVER]}, actor="bench"
+    )
     return Variant(watched(service, service.keys.count, metrics.count), made.key)
 
 

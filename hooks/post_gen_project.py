@@ -3,76 +3,116 @@
 import json
 import os
 import re
+import stat
 import uuid
 from pathlib import Path
 
-SLUG = "{{ cookiecutter.project_slug }}"
-HEADER = "{{ cookiecutter.api_key_header }}"
-# fmt: off
-PARTS = json.loads(r'''{{ cookiecutter._parts | tojson }}''')
-ANSWERS = json.loads(r'''{{ cookiecutter | tojson }}''')
-# fmt: on
-FLAVOURS = Path("flavours")
-STARTED = Path(".rendering")  # the first hook has written it before anything was rendered
+# What goes if a part is not chosen: these paths, and the lines that end in its mark, `# part: NAME`.
+# A path that needs two parts stands with both. `database` and `env` are answers to `key_store`.
+PARTS = {
+    "limits": "app/limits deploy/limits.md tests/limits",
+    "management": "app/console app/management tests/management",
+    "metrics": "app/metrics deploy/grafana deploy/prometheus tests/metrics",
+    "vaults": "app/vaults tests/vaults",
+    "deploy": """
+        compose.yaml deploy/README.md deploy/haproxy.cfg deploy/kubernetes deploy/limits.md
+        deploy/prometheus/kubernetes.yaml deploy/up.sh
+    """,
+    "database": """
+        app/auth/cli/output.py app/auth/database app/auth/keys app/auth/store/cache.py
+        app/auth/store/queries.py app/auth/usage app/database.py app/migrations app/models.py
+        app/policies.py deploy/kubernetes/migration.yaml tests/auth/test_keys.py
+        tests/auth/test_scopes.py tests/auth/test_usage.py tests/test_database.py
+    """,
+    "env": "",
+}
 MARK = re.compile(rb"[ \t]*(?:#|//|<!--) part: ([a-z, ]+?)(?: -->)?(?=\r?\n|\Z)")
 
-
-def is_new(path):
-    """Whether this run has written the file. What else is there belongs to the owner."""
-    return path.stat().st_mtime_ns >= STARTED.stat().st_mtime_ns
-
-
-def files_in(folder):
-    return [path for path in sorted(folder.rglob("*")) if path.is_file()]
+# As JSON in a raw string an answer stays data, whatever it holds.
+# fmt: off
+ANSWERS = json.loads(r'''{{ dict(key_store=cookiecutter.key_store, limits=cookiecutter.limits, management=cookiecutter.management, metrics=cookiecutter.metrics, vaults=cookiecutter.vaults, deploy=cookiecutter.deploy) | tojson }}''')
+# fmt: on
+SLUG = "{{ cookiecutter.project_slug }}"
+HEADER = "{{ cookiecutter.api_key_header }}"
 
 
-def remove(path):
-    """The file, and each folder that it leaves empty."""
-    path.unlink()
-    for folder in path.parents[:-1]:
-        if any(folder.iterdir()):
+# The other hook has this function as well: hooks cannot import each other.
+def list_files():
+    """When each file was last changed, in the places where the template has files."""
+    files = {}
+    for top in (".", ".github", "app", "deploy", "flavours", "tests"):
+        for folder, subfolders, names in os.walk(top):
+            if top == ".":
+                subfolders.clear()  # .git and .venv are large, and the owner's
+            for path in (Path(folder, name) for name in names):
+                if path.is_file():
+                    files[path.as_posix()] = path.stat().st_mtime_ns
+    return files
+
+
+def list_written():
+    """The names of the files of this run. All others belong to the owner."""
+    listed = Path(".rendering")  # by the other hook, before anything was written
+    before = json.loads(listed.read_text("utf-8"))
+    listed.unlink()
+    return {name for name, changed in list_files().items() if before.get(name) != changed}
+
+
+def remove_empty(folder):
+    """The folder and those around it, up to one with something in it."""
+    for each in (folder, *folder.parents)[:-1]:
+        try:
+            each.rmdir()
+        except OSError:
             break
-        folder.rmdir()
 
 
-def lay_flavour(flavour):
+def lay_flavour(written, flavour):
     """Put its files over those of the project, but for files that the owner keeps."""
-    for source in files_in(FLAVOURS / flavour):
-        target = source.relative_to(FLAVOURS / flavour)
-        if not target.exists() or is_new(target):
+    folder = f"flavours/{flavour}/"
+    for name in [name for name in written if name.startswith(folder)]:
+        source, target = Path(name), Path(name[len(folder) :])
+        if target.as_posix() in written or not target.exists():
             target.parent.mkdir(parents=True, exist_ok=True)
             source.replace(target)
+            remove_empty(source.parent)
+            written.remove(name)
+            written.add(target.as_posix())
 
 
-def remove_parts(parts):
-    for name in parts:
-        path = Path(name)
-        for file in files_in(path) if path.is_dir() else [path]:
-            if file.is_file() and is_new(file):
-                remove(file)
+def remove_parts(written, chosen):
+    left_out = " ".join(paths for part, paths in PARTS.items() if part not in chosen)
+    for path in ["flavours", *left_out.split()]:
+        for name in [name for name in written if f"{name}/".startswith(f"{path}/")]:
+            Path(name).unlink()
+            remove_empty(Path(name).parent)
+            written.remove(name)
 
 
-def settle_marks(chosen):
+def settle_marks(written, chosen):
     """Drop the lines of parts that were not chosen, and the marks of those that were."""
-    for path in filter(is_new, files_in(Path())):
+    for path in map(Path, written):
         content = path.read_bytes()
-        if b"part: " in content:
-            path.write_bytes(b"".join(settled(content.splitlines(keepends=True), chosen)))
+        if b" part: " in content:
+            path.write_bytes(b"".join(settle(content.splitlines(keepends=True), chosen)))
 
 
-def settled(lines, chosen):
-    before, dropped = b"", False
+def settle(lines, chosen):
+    kept, dropped = [], False
     for line in lines:
         mark = MARK.search(line)
+        if mark and chosen.isdisjoint(mark[1].decode().split(", ")):
+            dropped = True
+            continue
         if mark:
-            if chosen.isdisjoint(mark[1].decode().split(", ")):
-                dropped = True
-                continue
             line = line[: mark.start()] + line[mark.end() :]
-        if dropped and not (before.strip() or line.strip()):
-            continue  # one of the two blank lines around what was dropped
-        before, dropped = line, False
-        yield line
+        # Of the blank lines around what was dropped, those before it are enough.
+        if not dropped or line.strip() or (kept and kept[-1].strip()):
+            kept.append(line)
+            dropped = False
+    while dropped and kept and not kept[-1].strip():
+        kept.pop()
+    return kept
 
 
 def write_keys():
@@ -87,16 +127,14 @@ def write_keys():
     return True
 
 
-flavour = ANSWERS["key_store"]
-chosen = {part for part in PARTS if ANSWERS.get(part) is True} | {flavour}
-lay_flavour(flavour)
-for part in PARTS:
-    if part not in chosen:
-        remove_parts(PARTS[part])
-for file in filter(is_new, files_in(FLAVOURS)):
-    remove(file)
-settle_marks(chosen)
-STARTED.unlink()
+flavour = ANSWERS.pop("key_store")
+chosen = {flavour, *(part for part in ANSWERS if ANSWERS[part])}
+written = list_written()
+for path in map(Path, written):  # a template that may only be read gives files like it
+    path.chmod(path.stat().st_mode | stat.S_IWUSR)
+lay_flavour(written, flavour)
+remove_parts(written, chosen)
+settle_marks(written, chosen)
 if write_keys():
     print(f"Two API keys are in {SLUG}/.env. Keep that file to yourself.")
 else:

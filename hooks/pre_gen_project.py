@@ -1,9 +1,11 @@
 """Refuse answers that cannot work; the message names one that can."""
 
 import json
+import os
 import re
 import sys
 import unicodedata
+from pathlib import Path
 
 # Distributions that the service installs, and commands that its environment needs: a project of
 # the same name would take their place. A slow test holds this list against a real environment.
@@ -73,29 +75,48 @@ def problem_with_header(header):
     return None
 
 
-def problem_with_parts(key_store, parts):
-    if key_store == "env":
-        for part in ("limits", "management", "metrics"):
-            if parts[part]:
-                return f"{part} needs key_store=database; choose that, or answer no to {part}."
+def problem_with_choices(choices):
+    """Files of answers, for `--replay-file` or cruft, may hold what the prompts never give."""
+    if choices["key_store"] not in ("database", "env"):
+        return f"key_store takes database or env, not {choices['key_store']!r}."
+    for question, answer in choices.items():
+        if question != "key_store" and not isinstance(answer, bool):
+            return f"{question} takes true or false, not {answer!r}."
+    wanted = [part for part in ("limits", "management", "metrics") if choices[part]]
+    if choices["key_store"] == "env" and wanted:
+        return f"key_store=env has no {' and no '.join(wanted)}; answer no, or take key_store=database."
     return None
 
 
-def main(answers, slug, usable, key_store, parts):
+def main(texts, slug, usable, choices):
     problems = [
-        *(problem_with_text(question, answers[question]) for question in answers),
-        problem_with_parts(key_store, parts),
+        *(problem_with_text(question, texts[question]) for question in texts),
+        problem_with_choices(choices),
         problem_with_slug(slug, usable),
-        problem_with_header(answers["api_key_header"]),
+        problem_with_header(texts["api_key_header"]),
     ]
     for problem in filter(None, problems):
         sys.exit(f"Refused: {problem}")
 
 
+# The other hook has this function as well: hooks cannot import each other.
+def list_files():
+    """When each file was last changed, in the places where the template has files."""
+    files = {}
+    for top in (".", ".github", "app", "deploy", "flavours", "tests"):
+        for folder, subfolders, names in os.walk(top):
+            if top == ".":
+                subfolders.clear()  # .git and .venv are large, and the owner's
+            for path in (Path(folder, name) for name in names):
+                if path.is_file():
+                    files[path.as_posix()] = path.stat().st_mtime_ns
+    return files
+
+
 # As JSON in a raw string an answer stays data, whatever it holds; `tojson` escapes apostrophes
 # but not quotes, hence this kind of string.
 # fmt: off
-ANSWERS = {
+TEXTS = {
     "project_name": json.loads(r'''{{ cookiecutter.project_name | tojson }}'''),
     "description": json.loads(r'''{{ cookiecutter.description | tojson }}'''),
     "author_name": json.loads(r'''{{ cookiecutter.author_name | tojson }}'''),
@@ -103,15 +124,14 @@ ANSWERS = {
 }
 SLUG = json.loads(r'''{{ cookiecutter.__asked_slug | tojson }}''')
 USABLE_SLUG = json.loads(r'''{{ cookiecutter.__usable_slug | tojson }}''')
-KEY_STORE = "{{ cookiecutter.key_store }}"
-PARTS = json.loads(r'''{{ cookiecutter | tojson }}''')
+CHOICES = json.loads(r'''{{ dict(key_store=cookiecutter.key_store, limits=cookiecutter.limits, management=cookiecutter.management, metrics=cookiecutter.metrics, vaults=cookiecutter.vaults, deploy=cookiecutter.deploy) | tojson }}''')
 # A comment in Jinja: nothing is left of it where cookiecutter renders private variables.
 NEEDED = json.loads(r'''{{ cookiecutter.__needed | tojson }}''')
 # fmt: on
 
 if NEEDED:
     sys.exit("Refused: this template needs cookiecutter 2.7 or newer")
-main(ANSWERS, SLUG, USABLE_SLUG, KEY_STORE, PARTS)
+main(TEXTS, SLUG, USABLE_SLUG, CHOICES)
 
-# Files that are older than this one belong to the owner: the other hook leaves them alone.
-open(".rendering", "w").close()
+# What the other hook finds changed was written by this run. All else belongs to the owner.
+Path(".rendering").write_text(json.dumps(list_files()), "utf-8")

@@ -1,8 +1,12 @@
+import shutil
 from collections.abc import Callable, Mapping
+from functools import cache
 from pathlib import Path
 
 import pytest
+from cookiecutter.hooks import run_hook_from_repo_dir
 
+from tests.parts import ALL, Choice
 from tests.project import Project, copy_template, keep_home_clean, render
 
 
@@ -32,3 +36,26 @@ def rendered(template: Path, output: Path) -> Callable[..., Project]:
         return render(template, output, answers, **options)
 
     return render_with
+
+
+@pytest.fixture(scope="session")
+def chosen(template: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[Choice], Project]:
+    """Renders each choice once, in a tenth of the time that cookiecutter takes, to be read alone."""
+    folder = tmp_path_factory.mktemp("chosen")
+    whole = render(template, folder, accept_hooks=False).path
+
+    @cache
+    def choose(choice: Choice) -> Project:
+        project = Path(shutil.copytree(whole, folder / str(choice)))
+        (project / ".rendering").write_text("{}")  # no file was there before
+        answers: dict[str, object] = {
+            "project_slug": "my-api-service",
+            "api_key_header": "api-key",
+            "key_store": choice.flavour,
+            **{part: part in choice.parts for part in ALL["database"].parts},
+        }
+        context = {"cookiecutter": answers}
+        run_hook_from_repo_dir(template, "post_gen_project", project, context, False)
+        return Project(project)
+
+    return choose

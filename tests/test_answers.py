@@ -1,5 +1,6 @@
 """Every answer works, or is refused in one line with nothing left behind."""
 
+import json
 import re
 import tomllib
 from collections.abc import Callable
@@ -8,8 +9,10 @@ from pathlib import Path
 import pytest
 import yaml
 from cookiecutter.exceptions import FailedHookException
+from cookiecutter.main import cookiecutter
 
-from tests.project import Project, run
+from tests.parts import Choice, sources
+from tests.project import EVERYTHING, Project, render, run
 
 Rendered = Callable[..., Project]
 
@@ -52,7 +55,8 @@ def check(project: Project, name: str, description: str, author: str) -> None:
     assert metadata["authors"] == [{"name": constants["AUTHOR"]}]
     assert re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", metadata["name"])
     assert project.path.name == metadata["name"] == constants["COMMAND"]
-    assert yaml.safe_load(project.read(".pre-commit-config.yaml"))
+    for file in (".pre-commit-config.yaml", "compose.yaml", "deploy/kubernetes/kustomization.yaml"):
+        assert yaml.safe_load(project.read(file))
     assert project.read("README.md").startswith(f"# {as_text(name)}\n")
     project.run("ruff", "check", "--no-cache", ".")
     project.run("ruff", "format", "--no-cache", "--check", ".")
@@ -62,12 +66,13 @@ def check(project: Project, name: str, description: str, author: str) -> None:
 def test_any_text_works(rendered: Rendered, text: str) -> None:
     name = f"Service {text}"
     answers = {"project_name": name, "description": text, "author_name": text}
-    project = rendered({question: literal(answer) for question, answer in answers.items()})
+    texts = {question: literal(answer) for question, answer in answers.items()}
+    project = rendered({**EVERYTHING["database"], **texts})
     check(project, name, text, text)
 
 
 def test_empty_texts_work(rendered: Rendered) -> None:
-    project = rendered({"description": "", "author_name": " "})
+    project = rendered({**EVERYTHING["database"], "description": "", "author_name": " "})
     check(project, "My API Service", "", "My API Service team")
 
 
@@ -197,7 +202,8 @@ def test_a_slug_that_cannot_work_is_refused_with_one_that_can(
 def test_any_other_slug_names_folder_distribution_and_command(
     rendered: Rendered, slug: str
 ) -> None:
-    project = rendered({"project_name": "Acme Gateway", "project_slug": slug})
+    names = {"project_name": "Acme Gateway", "project_slug": slug}
+    project = rendered({**EVERYTHING["database"], **names})
     check(project, "Acme Gateway", *DEFAULTS)
     assert project.path.name == slug
 
@@ -221,6 +227,115 @@ def test_an_old_cookiecutter_is_told_the_version_that_is_needed(
         assert result.returncode == 1
         assert "Refused: this template needs cookiecutter 2.7 or newer\n" in result.stderr
         assert nothing_is_left(output)
+
+
+YES = ["yes", "YES", "y", "true", "True", "t", "on", "1", " yes "]
+NO = ["no", "n", "false", "f", "off", "0"]
+
+
+@pytest.mark.parametrize("answer", [*YES, True, *NO, False])
+def test_a_part_is_chosen_by_yes_or_no(
+    rendered: Rendered, template: Path, answer: str | bool
+) -> None:
+    project = rendered({"limits": answer})
+    parts = frozenset({"limits"} if answer in (*YES, True) else ())
+    assert project.files().keys() == sources(template, Choice("database", parts)).keys() | {".env"}
+
+
+def test_on_the_command_line_too(template: Path, output: Path) -> None:
+    answers = ("limits=yes", "metrics=true", "deploy=1", "vaults=no")
+    run("cookiecutter", "--no-input", template, *answers, cwd=output)
+    expected = Choice("database", frozenset({"limits", "metrics", "deploy"}))
+    files = Project(output / "my-api-service").files()
+    assert files.keys() == sources(template, expected).keys() | {".env"}
+
+
+@pytest.mark.parametrize("answer", ["yes", "true", "True", "'yes'", '"on"', "no", "'no'"])
+def test_defaults_of_the_user_count(
+    template: Path, output: Path, cookiecutter_home: Path, answer: str
+) -> None:
+    config = cookiecutter_home / "config.yaml"
+    config.write_text(f"{config.read_text()}default_context:\n  metrics: {answer}\n")
+    parts = frozenset({"metrics"} if "no" not in answer else ())
+    files = render(template, output).files()
+    assert files.keys() == sources(template, Choice("database", parts)).keys() | {".env"}
+
+
+@pytest.mark.parametrize("answer", ["maybe", "", "2", "yes please"])
+def test_what_is_neither_yes_nor_no_is_refused(
+    rendered: Rendered, output: Path, answer: str
+) -> None:
+    with pytest.raises(ValueError, match="limits could not be converted to a boolean"):
+        rendered({"limits": answer})
+    assert list(output.iterdir()) == []
+
+
+def replay(template: Path, output: Path, cookiecutter_home: Path, **changed: object) -> Project:
+    """Render from the file of answers that the last run has left, changed by hand."""
+    (file,) = (cookiecutter_home / "replay").iterdir()
+    content = json.loads(file.read_text("utf-8"))
+    content["cookiecutter"].update(changed)
+    file.write_text(json.dumps(content), "utf-8")
+    return Project(Path(cookiecutter(str(template), replay=True, output_dir=str(output))))
+
+
+def test_a_run_can_be_repeated(
+    template: Path, output: Path, rendered: Rendered, cookiecutter_home: Path
+) -> None:
+    expected = rendered(EVERYTHING["database"]).files()
+    project = replay(template, output / "again", cookiecutter_home)
+    assert {**project.files(), ".env": b""} == {**expected, ".env": b""}
+
+
+@pytest.mark.parametrize(
+    ("question", "answer", "message"),
+    [
+        ("limits", "yes", "limits takes true or false, not 'yes'"),
+        ("vaults", 1, "vaults takes true or false, not 1"),
+        ("metrics", None, "metrics takes true or false, not None"),
+        ("key_store", "file", "key_store takes database or env, not 'file'"),
+    ],
+)
+def test_answers_that_were_changed_by_hand_are_checked(
+    template: Path,
+    output: Path,
+    rendered: Rendered,
+    cookiecutter_home: Path,
+    capfd: pytest.CaptureFixture[str],
+    question: str,
+    answer: object,
+    message: str,
+) -> None:
+    rendered()
+    capfd.readouterr()
+    with pytest.raises(FailedHookException):
+        replay(template, output / "again", cookiecutter_home, **{question: answer})
+    assert capfd.readouterr().err == f"Refused: {message}.\n"
+    assert list((output / "again").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("parts", "named"),
+    [
+        ("limits", "no limits"),
+        ("management", "no management"),
+        ("metrics", "no metrics"),
+        ("limits metrics deploy", "no limits and no metrics"),
+        ("limits management metrics vaults", "no limits and no management and no metrics"),
+    ],
+)
+def test_parts_that_need_a_database_are_refused_without_one(
+    rendered: Rendered,
+    output: Path,
+    capfd: pytest.CaptureFixture[str],
+    parts: str,
+    named: str,
+) -> None:
+    with pytest.raises(FailedHookException):
+        rendered({"key_store": "env", **dict.fromkeys(parts.split(), "yes")})
+    said = f"Refused: key_store=env has {named}; answer no, or take key_store=database.\n"
+    assert capfd.readouterr().err == said
+    assert nothing_is_left(output)
 
 
 @pytest.mark.parametrize("header", ["api-key", "X-API-Key", "x", "acme-token-2"])

@@ -14,7 +14,7 @@ from uuid import uuid4
 import pytest
 import yaml
 
-from tests.project import FLAVOURS, UUID4, Project
+from tests.project import EVERYTHING, FLAVOURS, UUID4, Project
 
 Rendered = Callable[..., Project]
 Objects = dict[str, Any]
@@ -25,7 +25,7 @@ REPLICAS = ("replica-1", "replica-2")
 
 @pytest.fixture(params=FLAVOURS)
 def project(request: pytest.FixtureRequest, rendered: Rendered) -> Project:
-    return rendered({"key_store": request.param})
+    return rendered({"key_store": request.param, "deploy": "yes"})
 
 
 def compose_file(project: Project) -> Any:
@@ -54,7 +54,7 @@ def seconds(text: str) -> int:
 @pytest.mark.parametrize("flavour", FLAVOURS)
 @pytest.mark.parametrize("name", ["My API Service", "2024", "Null"])
 def test_they_are_valid(rendered: Rendered, tmp_path: Path, flavour: str, name: str) -> None:
-    project = rendered({"project_name": name, "key_store": flavour})
+    project = rendered({"project_name": name, "key_store": flavour, "deploy": "yes"})
     project.run("check-jsonschema", "--builtin-schema", "vendor.compose-spec", "compose.yaml")
     manifests = tmp_path / "manifests.yaml"
     manifests.write_text(project.run("kubectl", "kustomize", BASE).stdout)
@@ -173,10 +173,9 @@ def test_the_proxy_alone_is_believed(project: Project) -> None:
         assert "ports" not in service
 
 
-def test_replicas_share_limits_by_what_the_readme_says(rendered: Rendered) -> None:
-    project = rendered()
-    _, _, told = project.read("deploy/README.md").partition("\n## Limits\n")
-    blocks = re.findall(r"```(\w+)\n(.*?)```", told.partition("\n## ")[0], re.DOTALL)
+def test_replicas_share_limits_by_what_their_page_says(rendered: Rendered) -> None:
+    project = rendered(EVERYTHING["database"])
+    blocks = re.findall(r"```(\w+)\n(.*?)```", project.read("deploy/limits.md"), re.DOTALL)
     (_, override), (_, commands), (_, egress) = blocks
 
     (project.path / "compose.override.yaml").write_text(override)

@@ -1,6 +1,6 @@
-"""Settings in a vault, for real: in OpenBao, and in AWS as moto serves it. Part of `make add-ons`.
+"""Settings in a real vault: OpenBao, and AWS as moto serves it. Part of `make add-ons`.
 
-Of Google's and Azure's libraries everything is real but the network, for they have no server here.
+The libraries of Google and Azure are real, and their network is not: no server of theirs runs here.
 """
 
 import base64
@@ -27,12 +27,12 @@ from tests.project import FLAVOURS, Project, environment, get, render, run
 
 pytestmark = [pytest.mark.slow, pytest.mark.add_ons]
 
-ASK_EVERY = 5.0  # seconds, as in the project's app/auth/store/cache.py
-PATIENCE = 10.0  # seconds, as in its app/vaults/client.py
-STALENESS = 20.0  # seconds, the least that it takes
-BUSY = 5.0  # seconds that a busy machine may need for an answer
+ASK_EVERY = 5.0  # seconds, as in app/vaults/key_store.py of the project
+TIMEOUT = 10.0  # seconds, as in its app/vaults/client.py
+STALENESS = 20.0  # seconds, the lowest value allowed
+BUSY = 5.0  # more seconds for an answer on a busy machine
 
-# Whatever a library can be made to log is logged.
+# The libraries log all that they can.
 SERVED = """
 import logging
 logging.basicConfig(level=logging.DEBUG)
@@ -49,7 +49,7 @@ def free_port() -> int:
 class Vault(ABC):
     """A server that forgets everything when it stops."""
 
-    secrets: tuple[str, ...]  # what gives access to it
+    secrets: tuple[str, ...]  # they give access to it
 
     def __init__(self, bin: Path, folder: Path) -> None:
         self.bin, self.folder, self.port = bin, folder, free_port()
@@ -62,11 +62,11 @@ class Vault(ABC):
     @property
     @abstractmethod
     def variables(self) -> dict[str, str]:
-        """What the service has in its environment."""
+        """The environment of the service."""
 
     @abstractmethod
     def put(self, **fields: str) -> None:
-        """Make this the secret."""
+        """Replace the secret."""
 
     def start(self) -> None:
         with (self.folder / f"{type(self).__name__}.log").open("ab") as log:
@@ -92,7 +92,7 @@ class Vault(ABC):
 
     @contextmanager
     def frozen(self) -> Iterator[None]:
-        """It takes connections and says nothing."""
+        """It accepts connections and does not answer."""
         assert self.process
         self.process.send_signal(signal.SIGSTOP)
         try:
@@ -173,7 +173,7 @@ else:
 
 @pytest.fixture(scope="module")
 def bin(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where the servers are installed."""
+    """The folder with the installed servers."""
     folder = tmp_path_factory.mktemp("servers")
     run("uv", "venv", "--quiet", "venv", cwd=folder)
     python = folder / "venv" / "bin" / "python"
@@ -192,11 +192,11 @@ def vault(request: pytest.FixtureRequest, bin: Path, tmp_path: Path) -> Iterator
 
 @pytest.fixture(scope="module")
 def projects(template: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Project]:
-    """One of each flavour, with what asks any vault, and without `.env`."""
+    """One of each flavour, with the libraries of all vendors and without `.env`."""
     made = {}
     for flavour in FLAVOURS:
         folder = tmp_path_factory.mktemp(flavour)
-        made[flavour] = render(template, folder, {"key_store": flavour})
+        made[flavour] = render(template, folder, {"key_store": flavour, "vaults": "yes"})
         (made[flavour].path / ".env").unlink()
         (made[flavour].path / "served.py").write_text(SERVED)
         made[flavour].run("uv", "sync", "--quiet", "--all-extras")
@@ -205,7 +205,7 @@ def projects(template: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[s
 
 @contextmanager
 def serving(project: Project, **variables: str) -> Iterator[Callable[[str], int]]:
-    """A running service: which status a key is answered. What it says is in the file `said`."""
+    """A running service. Gives the status for a key; the output is in the file `said`."""
     python = project.path / ".venv" / "bin" / "python"
     command = f'exec "{python}" -m uvicorn served:app --port {{port}} > said 2>&1'
     variables = {"LOG_LEVEL": "DEBUG", **variables}
@@ -222,11 +222,11 @@ def seconds_until(status: int, of: Callable[[str], int], key: str, patience: flo
 
 
 def start_refused(project: Project, **variables: str) -> str:
-    """What the start says instead of serving, in one line, and soon."""
+    """The one line of a start that fails in time."""
     began = time.monotonic()
     command = (".venv/bin/python", "-m", "uvicorn", "app.main:app", "--port", "0")
     ended = project.run(*command, check=False, **variables)
-    assert time.monotonic() < began + PATIENCE + BUSY
+    assert time.monotonic() < began + TIMEOUT + BUSY
     assert ended.returncode == 3, ended.stderr
     assert ended.stderr.count("\n") == 1, ended.stderr
     return ended.stderr.strip()
@@ -291,7 +291,7 @@ def test_a_start_that_reaches_no_vault_ends_in_one_line(
     with vault.frozen():
         said = start_refused(project, **vault.variables)
         assert said.startswith("SECRETS_VAULT: ")
-        assert said.endswith((advice, f"no answer within {PATIENCE:g} s"))
+        assert said.endswith((advice, f"no answer within {TIMEOUT:g} s"))
     vault.stop()
     refused = {"OpenBao": "ConnectionError", "Moto": "EndpointConnectionError"}
     said = start_refused(project, **vault.variables)
@@ -337,7 +337,7 @@ def test_who_has_no_vault_loads_no_library(projects: dict[str, Project], flavour
 
 
 class ApiServer(BaseHTTPRequestHandler):
-    """As much of Kubernetes as a vault asks: whose token is it?"""
+    """The part of Kubernetes that a vault asks: whose token is this?"""
 
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
@@ -385,7 +385,7 @@ def token() -> str:
 
 
 def a_certificate() -> str:
-    """Any: the vault wants one, and then is led to where there is no TLS."""
+    """Any one: the vault demands it, and then talks without TLS."""
     context = ssl.create_default_context(cafile=certifi.where())
     return ssl.DER_cert_to_PEM_cert(context.get_ca_certs(binary_form=True)[0])
 

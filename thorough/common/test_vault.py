@@ -1,6 +1,6 @@
-"""Settings from a vault: who is asked for them and how, and what is said when there is no answer.
+"""Settings from a vault: how each vendor is asked, and what an error says.
 
-The vendors' libraries are not needed here: each has a stand-in. What is held back is `swordfish`.
+The libraries of the vendors have stand-ins. The secret is `swordfish`.
 """
 
 import json
@@ -47,7 +47,7 @@ def environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(autouse=True)
 def libraries(monkeypatch: pytest.MonkeyPatch) -> Iterator[Mock]:
-    """Those of all vendors, whose vaults hold the secret."""
+    """Of all vendors. Their vaults hold the secret."""
     all = Mock()
     text = json.dumps(SECRET)
     all.boto3.client().get_secret_value.return_value = {"SecretString": text}
@@ -78,7 +78,7 @@ def libraries(monkeypatch: pytest.MonkeyPatch) -> Iterator[Mock]:
 
 @pytest.fixture
 def fetch(monkeypatch: pytest.MonkeyPatch) -> Mock:
-    """What a vendor's client answers."""
+    """The answer of a vendor's client."""
     fetch = Mock(return_value=json.dumps(SECRET))
     monkeypatch.setitem(vault._CLIENTS, "vault", Mock(return_value=fetch))
     monkeypatch.setenv("SECRETS_VAULT", URLS["vault"])
@@ -88,13 +88,13 @@ def fetch(monkeypatch: pytest.MonkeyPatch) -> Mock:
 def problem(url: str = URLS["vault"]) -> str:
     with pytest.raises(SettingsError) as error:
         read(url)
-    # Neither in the line, nor where a debugger or an error tracker finds it.
+    # Neither in the line nor where a debugger or an error tracker looks.
     assert "swordfish" not in f"{error.value} {error.value.__cause__} {error.value.__context__}"
     assert "\n" not in f"{error.value}"
     return f"{error.value}"
 
 
-# Who is asked.
+# How each vendor is asked.
 
 
 @pytest.mark.parametrize("vendor", URLS)
@@ -205,7 +205,7 @@ def test_a_secret_without_fields_is_refused(fetch: Mock, secret: str) -> None:
     assert problem() == told
 
 
-# When there is none.
+# Errors.
 
 
 @pytest.mark.parametrize(
@@ -231,7 +231,7 @@ def test_a_library_that_is_missing_is_told(vendor: str, monkeypatch: pytest.Monk
 
 
 class ClientError(Exception):
-    """As AWS's library has it."""
+    """As in the library of AWS."""
 
     def __init__(self) -> None:
         super().__init__("swordfish")
@@ -239,7 +239,7 @@ class ClientError(Exception):
 
 
 class HttpResponseError(Exception):
-    """As Azure's library has it."""
+    """As in the library of Azure."""
 
     response = SimpleNamespace(status_code=403)
 
@@ -264,7 +264,7 @@ def test_a_vault_that_is_silent_ends_the_start(
 ) -> None:
     answer = threading.Event()
     fetch.side_effect = lambda: answer.wait(5)
-    monkeypatch.setattr(vault, "PATIENCE", 0.05)
+    monkeypatch.setattr(vault, "TIMEOUT", 0.05)
     assert problem() == "SECRETS_VAULT: no answer within 0.05 s"
     [waiting] = [thread for thread in threading.enumerate() if thread.name == "vault"]
     assert waiting.daemon

@@ -152,12 +152,13 @@ def dropped_new(key_service: KeyService, clock: Clock, env: list[str]) -> str:
 
 
 def within_its_bounds(key_service: KeyService, clock: Clock, env: list[str]) -> str:
-    networks, limits = ["10.0.0.0/8", "127.0.0.1"], ["99/second", "99/month"]
-    return key_service.create("key", networks=networks, limits=limits, actor="test").key
+    bounds = {"networks": ["10.0.0.0/8", "127.0.0.1"], "limits": ["99/second", "99/month"]}
+    return key_service.create("key", restrictions=bounds, actor="test").key
 
 
 def from_elsewhere(key_service: KeyService, clock: Clock, env: list[str]) -> str:
-    return key_service.create("key", networks=["10.0.0.0/8"], actor="test").key
+    bounds = {"networks": ["10.0.0.0/8"]}
+    return key_service.create("key", restrictions=bounds, actor="test").key
 
 
 STANDINGS: dict[Callable[[KeyService, Clock, list[str]], str], bool] = {

@@ -42,7 +42,7 @@ def a_key(**differences: Any) -> KeyView:
     unset = dict.fromkeys(KeyView.model_fields)
     what = {"id": "70f3a1b2c3d4e5f6", "name": "billing", "created_by": "cli:ada"}
     times = dict.fromkeys(("created_at", "issued_at", "last_used_at"), NOW)
-    lists: dict[str, list[str]] = {"scopes": ["reports:read"], "limits": [], "networks": []}
+    lists: dict[str, Any] = {"scopes": ["reports:read"], "restrictions": {}}
     healthy = {**lists, "status": "active", **times}
     return KeyView.model_validate({**unset, **what, **healthy, **differences})
 

@@ -137,7 +137,7 @@ async def test_each_request_counts_by_route_and_by_key(
 async def test_what_a_limit_refuses_is_told_apart(
     service: GuardedAPI, key_service: KeyService, told: Told
 ) -> None:
-    made = key_service.create("key", limits=["1/hour"], actor="test")
+    made = key_service.create("key", restrictions={"limits": ["1/hour"]}, actor="test")
     for _ in range(3):
         await status_of(service, made.key.encode())
     assert told().items() >= {

@@ -25,7 +25,7 @@ MAKE = f"make a key with: uv run {COMMAND} keys create NAME"
 NO_URL = "DATABASE_URL: write sqlite:///FILE or postgresql://USER:PASSWORD@HOST/DATABASE"
 OUT_OF_REACH = "DATABASE_URL: out of reach: "
 STALENESS = "KEY_MAX_STALENESS: Input should be"
-BAD_SETTINGS = {  # and how the one line begins that they end in
+BAD_SETTINGS = {  # and how the line about them begins
     ("API_KEYS", "swordfish"): f"API_KEYS: entry 1 of 1 {NOT_A_KEY}; {MAKE}",
     ("API_KEYS", f"{NIL},swordfish"): f"API_KEYS: entry 1 of 2 {NOT_A_KEY}; {MAKE}",
     ("DATABASE_URL", "mysql://swordfish@x/y"): NO_URL,
@@ -93,10 +93,10 @@ def test_a_folder_in_the_place_of_env_is_told_in_one_line(
     with pytest.raises(SystemExit, match="3"):
         runpy.run_path(str(ROOT / "app" / "main.py"))
     assert capsys.readouterr() == ("", f"{told}\n")
-    assert list(working_directory.iterdir()) == [file]  # no database either
+    assert list(working_directory.iterdir()) == [file]  # and no database
 
 
-# As processes of their own.
+# In processes of their own.
 
 
 @pytest.fixture
@@ -126,7 +126,7 @@ def test_a_bad_setting_ends_the_service_in_one_line(project: Project) -> None:
 
 
 def test_a_supervisor_of_workers_ends_instead_of_starting_them_again(project: Project) -> None:
-    # Fails if it does not end.
+    # If it does not end, this fails.
     _, output, said = project.run(*BY_UVICORN, "--workers", "2", env={"LOG_LEVEL": "swordfish"})
     assert output == ""
     told = said.count(BAD_SETTINGS["LOG_LEVEL", "swordfish"])
@@ -135,7 +135,7 @@ def test_a_supervisor_of_workers_ends_instead_of_starting_them_again(project: Pr
     assert "swordfish" not in said
 
 
-# What may be shown of a password.
+# No password is shown.
 
 PASSWORD = "squid@fish%40/whale:eel?shark"
 PARTS = ("squid", "fish", "whale", "eel", "shark")
@@ -238,6 +238,19 @@ def test_the_environment_wins_over_the_file(working_directory: Path, secrets: li
     settings = load_settings()
     assert settings.api_keys == {digest(secret.encode()) for secret in secrets}
     assert (settings.key_prefix, settings.log_level) == ("acme", "DEBUG")
+
+
+@pytest.mark.parametrize(
+    ("level", "format", "expected"),
+    [("debug", "JSON", ("DEBUG", "json")), ("warn", "Text", ("WARNING", "text"))],
+)
+def test_log_settings_in_any_case(
+    monkeypatch: pytest.MonkeyPatch, level: str, format: str, expected: tuple[str, str]
+) -> None:
+    monkeypatch.setenv("LOG_LEVEL", level)
+    monkeypatch.setenv("LOG_FORMAT", format)
+    settings = load_settings()
+    assert (settings.log_level, settings.log_format) == expected
 
 
 def test_keys_are_listed_in_both_spellings(monkeypatch: pytest.MonkeyPatch) -> None:

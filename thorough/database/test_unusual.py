@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
+from app.auth.database import clock
 from app.auth.database.engine import transaction
 from app.auth.database.models import (
     api_key_networks,
@@ -21,7 +22,7 @@ from app.auth.key import digest, id_of, new_secret
 from app.auth.keys.service import KeyService
 from app.auth.keys.views import KeyView
 from app.auth.store.cache import DatabaseKeyStore
-from app.auth.usage.anomalies import KNOCKS, Finding, Habits, examine_usage, remember
+from app.auth.usage.anomalies import MAX_REFUSALS, Finding, examine_usage, remember
 from app.auth.usage.counts import add
 from app.settings import load_settings
 from tests.thorough.commands import keys, run
@@ -50,7 +51,7 @@ def a_key(connection: sa.Connection, id: str = "key", **more: Any) -> tuple[KeyV
         ("expires_at", "revoked_at", "old_key_expires_at", "old_key_last_used_at"), None
     )
     times = {"issued_at": NOW, "last_used_at": NOW}
-    lists: dict[str, list[str]] = {"scopes": [], "limits": [], "networks": []}
+    lists: dict[str, Any] = {"scopes": [], "restrictions": {}}
     view = {"id": id, "name": id, **lists, "status": "active", **made, **told, **times}
     return KeyView.model_validate({**view, **more}), secret
 
@@ -121,7 +122,7 @@ def test_what_is_refused_is_found_by_key_and_by_network(connection: sa.Connectio
     use(connection, first, HOUR, refused=100)
     use(connection, second, HOUR, refused=99)
     row = {"starts_at": NOW - HOUR, "hours": 1, "reason": "no key"}
-    for network, refused in (("192.0.2.0/24", KNOCKS), ("198.51.100.0/24", KNOCKS - 1)):
+    for network, refused in (("192.0.2.0/24", MAX_REFUSALS), ("198.51.100.0/24", MAX_REFUSALS - 1)):
         add(connection, api_key_refusals, [{**row, "network": network, "refused": refused}])
     assert found(connection, one, other) == [
         "refused 100 times in a day for want of a scope",
@@ -296,10 +297,6 @@ def test_in_a_usual_month_nobody_cries_wolf(connection: sa.Connection) -> None:
         assert seen == number + 1
 
 
-def test_habits_begin_with_nothing() -> None:
-    assert Habits() == Habits(0, 0, 0, 0, 0)
-
-
 @pytest.mark.usefixtures("service")
 def test_the_doctor_tells_of_it(key_service: KeyService) -> None:
     issued = key_service.create("key", ["a:b"], actor="test")
@@ -308,7 +305,9 @@ def test_the_doctor_tells_of_it(key_service: KeyService) -> None:
     row = {"digest": secret, "starts_at": now, "hours": 1, "served": 0, "refused": 100}
     with transaction(key_service.engine, write=True) as connection:
         add(connection, api_key_usage, [row])
-    assert [each.id for each in key_service.unusual(key_service.all())] == [issued.id]
+    with transaction(key_service.engine) as connection:
+        findings = [*examine_usage(connection, key_service.all(), clock.now(connection))]
+    assert [each.id for each in findings] == [issued.id]
     result = run("keys", "doctor")
     assert result.exit_code == 1
     assert "refused 100 times in a day" in result.stdout

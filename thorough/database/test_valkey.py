@@ -171,7 +171,7 @@ async def test_what_it_keeps_goes_by_itself(url: str, limiter: ValkeyLimiter) ->
 
 
 def test_servers_that_share_it_count_together(url: str, key_service: KeyService) -> None:
-    made = key_service.create("key", limits=["300/hour"], actor="test")
+    made = key_service.create("key", restrictions={"limits": ["300/hour"]}, actor="test")
     replicas = [Replica(), Replica("--workers", "2")]
     with started(*replicas):
 
@@ -192,7 +192,7 @@ def key_service(database_url: Any) -> KeyService:
 def test_no_key_and_no_digest_is_in_it(url: str, key_service: KeyService) -> None:
     secret = new_secret().encode()
     with patch("app.auth.keys.service.new_secret", return_value=secret.decode()):
-        key_service.create("key", limits=["3/hour", "9/month"], actor="test")
+        key_service.create("key", restrictions={"limits": ["3/hour", "9/month"]}, actor="test")
     asyncio.run(_use(secret))
     with client_of(url) as client:
         names = [*client.scan_iter()]
@@ -336,7 +336,7 @@ def test_without_its_library_the_setting_says_what_to_install(url: str, database
 async def test_with_it_there_may_be_many_servers(
     url: str, database_url: Any, key_service: KeyService
 ) -> None:
-    key_service.create("key", limits=["1/second"], actor="test")
+    key_service.create("key", restrictions={"limits": ["1/second"]}, actor="test")
     one, _ = a_service()
     two, _ = a_service()
     async with one.router.lifespan_context(one), two.router.lifespan_context(two):

@@ -118,6 +118,14 @@ def test_keys_in_either_spelling(env_file: Path, secrets: list[str]) -> None:
     assert load(AuthSettings).api_keys == plain.api_keys
 
 
-def test_log_level_in_any_case(env_file: Path) -> None:
-    env_file.write_text(f"{env_file.read_text()}log_level=debug\nOTHER=ignored\n")
-    assert load_settings().log_level == "DEBUG"
+@pytest.mark.parametrize(
+    ("level", "format", "expected"),
+    [("debug", "JSON", ("DEBUG", "json")), ("warn", "Text", ("WARNING", "text"))],
+)
+def test_log_settings_in_any_case(
+    env_file: Path, level: str, format: str, expected: tuple[str, str]
+) -> None:
+    lines = f"log_level={level}\nLOG_FORMAT={format}\nOTHER=ignored\n"
+    env_file.write_text(f"{env_file.read_text()}{lines}")
+    settings = load_settings()
+    assert (settings.log_level, settings.log_format) == expected

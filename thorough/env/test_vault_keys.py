@@ -1,9 +1,10 @@
-"""A running service follows the keys in a vault, and never waits for it."""
+"""A running service follows the keys in a vault, and no request waits for it."""
 
 import asyncio
 import json
 import logging
 import threading
+from pathlib import Path
 from unittest.mock import Mock
 
 import pytest
@@ -12,13 +13,14 @@ from typer.testing import CliRunner
 from app.auth import GuardedAPI
 from app.auth.errors import SettingsError
 from app.auth.key import new_secret
-from app.auth.store.env_store import ASK_EVERY, VaultKeyStore
+from app.auth.store.env_store import open_store
 from app.cli import main
 from app.constants import MISSING_KEY_STATUS
 from app.settings import load_settings
 from app.vaults import client
-from app.vaults.client import PATIENCE
-from tests.callers import status_of
+from app.vaults.client import TIMEOUT
+from app.vaults.key_store import ASK_EVERY, VaultKeyStore
+from tests.callers import status_of, with_probe
 from tests.thorough.services import make_service
 
 A, B, NEW = new_secret(), new_secret(), new_secret()
@@ -35,13 +37,13 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
-    monkeypatch.setattr("app.auth.store.env_store.time.monotonic", clock)
+    monkeypatch.setattr("app.vaults.key_store.time.monotonic", clock)
     return clock
 
 
 @pytest.fixture
 def fetch(monkeypatch: pytest.MonkeyPatch) -> Mock:
-    """What the vault answers."""
+    """The answer of the vault."""
     fetch = Mock(return_value={"API_KEYS": f"{A},{B}"})
     monkeypatch.setitem(client._CLIENTS, "vault", lambda *_: fetch)
     monkeypatch.setenv("SECRETS_VAULT", "vault://secret/my-service")
@@ -50,7 +52,7 @@ def fetch(monkeypatch: pytest.MonkeyPatch) -> Mock:
 
 @pytest.fixture
 def followed(fetch: Mock, clock: Clock) -> GuardedAPI:
-    """The service, after its first question."""
+    """The service, after its first question to the vault."""
     service = make_service(load_settings())
     look(service)
     fetch.reset_mock()
@@ -58,7 +60,7 @@ def followed(fetch: Mock, clock: Clock) -> GuardedAPI:
 
 
 def look(service: GuardedAPI) -> None:
-    """Let it look, and the vault answer."""
+    """Let the service look, and wait for the answer of the vault."""
     store = service.keys
     assert isinstance(store, VaultKeyStore)
     asyncio.run(store.is_reachable())
@@ -77,12 +79,12 @@ NO = MISSING_KEY_STATUS
 
 
 def test_the_keys_of_the_start_count_at_once(fetch: Mock, clock: Clock) -> None:
-    """But it is not known when in the last PATIENCE seconds they were asked for."""
+    """They may be up to TIMEOUT seconds old."""
     service = make_service(load_settings())
     fetch.side_effect = ConnectionError
     look(service)
     assert statuses(service) == [200, 200, NO]
-    clock.now += STALENESS - PATIENCE - 0.1
+    clock.now += STALENESS - TIMEOUT - 0.1
     assert statuses(service) == [200, 200, NO]
     clock.now += 0.1
     assert statuses(service) == [503, 503, 503]
@@ -130,7 +132,7 @@ def test_out_of_reach_the_last_state_counts_up_to_the_bound(
     [said] = [record for record in caplog.records if record.levelno == logging.WARNING]
     assert said.message == (
         "SECRETS_VAULT: ConnectionError; check the secret's name, the login and the network."
-        " What was known before counts for 60 s."
+        " The last answer counts for 60 s."
     )
 
     fetch.side_effect = None
@@ -208,7 +210,7 @@ def test_a_secret_that_is_broken_as_a_whole_counts_as_silence(
 async def test_it_is_followed_while_nobody_calls(
     fetch: Mock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("app.auth.store.env_store.ASK_EVERY", 0.0)
+    monkeypatch.setattr("app.vaults.key_store.ASK_EVERY", 0.0)
     service = make_service(load_settings())
     asked = threading.Semaphore(0)
 
@@ -238,6 +240,13 @@ def test_keys_of_the_environment_win_and_are_not_followed(
     assert not isinstance(service.keys, VaultKeyStore)
     assert statuses(service) == [NO, NO, 200]
     assert "The keys are not followed" in caplog.text
+
+
+def test_a_store_of_files_lets_nobody_in_for_a_vault(fetch: Mock, env_file: Path) -> None:
+    """A service of your own that leaves `follow_vault` out."""
+    env_file.write_text(f"API_KEYS={NEW}\n")
+    service = with_probe(GuardedAPI(open_store(load_settings())))
+    assert statuses(service) == [503, 503, 503]
 
 
 @pytest.mark.parametrize("command", ["create", "rotate 0123456789ab", "revoke 0123456789ab"])

@@ -1,18 +1,22 @@
-"""Your settings, from the environment or else from `.env`. Those of the keys are inherited."""
+"""Your settings. Those of the keys are inherited."""
 
+from app.auth.config import sources
 from app.auth.config.settings import AuthSettings
-from app.auth.config.sources import load
 from app.limits.settings import RateLimit, ValkeyUrl  # part: limits
+from app.vaults.client import vault_source  # part: vaults
 
 
 class Settings(AuthSettings):
-    """Add yours here: `page_size: int = 50` is what PAGE_SIZE says."""
+    """Add yours here: `page_size: int = 50` is read from PAGE_SIZE."""
 
     show_docs: bool = True
     rate_limit: RateLimit = ()  # part: limits
     valkey_url: ValkeyUrl = ""  # part: limits
 
 
+sources.SOURCES["SECRETS_VAULT"] = vault_source  # part: vaults
+
+
 def load_settings() -> Settings:
     """Raises SettingsError, in one line, if a setting is missing or malformed."""
-    return load(Settings)
+    return sources.load(Settings)

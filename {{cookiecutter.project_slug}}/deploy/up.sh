@@ -1,11 +1,11 @@
 #!/bin/sh
-# Starts the service. Where it runs, brings it to what this folder holds, one replica after the
-# other, and no request is lost. COMPOSE may name another command than `docker compose`.
+# Starts the service, or updates a running one: replaces one replica after the other and loses no
+# request. COMPOSE may name another command than `docker compose`.
 set -eu
 cd "$(dirname "$0")/.."
 compose=${COMPOSE:-docker compose}
 
-# FILE COMMAND...: what the command prints, unless there is such a file.
+# FILE COMMAND...: writes what the command prints into the file, unless the file exists.
 secret() {
     file=secrets/$1 && shift
     if [ ! -e "$file" ]; then
@@ -24,7 +24,7 @@ until_up() {
     until proxy 'show stat' | grep -q "^service,$1,.*,UP,"; do
         tries=$((tries - 1))
         if [ $tries = 0 ]; then
-            echo "$1 does not get ready; see: $compose logs $1" >&2
+            echo "$1 is not ready after a minute; see: $compose logs $1" >&2
             exit 1
         fi
         sleep 1
@@ -32,7 +32,7 @@ until_up() {
 }
 
 [ -e uv.lock ] || uv lock
-# Containers read what is in it, as users that are unknown here; nobody else gets into the folder.
+# All may read the files, since containers have their own users; nobody else may enter the folder.
 umask 022
 mkdir -p secrets
 chmod 700 secrets
@@ -44,21 +44,17 @@ if [ ! -e secrets/proxy/tls.pem ]; then
         -keyout secrets/proxy/tls.pem.key -out secrets/proxy/tls.pem
     chmod 644 secrets/proxy/tls.pem.key
 fi
-{% if cookiecutter.key_store == "database" %}
-secret database/password openssl rand -hex 16
-secret service/database_url echo "postgresql://service:$(cat secrets/database/password)@database/service"
-{% endif %}
+secret database/password openssl rand -hex 16 # part: database
+secret service/database_url echo "postgresql://service:$(cat secrets/database/password)@database/service" # part: database
 
 $compose build
 if proxy 'show info' > /dev/null 2>&1; then
-{% if cookiecutter.key_store == "database" %}
-    $compose run --rm migration
-{% endif %}
+    $compose run --rm migration # part: database
     for replica in replica-1 replica-2; do
         proxy "set server service/$replica state drain"
         sleep 1
         $compose up --detach --no-deps --force-recreate $replica
-        # Down until a probe says otherwise: it may have been too quick to be missed.
+        # Down until a probe succeeds: the proxy may not have noticed a quick restart.
         proxy "set server service/$replica health down; set server service/$replica state ready"
         until_up $replica
     done

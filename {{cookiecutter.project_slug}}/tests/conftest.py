@@ -2,7 +2,7 @@
 
 import os
 import shutil
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import AsyncExitStack
 from math import inf
 from pathlib import Path
@@ -19,13 +19,13 @@ os.environ["DATABASE_URL"] = f"sqlite:///{mkdtemp()}/keys.db"
 os.environ["API_KEYS"] = ""
 
 from app.auth import GuardedAPI
-from app.auth.access.request_log import RequestLog
 from app.auth.database.migrate import upgrade
 from app.auth.database.models import ENV_ID
 from app.auth.database.owner_migrations import upgrade_tables
 from app.auth.key import digests, id_of, new_secret
 from app.auth.keys.service import KeyService
 from app.auth.store.cache import DatabaseKeyStore
+from app.cli import MIGRATIONS
 from app.constants import API_KEY_HEADER, MISSING_KEY_STATUS
 from app.database import get_engine
 from app.settings import Settings, load_settings
@@ -58,12 +58,8 @@ def working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, secrets: 
         monkeypatch.delenv(name)
     monkeypatch.setenv("DATABASE_URL", f"sqlite:///{tmp_path}/keys.db")
     monkeypatch.setenv("API_KEYS", ",".join(secrets))
-    # However busy this machine is: its database does not look out of reach.
-    monkeypatch.setenv("KEY_MAX_STALENESS", "60")
-    monkeypatch.setattr("app.auth.store.cache.PATIENCE", 60.0)
-    # Tests send more wrong keys than anybody else may, and new keys get in at once.
-    monkeypatch.setattr("app.auth.access.throttle.MANY", inf)
-    monkeypatch.setattr("app.auth.store.cache.RECHECK", 0.0)
+    # Tests send more wrong keys than anybody else may.
+    monkeypatch.setattr("app.auth.access.throttle.BURST", inf)
     return tmp_path
 
 
@@ -83,7 +79,7 @@ def migrated(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("sqlite") / "keys.db"
     url = sa.URL.create("sqlite", database=str(path))
     upgrade(url)
-    upgrade_tables(url)
+    upgrade_tables(url, MIGRATIONS)
     return path
 
 
@@ -105,48 +101,62 @@ def session(database_url: sa.URL) -> Iterator[Session]:
         yield session
 
 
+class Server:
+    """Your application, as one process runs it."""
+
+    def __init__(self, api: GuardedAPI) -> None:
+        assert isinstance(api.keys, DatabaseKeyStore)
+        self.api, self.store = api, api.keys
+        self.keys: KeyService = api.state.key_service
+
+    async def status(self, secret: str) -> int:
+        return await status_of(self.api, secret.encode())
+
+    async def admits(self, *secrets: str) -> str:
+        """`+` for each that gets in, `-` for each that does not, once it has heard of all changes."""
+        await self.store.catch_up()
+        signs = {200: "+", MISSING_KEY_STATUS: "-"}
+        return "".join([signs[await self.status(secret)] for secret in secrets])
+
+
 @pytest.fixture
-def start_service(database_url: sa.URL) -> Iterator[Callable[[], GuardedAPI]]:
-    """Makes your application, with the settings as they are when it is called."""
-    stores: list[DatabaseKeyStore] = []
+def start_server(
+    database_url: sa.URL, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Callable[..., Server]]:
+    """Starts one more server, with the settings as they are then."""
+    # However busy this machine is, its database does not look out of reach. New keys get in at once.
+    monkeypatch.setattr("app.auth.store.cache.TIMEOUT", 60.0)
+    monkeypatch.setattr("app.auth.store.cache.RECHECK", 0.0)
+    servers: list[Server] = []
 
-    def start_service() -> GuardedAPI:
-        service = make_service(load_settings())
-        assert isinstance(service.keys, DatabaseKeyStore)
-        stores.append(service.keys)
-        return service
+    def start_server(key_max_staleness: float = 60.0) -> Server:
+        update = {"key_max_staleness": key_max_staleness}
+        servers.append(Server(make_service(load_settings().model_copy(update=update))))
+        return servers[-1]
 
-    yield start_service
-    for store in stores:
-        store.close()
+    yield start_server
+    for server in servers:
+        server.store.close()
 
 
 @pytest.fixture
-def service(start_service: Callable[[], GuardedAPI]) -> GuardedAPI:
-    return start_service()
+def server(start_server: Callable[..., Server]) -> Server:
+    return start_server()
+
+
+@pytest.fixture
+def service(server: Server) -> GuardedAPI:
+    return server.api
 
 
 @pytest.fixture
 def store(service: GuardedAPI) -> DatabaseKeyStore:
-    assert isinstance(service.keys, DatabaseKeyStore)
-    return service.keys
+    return Server(service).store
 
 
 @pytest.fixture
 def key_service(service: GuardedAPI) -> KeyService:
-    key_service: KeyService = service.state.key_service
-    return key_service
-
-
-@pytest.fixture
-def in_force(service: GuardedAPI, store: DatabaseKeyStore) -> Callable[..., Awaitable[str]]:
-    async def in_force(*secrets: str) -> str:
-        """`+` for each that gets in, `-` for each that does not, once the service is up to date."""
-        await store.catch_up()
-        signs = {200: "+", MISSING_KEY_STATUS: "-"}
-        return "".join([signs[await status_of(service, each.encode())] for each in secrets])
-
-    return in_force
+    return Server(service).keys
 
 
 @pytest.fixture
@@ -184,4 +194,4 @@ def keys() -> Keys:
 
 @pytest.fixture
 def api(keys: Keys) -> GuardedAPI:
-    return GuardedAPI(keys, around=RequestLog)
+    return GuardedAPI(keys)

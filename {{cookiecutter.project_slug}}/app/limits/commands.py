@@ -16,6 +16,7 @@ from app.auth.database.models import api_key_servers
 
 
 def create(
+    ctx: typer.Context,
     name: Name,
     scope: Scopes = None,
     limit: Annotated[
@@ -36,9 +37,9 @@ def create(
 ) -> None:
     """Make a key and show it, this once."""
     restrictions = {"limits": _limits(limit or (), quota or ()), "networks": networks or []}
-    commands.create_key(name, scope, restrictions, expires_in, expires_at, as_json)
+    commands.create_key(ctx, name, scope, restrictions, expires_in, expires_at, as_json)
     if limit or quota:
-        _warn_if_several_count()
+        _warn_if_several_count(ctx)
 
 
 def _limits(sliding: Iterable[str], quotas: Iterable[str]) -> list[str]:
@@ -52,15 +53,15 @@ def _limits(sliding: Iterable[str], quotas: Iterable[str]) -> list[str]:
     return [*sliding, *quotas]
 
 
-def _warn_if_several_count() -> None:
+def _warn_if_several_count(ctx: typer.Context) -> None:
     server = api_key_servers.c
-    with commands.reading() as service, transaction(service.engine) as connection:
+    with commands.reading(ctx) as service, transaction(service.engine) as connection:
         lately = clock.now(connection) - timedelta(minutes=2)
         running = sa.select(sa.func.count()).where(
             server.max_staleness > 0, server.seen_at > lately
         )
         several = (connection.scalar(running) or 0) > 1
-    if several and not commands.settings().valkey_url:
+    if several and not commands.wiring_of(ctx).load_settings().valkey_url:
         note(
             "Several servers were there lately. Where they run at once, each counts for itself:"
             " name a VALKEY_URL for them."

@@ -1,6 +1,6 @@
-"""Settings from a vault: from one secret there, whose fields are named and written like settings.
+"""Settings from a vault. One secret holds them; its fields are named and written like settings.
 
-Its address and the login are the vendor's own affair: environment, files, or the machine itself.
+The library of the vendor finds the login by itself: in the environment, in files or on the machine.
 """
 
 import json
@@ -15,20 +15,33 @@ from queue import Empty, SimpleQueue
 from threading import Thread
 from typing import Any, Final
 
+from pydantic_settings import BaseSettings, EnvSettingsSource
+
 from app.auth.errors import SettingsError
 
-PATIENCE = 10.0  # seconds until a start, or a command, that gets no answer ends
-TIMEOUT: Final = 3.0  # seconds for a connection, and again for each part of an answer
+TIMEOUT = 10.0  # seconds for the whole answer when the settings are loaded
+IO_TIMEOUT: Final = 3.0  # seconds for a connection, and for each part of an answer
 SERVICE_ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount/token")
 
 Fetch = Callable[[], str | Mapping[str, Any]]
-"""Asks for the secret, which comes as its fields, or as the JSON of an object."""
+"""Asks for the secret. Returns its fields, or a JSON object with them."""
 
 _URL: Final = re.compile(r"(aws|azure|gcp|vault)://([^/?]+)/([^?]+?)/?(?:\?role=([^&]+))?")
 
 
+def vault_source(url: str, settings: type[BaseSettings]) -> dict[str, Any]:
+    """The arguments to make the settings with: the fields of the secret, below the environment.
+
+    Raises SettingsError.
+    """
+    source = EnvSettingsSource(settings)
+    fields = {name.lower(): value for name, value in read(url).items()}
+    source.env_vars = {**fields, **source.env_vars}
+    return {"_env_file": None, **source()}
+
+
 class Vault:
-    """One secret, which may be read again and again: the vendor's client is kept for that."""
+    """One secret. The vendor's client stays open, so that the secret can be read again."""
 
     def __init__(self, url: str) -> None:
         """Raises SettingsError if the URL names no secret."""
@@ -39,7 +52,10 @@ class Vault:
         self._fetch: Fetch | None = None
 
     def read(self) -> dict[str, str]:
-        """The fields, by their names in capitals. Raises SettingsError, without a secret in it."""
+        """The fields, by their names in capitals.
+
+        Raises SettingsError, which holds no part of the secret.
+        """
         try:
             self._fetch = self._fetch or _CLIENTS[self._vendor](self._place, self._name, self._role)
             secret = self._fetch()
@@ -51,12 +67,12 @@ class Vault:
             if (fields := _fields(secret)) is not None:
                 return fields
             problem = "the secret is no JSON object with a field for each setting"
-        self._fetch = None  # the next time begins anew, with another login
+        self._fetch = None  # the next read logs in again
         raise SettingsError(f"SECRETS_VAULT: {problem}")
 
 
 def read(url: str) -> dict[str, str]:
-    """The same, once, and after PATIENCE at the latest, whatever it is that does not answer."""
+    """Read the secret once, and give up after TIMEOUT, whatever hangs. Raises SettingsError."""
     vault, answers = Vault(url), SimpleQueue[dict[str, str] | SettingsError]()
 
     def ask() -> None:
@@ -65,20 +81,20 @@ def read(url: str) -> dict[str, str]:
         except SettingsError as error:
             answers.put(error)
 
-    Thread(target=ask, name="vault", daemon=True).start()  # a daemon holds up no exit
+    Thread(target=ask, name="vault", daemon=True).start()  # a daemon does not delay the exit
     try:
-        answer = answers.get(timeout=PATIENCE)
+        answer = answers.get(timeout=TIMEOUT)
     except Empty:
-        answer = SettingsError(f"SECRETS_VAULT: no answer within {PATIENCE:g} s")
+        answer = SettingsError(f"SECRETS_VAULT: no answer within {TIMEOUT:g} s")
     if isinstance(answer, SettingsError):
         raise answer
     return answer
 
 
 def _kind(error: Exception) -> str:
-    """What it is called, and no more: in its text there may be a token."""
+    """The name of the error alone: its text may hold a token."""
     response = getattr(error, "response", None)
-    # AWS has one type for nearly all errors, and a code.
+    # AWS has one type for nearly all errors, and a code in it.
     return response["Error"]["Code"] if isinstance(response, dict) else type(error).__name__
 
 
@@ -97,32 +113,32 @@ def _aws(region: str, name: str, _: str | None) -> Fetch:
     boto3, config = import_module("boto3"), import_module("botocore.config")
     _keep_answers_out_of_the_log("botocore.parsers")
     tries = {"total_max_attempts": 2}
-    patience = config.Config(connect_timeout=TIMEOUT, read_timeout=TIMEOUT, retries=tries)
-    client = boto3.client("secretsmanager", region_name=region, config=patience)
+    timeouts = config.Config(connect_timeout=IO_TIMEOUT, read_timeout=IO_TIMEOUT, retries=tries)
+    client = boto3.client("secretsmanager", region_name=region, config=timeouts)
     return lambda: client.get_secret_value(SecretId=name)["SecretString"]
 
 
 def _azure(host: str, name: str, _: str | None) -> Fetch:
     identity, secrets = import_module("azure.identity"), import_module("azure.keyvault.secrets")
-    patience = {"connection_timeout": TIMEOUT, "read_timeout": TIMEOUT, "retry_total": 1}
-    login = identity.DefaultAzureCredential(**patience)
-    client = secrets.SecretClient(f"https://{host}", login, **patience)
+    timeouts = {"connection_timeout": IO_TIMEOUT, "read_timeout": IO_TIMEOUT, "retry_total": 1}
+    login = identity.DefaultAzureCredential(**timeouts)
+    client = secrets.SecretClient(f"https://{host}", login, **timeouts)
     return lambda: client.get_secret(name).value
 
 
 def _gcp(project: str, name: str, _: str | None) -> Fetch:
     secretmanager = import_module("google.cloud.secretmanager")
     _keep_answers_out_of_the_log("google.cloud.secretmanager_v1")
-    client = secretmanager.SecretManagerServiceClient(transport="rest")  # gRPC survives no fork
-    ask = partial(client.access_secret_version, retry=None, timeout=TIMEOUT)
+    client = secretmanager.SecretManagerServiceClient(transport="rest")  # gRPC breaks after a fork
+    ask = partial(client.access_secret_version, retry=None, timeout=IO_TIMEOUT)
     version = client.secret_version_path(project, name, "latest")
     return lambda: ask(name=version).payload.data.decode()
 
 
 def _hashicorp(mount: str, path: str, role: str | None) -> Fetch:
-    """OpenBao speaks the same language. With a role, Kubernetes vouches for the service."""
+    """Also for OpenBao. With a role, the login is the service account of Kubernetes."""
     hvac = import_module("hvac")
-    client = hvac.Client(timeout=TIMEOUT, namespace=os.environ.get("VAULT_NAMESPACE"))
+    client = hvac.Client(timeout=IO_TIMEOUT, namespace=os.environ.get("VAULT_NAMESPACE"))
     if role:
         client.auth.kubernetes.login(role, SERVICE_ACCOUNT.read_text())
     ask = partial(client.secrets.kv.v2.read_secret_version, raise_on_deleted_version=True)
@@ -130,7 +146,7 @@ def _hashicorp(mount: str, path: str, role: str | None) -> Fetch:
 
 
 def _keep_answers_out_of_the_log(logger: str) -> None:
-    logging.getLogger(logger).setLevel(logging.INFO)  # at DEBUG it writes them
+    logging.getLogger(logger).setLevel(logging.INFO)  # at DEBUG it logs answers
 
 
 _CLIENTS: Final[dict[str, Callable[[str, str, str | None], Fetch]]] = {

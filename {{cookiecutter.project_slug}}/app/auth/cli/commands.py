@@ -2,23 +2,20 @@
 
 import os
 import re
-from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import cache, partial
-from math import ceil
 from pathlib import Path
 from time import sleep
 from typing import Annotated, Any, Literal
 
-import click
 import typer
 
 from app.auth.access.policy import Policy
 from app.auth.cli.output import (
-    aligned,
+    chart,
     escape_what_cannot_be_encoded,
     note,
     one_line_errors,
@@ -28,14 +25,13 @@ from app.auth.cli.output import (
 from app.auth.config import sources
 from app.auth.config.settings import AuthSettings
 from app.auth.database import clock
-from app.auth.database.engine import LONG_PATIENCE, transaction
+from app.auth.database.engine import LONG_TIMEOUT, transaction
 from app.auth.database.models import ENV_ID
 from app.auth.key import id_of
 from app.auth.keys.service import KeyService, open_service
 from app.auth.keys.views import OVERLAP, KeyView
 from app.auth.usage import counts, report
-from app.auth.usage.counts import OUTCOMES
-from app.auth.usage.report import KeyUse, UsageView
+from app.auth.usage.report import KeyUse
 
 
 @dataclass(frozen=True)
@@ -69,8 +65,8 @@ def _prepare() -> None:
     escape_what_cannot_be_encoded()
 
 
-def _wiring() -> Wiring:
-    wiring: Wiring = click.get_current_context().obj
+def wiring_of(ctx: typer.Context) -> Wiring:
+    wiring: Wiring = ctx.obj
     return wiring
 
 
@@ -92,12 +88,9 @@ def _instant(text: str) -> datetime:
 
 
 _WHEN = "A date is its first moment; without a zone, times are in UTC."
-
 Id = Annotated[str, typer.Argument(help="The key's id, as `keys list` shows it.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Force = Annotated[bool, typer.Option("--force", help="Also the last key that may manage keys.")]
-
-
 Name = Annotated[str, typer.Argument(help="Who uses it.")]
 Scopes = Annotated[list[str] | None, typer.Option("--scope", help="What for; repeatable.")]
 ExpiresIn = Annotated[timedelta | None, typer.Option(parser=_duration, metavar="90d")]
@@ -106,6 +99,7 @@ ExpiresAt = Annotated[datetime | None, typer.Option(parser=_instant, metavar="TI
 
 @keys.command()
 def create(
+    ctx: typer.Context,
     name: Name,
     scope: Scopes = None,
     expires_in: ExpiresIn = None,
@@ -113,10 +107,11 @@ def create(
     as_json: AsJson = False,
 ) -> None:
     """Make a key and show it, this once."""
-    create_key(name, scope, {}, expires_in, expires_at, as_json)
+    create_key(ctx, name, scope, {}, expires_in, expires_at, as_json)
 
 
 def create_key(
+    ctx: typer.Context,
     name: str,
     scopes: Iterable[str] | None,
     restrictions: Mapping[str, Sequence[str]],
@@ -127,7 +122,7 @@ def create_key(
     """For `create` here, and for one of a part that restricts keys."""
     if expires_in is not None and expires_at:
         raise typer.BadParameter("give --expires-in or --expires-at")
-    with changing() as service:
+    with changing(ctx) as service:
         if expires_in is not None:
             with transaction(service.engine) as connection:
                 expires_at = clock.now(connection) + expires_in
@@ -142,21 +137,22 @@ def create_key(
 
 
 @keys.command("list")
-def list_keys(as_json: AsJson = False) -> None:
+def list_keys(ctx: typer.Context, as_json: AsJson = False) -> None:
     """Show all keys, oldest first."""
-    with reading() as service:
+    with reading(ctx) as service:
         show(list(service.all()), as_json)
 
 
 @keys.command("show")
-def show_key(id: Id, as_json: AsJson = False) -> None:
+def show_key(ctx: typer.Context, id: Id, as_json: AsJson = False) -> None:
     """Show a key, and whether its old secret is still being used."""
-    with reading() as service:
+    with reading(ctx) as service:
         show(service.get(id), as_json)
 
 
 @keys.command()
 def rotate(
+    ctx: typer.Context,
     id: Id,
     overlap: Annotated[
         timedelta | None,
@@ -175,7 +171,7 @@ def rotate(
     if no_new and (drop is None or overlap is not None):
         raise typer.BadParameter("--no-new goes with --drop alone")
     overlap = OVERLAP if overlap is None else overlap
-    with changing() as service:
+    with changing(ctx) as service:
         if no_new and drop:
             _show_when_all_follow(service, service.drop(id, drop, actor=_actor()), as_json)
             return
@@ -187,6 +183,7 @@ def rotate(
 
 @keys.command()
 def revoke(
+    ctx: typer.Context,
     id: Annotated[str | None, typer.Argument(help="The key's id, as `keys list` shows it.")] = None,
     issued_before: Annotated[
         datetime | None,
@@ -198,30 +195,31 @@ def revoke(
     as_json: AsJson = False,
 ) -> None:
     """End a key for good. When this returns, no server accepts it any more."""
-    if id is not None and issued_before is None:
-        with changing() as service:
-            revoked = service.revoke(id, force=force, actor=_actor())
-            _show_when_all_follow(service, revoked, as_json)
-    elif issued_before is not None and id is None:
-        with changing() as service:
-            all_revoked = service.revoke_issued_before(issued_before, force=force, actor=_actor())
-            _show_when_all_follow(service, all_revoked, as_json)
-    else:
+    if (id is None) == (issued_before is None):
         raise typer.BadParameter("give a key's id, or --issued-before")
+    with changing(ctx) as service:
+        ended: KeyView | list[KeyView]
+        if issued_before:
+            ended = service.revoke_issued_before(issued_before, force=force, actor=_actor())
+        else:
+            ended = service.revoke(f"{id}", force=force, actor=_actor())
+        _show_when_all_follow(service, ended, as_json)
 
 
 @keys.command()
 def audit(
+    ctx: typer.Context,
     id: Annotated[str | None, typer.Argument(help="Of this key alone.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Show what was done to the keys, when and by whom."""
-    with reading() as service:
+    with reading(ctx) as service:
         show(service.events(id), as_json)
 
 
 @keys.command()
 def usage(
+    ctx: typer.Context,
     id: Annotated[str | None, typer.Argument(help="Of this key alone, by hour or day.")] = None,
     since: Annotated[
         timedelta | None,
@@ -233,60 +231,30 @@ def usage(
     since = timedelta(days=7) if since is None else since
     if not since:
         raise typer.BadParameter("that is no time at all; write --since 7d")
-    with reading() as service:
+    with reading(ctx) as service:
         if id is None:
             everything = report.of_all(service.engine, since)
-            if as_json:
-                show(everything, as_json)
-                return
-            show(everything.keys, as_json)
-            print_text("")
-            show(everything.strangers, as_json)
-            return
-        used = report.of_key(service.engine, id, since)
-        if as_json:
-            show(used, as_json)
-            return
-        show(KeyUse(**used.model_dump(include={*KeyUse.model_fields})), as_json)
-        print_text("")
-        show(used.by_secret, as_json)
-        print_text("")
-        print_text(_chart(used, since))
-
-
-def _chart(used: UsageView, since: timedelta) -> str:
-    """A bar for each hour of two days, or for each day of more."""
-    by_hour = since <= timedelta(days=2)
-    counts: dict[str, Counter[str]] = {}
-    for period in used.by_hour:
-        when = f"{period.starts_at:%Y-%m-%d %H:00Z}" if by_hour else f"{period.starts_at:%Y-%m-%d}"
-        counts.setdefault(when, Counter()).update(period.model_dump(include={*OUTCOMES}))
-    most = max((each.total() for each in counts.values()), default=0)
-    rows = [
-        [
-            when,
-            "#" * ceil(40 * each.total() / max(most, 1)),
-            *(f"{each[outcome]}" for outcome in OUTCOMES),
-        ]
-        for when, each in counts.items()
-    ]
-    heads = ["HOUR" if by_hour else "DAY", "", *(outcome.upper() for outcome in OUTCOMES)]
-    return aligned([heads, *rows])
+            show(everything, as_json, [everything.keys, everything.strangers])
+        else:
+            used = report.of_key(service.engine, id, since)
+            in_all = KeyUse(**used.model_dump(include={*KeyUse.model_fields}))
+            show(used, as_json, [in_all, used.by_secret, chart(used, since)])
 
 
 @keys.command()
-def doctor(as_json: AsJson = False) -> None:
+def doctor(ctx: typer.Context, as_json: AsJson = False) -> None:
     """Look for keys that need attention; exit with 1 if there is one."""
-    with reading() as service:
+    with reading(ctx) as service:
         from app.auth.usage.doctor import diagnose, examine_file  # loads the web framework
 
-        findings = [*examine_file(sources.ENV_FILE), *diagnose(service, _wiring().routes())]
+        findings = [*examine_file(sources.ENV_FILE), *diagnose(service, wiring_of(ctx).routes())]
         show(findings, as_json)
     raise typer.Exit(bool(findings))
 
 
 @keys.command()
 def scan(
+    ctx: typer.Context,
     files: Annotated[
         list[str],
         typer.Argument(metavar="FILE...", help="Text, logs, dumps; - is what you type or paste."),
@@ -297,7 +265,7 @@ def scan(
     from app.auth.cli.scan import Source, report
 
     with one_line_errors():
-        settings = _wiring().load_settings()
+        settings = wiring_of(ctx).load_settings()
         in_env = {each: ENV_ID + id_of(each) for each in settings.api_keys}
         service = cache(lambda: open_service(settings))  # only if there is something to ask for
         sources: list[Source] = [lambda _: in_env, lambda digests: service().ids_of(digests)]
@@ -306,50 +274,45 @@ def scan(
 
 
 @db.command("upgrade")
-def upgrade_database() -> None:
+def upgrade_database(ctx: typer.Context) -> None:
     """Make all tables, or bring them up to date before a newer service starts."""
     from app.auth.database.migrate import upgrade  # these load Alembic
     from app.auth.database.owner_migrations import upgrade_tables
 
     with one_line_errors():
-        settings = _wiring().load_settings()
+        settings = wiring_of(ctx).load_settings()
         _name_database(settings)
         upgrade(settings.database_url)
-        upgrade_tables(settings.database_url, _wiring().migrations)
+        upgrade_tables(settings.database_url, wiring_of(ctx).migrations)
         print_text("The schema is up to date.")
 
 
 @db.command("thin")
-def thin_database() -> None:
+def thin_database(ctx: typer.Context) -> None:
     """Sum up the hours of how keys were used, where they are a month old, into days."""
-    with reading() as service:
-        write = transaction(service.engine, write=True, patience=LONG_PATIENCE)
+    with reading(ctx) as service:
+        write = transaction(service.engine, write=True, timeout=LONG_TIMEOUT)
         with write as connection:
             fewer = counts.thin(connection, clock.now(connection))
         print_text(f"{fewer} rows less.")
 
 
-def settings() -> Any:
-    """Those of the service. Raises SettingsError."""
-    return _wiring().load_settings()
-
-
-def _open(settings: AuthSettings) -> KeyService:
-    return open_service(settings, _wiring().make_policies(settings))
+def _open(ctx: typer.Context, settings: AuthSettings) -> KeyService:
+    return open_service(settings, wiring_of(ctx).make_policies(settings))
 
 
 @contextmanager
-def reading() -> Generator[KeyService]:
+def reading(ctx: typer.Context) -> Generator[KeyService]:
     """For commands that make no database, and migrate none."""
     with one_line_errors():
-        yield _open(_wiring().load_settings())
+        yield _open(ctx, wiring_of(ctx).load_settings())
 
 
 @contextmanager
-def changing() -> Generator[KeyService]:
+def changing(ctx: typer.Context) -> Generator[KeyService]:
     with one_line_errors(" A secret that cannot be shown is not issued."):
-        settings = _wiring().load_settings()
-        service = _open(settings)
+        settings = wiring_of(ctx).load_settings()
+        service = _open(ctx, settings)
         service.adopt_env_keys()
         _name_database(settings)
         yield service

@@ -13,7 +13,7 @@ from app.auth.config.sources import FOLDER
 from app.auth.key import PREFIX_PATTERN, digests, parse_secrets
 from app.constants import COMMAND
 
-# What people paste names all kinds of drivers; these are the ones that are installed.
+# A pasted URL may name any driver; these are installed.
 _DRIVERS = {
     "sqlite": "sqlite",
     "postgresql": "postgresql+psycopg",
@@ -36,7 +36,7 @@ def _parse_url(text: str) -> URL:
     try:
         url = make_url(text if unquote(text).isprintable() else "")
         url = url.set(drivername=_DRIVERS[url.get_backend_name()])
-        (url.host or "").encode("idna")  # as the driver does it
+        (url.host or "").encode("idna")  # as the driver does
     except (ArgumentError, KeyError, ValueError):
         url = URL.create("")
     if url.drivername == "sqlite" and _is_file(url):
@@ -54,6 +54,10 @@ def _is_file(url: URL) -> bool:
     return bool(name) and not (special or url.host or url.query)
 
 
+def _parse_log_level(text: str) -> str:
+    return "WARNING" if text.upper() == "WARN" else text.upper()
+
+
 class AuthSettings(BaseSettings):
     model_config = SettingsConfigDict(
         env_file_encoding="utf-8",
@@ -62,26 +66,27 @@ class AuthSettings(BaseSettings):
         validate_default=False,
     )
 
-    # Comma-separated UUID4s with every scope. Digests here, so that no secret outlives the parsing.
+    # Comma-separated UUID4s, with every scope. Only their digests are kept, so no secret outlives
+    # the parsing.
     api_keys: Annotated[
         frozenset[bytes],
         NoDecode,
         PlainValidator(_parse_api_keys),
         Field(repr=False, exclude=True),
     ] = frozenset()
-    # Relative to the project's folder.
+    # A relative path starts in the folder of the project.
     database_url: Annotated[
         URL,
         NoDecode,
         PlainValidator(_parse_url),
         Field(repr=False, exclude=True),
     ] = URL.create("sqlite", database=str(FOLDER / "keys.db"))
-    # New keys are spelled with it, as in acme_4fVt... Both spellings of a key are accepted.
+    # New keys start with it, as in acme_4fVt... Both spellings of a key are accepted.
     key_prefix: Annotated[str, Field(pattern=PREFIX_PATTERN)] = ""
-    # Seconds for which a server trusts what it knows of the keys: a revocation waits as long.
+    # Seconds for which a server trusts what it knows of the keys. A revocation waits as long.
     key_max_staleness: Annotated[float, Field(ge=0.1, le=60)] = 1.0
-    # INFO has a line for each request, and one for each refusal.
+    # INFO logs each request and each refusal.
     log_level: Annotated[
-        Literal["DEBUG", "INFO", "WARNING", "ERROR"], BeforeValidator(str.upper)
+        Literal["DEBUG", "INFO", "WARNING", "ERROR"], BeforeValidator(_parse_log_level)
     ] = "INFO"
-    log_format: Literal["text", "json"] = "text"
+    log_format: Annotated[Literal["text", "json"], BeforeValidator(str.lower)] = "text"

@@ -1,84 +1,73 @@
-"""Where the settings come from: the environment, or else the vault that SECRETS_VAULT names, or a
-file for each in the folder that SECRETS_DIR names, or else `.env` in the project's folder."""
+"""Where settings come from: the environment first, then one source.
+
+The source is a vault if SECRETS_VAULT names one, a folder with a file for each setting if
+SECRETS_DIR names one, and otherwise `.env` in the project's folder.
+"""
 
 import os
-from collections.abc import Generator, Mapping
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
 import pydantic_settings
 from pydantic import ValidationError
-from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
-from pydantic_settings import BaseSettings, EnvSettingsSource
+from pydantic_settings import BaseSettings
 
 from app.auth.errors import SettingsError
-from app.vaults import client as vault
 
 
 def _folder() -> Path:
-    """The project that this file belongs to, from whichever folder the command was given; where
-    only the package is installed, as in a container, the working directory."""
+    """The project of this file; the working directory if only the package is installed."""
     project = Path(__file__).resolve().parents[3]
     return project if (project / "pyproject.toml").is_file() else Path.cwd()
 
 
 FOLDER: Final = _folder()
-"""What relative paths in the settings start from."""
+"""Relative paths in the settings start here."""
 ENV_FILE = FOLDER / ".env"
 
 S = TypeVar("S", bound=BaseSettings)
+Source = Callable[[str, type[BaseSettings]], dict[str, Any]]
+"""Gets the value of its variable and the class of the settings. Returns the arguments to make the
+settings with. Raises SettingsError."""
 
 
 def load(settings: type[S], **advice: str) -> S:
     """Raises SettingsError, in one line, if a setting is missing or malformed.
 
-    `advice` says what to do where one is missing, by its name.
+    `advice` says what to do about a missing setting, by its name.
     """
     try:
         with reading():
-            if url := secrets_vault():
-                return settings(_env_file=None, **_Given(settings, vault.read(url))())
-            if folder := secrets_dir():
-                return settings(_secrets_dir=folder)
+            if variable := chosen():
+                return settings(**SOURCES[variable](os.environ[variable], settings))
             return settings(_env_file=ENV_FILE)
     except ValidationError as error:
-        # Without the inputs: an error must never show what a setting held.
+        # Without the inputs: an error must never show the value of a setting.
         details = error.errors(include_url=False, include_context=False, include_input=False)
         problem = "; ".join(_described(each, advice) for each in details)
     except pydantic_settings.SettingsError as error:
         is_garbled = isinstance(error.__cause__, UnicodeDecodeError)
         problem = f"{error}; {'save it as UTF-8' if is_garbled else 'write it as JSON'}"
-    # Raised out here so that no traceback leads back to the value.
+    # Raised out here, so that no traceback leads back to the value.
     raise SettingsError(problem)
 
 
-class _Given(EnvSettingsSource):
-    """What a vault's secret says, as if it stood in the environment, which wins."""
+def chosen() -> str | None:
+    """The variable that names the source; None means `.env`.
 
-    def __init__(self, settings: type[BaseSettings], secret: Mapping[str, str]) -> None:
-        super().__init__(settings)
-        self._secret = secret
-
-    def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[Any, str, bool]:
-        value, key, is_complex = super().get_field_value(field, field_name)
-        return self._secret.get(key.upper()) if value is None else value, key, is_complex
-
-
-def secrets_vault() -> str | None:
-    """The URL of the secret that holds the settings.
-
-    Raises SettingsError if a folder is to hold them as well.
+    Raises SettingsError if two variables name one.
     """
-    url = os.environ.get("SECRETS_VAULT")
-    if url and os.environ.get("SECRETS_DIR"):
-        raise SettingsError("SECRETS_VAULT and SECRETS_DIR are both set; leave one of them out")
-    return url
+    named = [variable for variable in SOURCES if os.environ.get(variable)]
+    if len(named) > 1:
+        raise SettingsError(f"{' and '.join(named)} are both set; leave one of them out")
+    return named[0] if named else None
 
 
 def secrets_dir() -> Path | None:
-    """Where Docker or Kubernetes, or a vault's agent, has put a file for each setting.
+    """The folder where Docker, Kubernetes or the agent of a vault puts a file for each setting.
 
     Raises SettingsError if there is no such folder.
     """
@@ -89,11 +78,25 @@ def secrets_dir() -> Path | None:
     return folder
 
 
+def _refuse_vault(*_: object) -> dict[str, Any]:
+    # Without this line the service would start with other keys than the operator meant.
+    raise SettingsError(
+        "SECRETS_VAULT is set, but the part vaults is missing; add it, or unset SECRETS_VAULT"
+    )
+
+
+SOURCES: Final[dict[str, Source]] = {
+    "SECRETS_VAULT": _refuse_vault,  # the part vaults replaces it
+    "SECRETS_DIR": lambda *_: {"_secrets_dir": secrets_dir()},
+}
+"""By the environment variable that names the place. Parts add theirs in `app/settings.py`."""
+
+
 @contextmanager
 def reading() -> Generator[None]:
     """Raises SettingsError, in one line, if `.env` cannot be read."""
     try:
-        # A pipe would be read once, and a folder not at all.
+        # Reading a pipe empties it, and a folder cannot be read.
         if (ENV_FILE.exists() or ENV_FILE.is_symlink()) and not ENV_FILE.is_file():
             raise SettingsError(f"{ENV_FILE} is not a file; put the settings into one")
         yield

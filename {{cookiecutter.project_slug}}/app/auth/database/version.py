@@ -5,7 +5,7 @@ from typing import Final
 
 import sqlalchemy as sa
 
-from app.auth.database.engine import transaction
+from app.auth.database.engine import file_of, transaction
 from app.auth.errors import SettingsError
 from app.constants import COMMAND
 
@@ -17,7 +17,7 @@ def check_schema(engine: sa.Engine) -> None:
     """Raises SettingsError if the database has no schema or another one, and
     StoreUnavailableError."""
     upgrade = f"uv run {COMMAND} db upgrade"
-    if engine.dialect.name == "sqlite" and not Path(f"{engine.url.database}").exists():
+    if engine.dialect.name == "sqlite" and file_of(Path(f"{engine.url.database}")) is None:
         raise SettingsError(
             f"DATABASE_URL: there is no {engine.url.database};"
             f" start the service, or make it with: {upgrade}"

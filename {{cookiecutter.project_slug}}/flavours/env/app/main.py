@@ -1,6 +1,6 @@
 """The application: `uv run fastapi dev`, or `uvicorn app.main:app`.
 
-Middleware, routers and pages of yours are added in `create_app`.
+Add middleware, routers and pages of yours in `create_app`.
 """
 
 import sys
@@ -13,13 +13,16 @@ from app.auth.store.env_store import open_store
 from app.docs import router as docs
 from app.openapi import ABOUT
 from app.settings import Settings, load_settings
+from app.vaults.key_store import follow_vault  # part: vaults
 
 
 def create_app(settings: Settings) -> GuardedAPI:
     """Raises SettingsError if the settings name no key."""
     configure_logging(settings.log_level, settings.log_format)
+    store = open_store(settings)
+    store = follow_vault(store, settings, settings.vault_max_staleness)  # part: vaults
     app = GuardedAPI(
-        open_store(settings),
+        store,
         **ABOUT,
         openapi_url="/openapi.json" if settings.show_docs else None,
         docs_url=None,

@@ -15,7 +15,6 @@ from app.auth.key import digests, id_of, new_secret
 os.environ["API_KEYS"] = new_secret()
 
 from app.auth import GuardedAPI
-from app.auth.access.request_log import RequestLog
 from app.settings import Settings, load_settings
 from tests.callers import Clock, Keys, make_service
 
@@ -43,7 +42,7 @@ def env_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, secrets: list[str]
     monkeypatch.setattr("app.auth.config.sources.ENV_FILE", tmp_path / ".env")
     monkeypatch.setattr("app.auth.store.env_file.MAX_AGE", 0.0)
     # Tests send more wrong keys than anybody else may.
-    monkeypatch.setattr("app.auth.access.throttle.MANY", inf)
+    monkeypatch.setattr("app.auth.access.throttle.BURST", inf)
     names = {*Settings.model_fields, "secrets_dir", "secrets_vault"}
     for name in [name for name in os.environ if name.lower() in names]:
         monkeypatch.delenv(name)
@@ -80,4 +79,4 @@ def keys() -> Keys:
 
 @pytest.fixture
 def api(keys: Keys) -> GuardedAPI:
-    return GuardedAPI(keys, around=RequestLog)
+    return GuardedAPI(keys)

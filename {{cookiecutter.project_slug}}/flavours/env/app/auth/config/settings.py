@@ -15,7 +15,7 @@ MAKE_A_KEY: Final = f"make a key with: uv run {COMMAND} keys create"
 
 
 def in_environment() -> bool:
-    """Whether the environment names the keys; then it wins over any file, in any spelling."""
+    """Whether the environment names the keys, in any case. It wins over files and vaults."""
     return any(name.upper() == API_KEYS for name in os.environ)
 
 
@@ -29,39 +29,43 @@ def _parse_api_keys(text: str) -> tuple[bytes, ...]:
         ) from None
 
 
+def _parse_log_level(text: str) -> str:
+    return "WARNING" if text.upper() == "WARN" else text.upper()
+
+
 class AuthSettings(BaseSettings):
     model_config = SettingsConfigDict(
         env_file_encoding="utf-8",
         extra="ignore",
         hide_input_in_errors=True,
-        validate_default=False,  # it is no text to be parsed
+        validate_default=False,  # a default is no text to parse
     )
 
-    # Comma-separated UUID4s. Digests here, so that no secret outlives the parsing.
+    # Comma-separated UUID4s. Only their digests are kept, so no secret outlives the parsing.
     api_keys: Annotated[
         tuple[bytes, ...],
         NoDecode,
         PlainValidator(_parse_api_keys),
         Field(repr=False, exclude=True),
     ] = ()
-    # New keys are spelled with it, as in acme_4fVt... Both spellings of a key are accepted.
+    # New keys start with it, as in acme_4fVt... Both spellings of a key are accepted.
     key_prefix: Annotated[str, Field(pattern=PREFIX_PATTERN)] = ""
-    # INFO has a line for each request, and one for each refusal.
+    # INFO logs each request and each refusal.
     log_level: Annotated[
-        Literal["DEBUG", "INFO", "WARNING", "ERROR"], BeforeValidator(str.upper)
+        Literal["DEBUG", "INFO", "WARNING", "ERROR"], BeforeValidator(_parse_log_level)
     ] = "INFO"
-    log_format: Literal["text", "json"] = "text"
-    # Seconds for which the keys count that a vault named last, while it is out of reach.
-    vault_max_staleness: Annotated[float, Field(ge=20, le=86_400)] = 60.0
+    log_format: Annotated[Literal["text", "json"], BeforeValidator(str.lower)] = "text"
+    # Seconds for which the last answer of a vault counts while it is out of reach.  # part: vaults
+    vault_max_staleness: Annotated[float, Field(ge=20, le=86_400)] = 60.0  # part: vaults
 
     _may_change: bool = PrivateAttr(default=False)
 
     def __init__(self, **values: Any) -> None:
         super().__init__(**values)
-        given_by = {"_env_file", "_secrets_dir"} & values.keys()
-        self._may_change = bool(given_by) and not in_environment()
+        is_loaded = bool({"_env_file", "_secrets_dir"} & values.keys())
+        self._may_change = is_loaded and not in_environment()
 
     @property
     def may_change(self) -> bool:
-        """Whether the keys are those of a file or a vault, and not given once and for all."""
+        """Whether the keys come from a file or a vault, which may change while the service runs."""
         return self._may_change

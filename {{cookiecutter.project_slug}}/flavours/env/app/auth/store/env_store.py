@@ -1,4 +1,4 @@
-"""The keys of `.env`, of a secret's file or of a vault, as a server knows them."""
+"""The keys of `.env` or of a file in SECRETS_DIR, as a running server knows them."""
 
 import asyncio
 import contextlib
@@ -9,28 +9,24 @@ from collections.abc import AsyncGenerator, Iterable
 from contextlib import asynccontextmanager
 from hashlib import sha256
 from pathlib import Path
-from threading import Thread
 from typing import Final
 
 from app.auth.access.rule import UNKNOWN, Refusal
-from app.auth.config import sources
 from app.auth.config.settings import API_KEYS, MAKE_A_KEY, AuthSettings
 from app.auth.errors import SettingsError, StoreUnavailableError
 from app.auth.key import Key, digests, id_of
 from app.auth.store import env_file
-from app.vaults.client import PATIENCE, Vault
 
 logger = logging.getLogger(__name__)
 
 EVERYTHING: Final = frozenset({"*"})
-ASK_EVERY = 5.0  # seconds from one question to a vault to the next
 
 
 class EnvKeyStore:
-    """The keys in force, given as digests. If they are `followed`, a file says which they are.
+    """The keys in force, given as digests. A store that is `followed` reads them from a file.
 
-    What was read there is trusted for MAX_AGE; a request that comes later looks again. While the
-    list is broken, those keys stay in force that were before and that it still names.
+    The list counts for MAX_AGE; a later request reads it again. A broken list takes keys out of
+    force, and brings none in: the keys stay that were in force and that it still names.
     """
 
     has_scopes = False
@@ -48,7 +44,7 @@ class EnvKeyStore:
         return digest in self._keys
 
     async def find(self, digest: bytes, client: str = "") -> Key | Refusal:
-        self._look()  # also for an unknown key: it may have been made a moment ago
+        self._look()  # also for an unknown key, which may be new
         return self._keys.get(digest, UNKNOWN)
 
     async def is_reachable(self) -> bool:
@@ -59,7 +55,7 @@ class EnvKeyStore:
 
     @asynccontextmanager
     async def follow(self) -> AsyncGenerator[None]:
-        """Look also while nobody calls: a broken list is held against the last good one."""
+        """Look also while nobody calls: a broken list is compared with the last good one."""
         watcher = asyncio.create_task(self._watch())
         try:
             yield
@@ -89,7 +85,7 @@ class EnvKeyStore:
         self._trusted_until = began + env_file.MAX_AGE
 
     def _take(self, place: Path | str, content: bytes) -> None:
-        # Neither time nor size, which may stay the same; nor the content, which holds secrets.
+        # Time and size may stay the same, and the content holds secrets: compare its digest.
         if (seen := sha256(content).digest()) == self._seen:
             return
         before = self._keys
@@ -107,47 +103,6 @@ class EnvKeyStore:
         self._seen = seen
 
 
-class VaultKeyStore(EnvKeyStore):
-    """The same with a vault in the file's place, which answers when it can, or not at all.
-
-    So it is asked in a thread, for which nobody waits. What it said last is trusted for
-    `max_staleness`, from the moment on when it was asked.
-    """
-
-    def __init__(self, keys: Iterable[bytes], vault: Vault, max_staleness: float) -> None:
-        super().__init__(keys, followed=True)
-        self._vault, self._max_staleness = vault, max_staleness
-        self._asked_at = time.monotonic() - PATIENCE  # for those keys, at the earliest
-        self._ask_at = -math.inf
-        self._asking: Thread | None = None
-        self._problem = ""
-
-    def _look(self) -> None:
-        """Raises StoreUnavailableError if the vault has been silent for too long."""
-        now = time.monotonic()
-        if now >= self._ask_at and not (self._asking and self._asking.is_alive()):
-            self._ask_at = now + ASK_EVERY
-            # A daemon holds up no exit, and one that a fork has lost is replaced.
-            self._asking = Thread(target=self._ask, name="api-keys-vault", daemon=True)
-            self._asking.start()
-        if now >= (trusted_until := self._asked_at + self._max_staleness):
-            raise StoreUnavailableError(self._problem or "SECRETS_VAULT: no answer")
-        self._trusted_until = min(now + env_file.MAX_AGE, trusted_until)
-
-    def _ask(self) -> None:
-        asked_at = time.monotonic()
-        try:
-            listed = self._vault.read().get(API_KEYS, "")
-        except SettingsError as error:
-            if self._problem != f"{error}":
-                self._problem = f"{error}"
-                known = self._max_staleness
-                logger.warning("%s. What was known before counts for %g s.", error, known)
-        else:
-            self._take("the vault", listed.encode(errors="replace"))
-            self._asked_at, self._problem = asked_at, ""
-
-
 def open_store(settings: AuthSettings) -> EnvKeyStore:
     """Raises SettingsError if the settings name no key."""
     if not settings.api_keys:
@@ -159,8 +114,6 @@ def open_store(settings: AuthSettings) -> EnvKeyStore:
             " change it where it is set, and restart.",
             API_KEYS,
         )
-    elif url := sources.secrets_vault():
-        return VaultKeyStore(settings.api_keys, Vault(url), settings.vault_max_staleness)
     return EnvKeyStore(settings.api_keys, followed=settings.may_change)
 
 

@@ -1,11 +1,15 @@
-"""What cannot be read is told in one line: names the file or the variable, never a value."""
+"""Where settings come from. An error is one line that names the file or the variable, never a value."""
 
 import os
+import runpy
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from pydantic_settings import BaseSettings
 
+from app.auth.config import sources
 from app.auth.config.sources import load
 from app.auth.errors import SettingsError
 
@@ -26,7 +30,7 @@ def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def problem() -> str:
     with pytest.raises(SettingsError) as error:
         load(Settings, title="call it something")
-    # Neither in the line, nor where a debugger or an error tracker finds it.
+    # Neither in the line nor where a debugger or an error tracker looks.
     assert "swordfish" not in f"{error.value} {error.value.__cause__} {error.value.__context__}"
     assert "\n" not in f"{error.value}"
     return f"{error.value}"
@@ -59,7 +63,7 @@ def test_a_folder_is_no_file_of_settings(file: Path) -> None:
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no such files")
 def test_neither_is_a_pipe_nor_a_link_that_leads_nowhere(file: Path) -> None:
-    os.mkfifo(file)  # to read it would be to wait for a writer
+    os.mkfifo(file)  # reading it would wait for a writer
     assert problem() == f"{file} is not a file; put the settings into one"
     file.unlink()
     file.symlink_to("nowhere")
@@ -87,7 +91,7 @@ def test_a_file_that_may_not_be_read_is_refused(
 
 @pytest.fixture
 def mounted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """As Kubernetes mounts a secret: links to a folder that is changed as a whole."""
+    """As Kubernetes mounts a secret: links to a folder that changes as a whole."""
     folder = tmp_path / "run" / "secrets"
     (folder / "..first").mkdir(parents=True)
     (folder / "..data").symlink_to("..first")
@@ -100,7 +104,7 @@ def mounted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_each_setting_may_have_a_file(mounted: Path, file: Path) -> None:
     (mounted / "..data" / "TITLE").write_text("Ren\u00e9\n", encoding="utf-8")
     (mounted / "..data" / "pages").write_text("[2, 3]\n")
-    file.write_text("TITLE=another\nPAGES=[4]\n")  # is for one machine
+    file.write_text("TITLE=another\nPAGES=[4]\n")  # does not count
     assert load(Settings).model_dump() == {"title": "Ren\u00e9", "pages": [2, 3]}
 
 
@@ -127,3 +131,26 @@ def test_a_folder_that_is_not_there_is_told(monkeypatch: pytest.MonkeyPatch) -> 
         f"SECRETS_DIR: there is no folder {Path('/no/such/folder').absolute()};"
         " mount it, or leave it out"
     )
+
+
+# Without the part `vaults`.
+
+
+def test_a_vault_that_nothing_reads_stops_the_start(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file.write_text("TITLE=of the file\n")  # must not count instead
+    monkeypatch.setenv("SECRETS_VAULT", "vault://secret/swordfish")
+    core = runpy.run_path(sources.__file__)  # as it is before a part adds its source
+    with pytest.raises(SettingsError) as error:
+        core["load"](Settings)
+    assert f"{error.value}" == (
+        "SECRETS_VAULT is set, but the part vaults is missing; add it, or unset SECRETS_VAULT"
+    )
+
+
+def test_the_settings_load_no_web_framework() -> None:
+    """The command line loads them each time."""
+    script = "import app.settings, sys; sys.exit('fastapi' in sys.modules)"
+    project = Path(sources.__file__).parents[3]
+    subprocess.run([sys.executable, "-c", script], cwd=project, check=True)
