@@ -444,7 +444,8 @@ def test_no_command_turns_another_file_into_a_database_of_keys(
 def test_no_command_migrates(database_url: sa.URL, command: str) -> None:
     set_schema(database_url, "0001")
     hint = (
-        f"DATABASE_URL: its schema is older than the service; bring it up to date with: {MAKE_IT}"
+        "DATABASE_URL: a version that was never released made its tables;"
+        f" name a new database, and begin with: {MAKE_IT}"
     )
     assert complaint(*command.split()) == hint
     assert schema(database_url) == "0001"
@@ -767,7 +768,7 @@ async def test_a_name_that_the_terminal_has_no_letters_for_hides_no_secret(
             patched.setattr(sys, "stdout", output)
             main(["keys", *command], standalone_mode=False)
         output.flush()
-        lines = output.buffer.getvalue().decode().splitlines()  # type: ignore[attr-defined]
+        lines = output.buffer.getvalue().decode().splitlines()
         fields = dict(re.split(": +", line) for line in lines)
         assert fields["name"] == name
         assert capsys.readouterr().err.endswith("Keep the key now: it is not shown again.\n")
