@@ -1729,7 +1729,7 @@ DATABASE = [
     Mutant(
         "who asks a frozen Valkey hangs",
         "app/limits/valkey_counter.py",
-        "asyncio.timeout(PATIENCE)",
+        "asyncio.timeout(TIMEOUT)",
         "asyncio.timeout(None)",
         "valkey",
     ),

@@ -36,7 +36,6 @@ COUNTED_FOR = 12 * 3600.0  # seconds since then; others wait for it twice as lon
 # unknown ones, questions take no more than one part in ten of the time.
 RECHECK = 0.02  # seconds, at most
 MOST_IN_MEMORY = 20_000  # secrets; what does not fit costs a query when it comes back
-
 NOTICE_EVERY = 600.0  # seconds until somebody looks again for what is unusual
 
 T = TypeVar("T")
@@ -101,10 +100,8 @@ class DatabaseKeyStore:
         return await self._run(self._threads, give_up_at, self._queries.used, key_id, since)
 
     def ages(self) -> tuple[float, float]:
-        """Seconds since it began to ask for what it knows of the keys, and to write down how they
-        are used; that it does once a minute at least."""
-        now = monotonic()
-        return now - self._asked_at, now - self._wrote_at
+        """Seconds since the keys were read, and since usage was written (once a minute at least)."""
+        return monotonic() - self._asked_at, monotonic() - self._wrote_at
 
     # What the guard asks.
 
