@@ -155,7 +155,7 @@ ENV = [
     Mutant(
         "a vault that is silent holds up the start",
         "app/vaults/client.py",
-        "answers.get(timeout=PATIENCE)",
+        "answers.get(timeout=TIMEOUT)",
         "answers.get(timeout=60)",
         "vault",
     ),
@@ -966,7 +966,7 @@ DATABASE = [
     Mutant(
         "a file that was replaced stays in use",
         "app/auth/database/engine.py",
-        "    if _file(path) != opened.file:",
+        "    if file_of(path) != opened.file:",
         "    if opened.file is None:",
         "store",
     ),
@@ -1729,7 +1729,7 @@ DATABASE = [
     Mutant(
         "who asks a frozen Valkey hangs",
         "app/limits/valkey_counter.py",
-        "asyncio.timeout(PATIENCE)",
+        "asyncio.timeout(TIMEOUT)",
         "asyncio.timeout(None)",
         "valkey",
     ),

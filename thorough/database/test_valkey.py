@@ -24,7 +24,7 @@ from app.auth.keys.service import KeyService
 from app.auth.store.cache import DatabaseKeyStore
 from app.limits.limit import parse_limits
 from app.limits.local import LocalLimiter
-from app.limits.valkey_counter import _CHARGE, PATIENCE, ValkeyLimiter
+from app.limits.valkey_counter import _CHARGE, TIMEOUT, ValkeyLimiter
 from app.policies import make_policies
 from app.settings import load_settings
 from tests.callers import status_of
@@ -37,7 +37,7 @@ NOON = datetime(2026, 5, 4, 12, tzinfo=UTC).timestamp()
 @pytest.fixture(autouse=True)
 def patience(monkeypatch: pytest.MonkeyPatch) -> None:
     """No busy machine decides a test."""
-    monkeypatch.setattr("app.limits.valkey_counter.PATIENCE", 30.0)
+    monkeypatch.setattr("app.limits.valkey_counter.TIMEOUT", 30.0)
 
 
 @pytest.fixture(scope="module")
@@ -263,11 +263,11 @@ async def test_one_that_freezes_holds_nobody_up(
     with ValkeyServer() as server:
         async with closing_limiter(f"valkey://127.0.0.1:{server.port}") as limiter:
             await limiter.charge("key", limits)
-            monkeypatch.setattr("app.limits.valkey_counter.PATIENCE", PATIENCE)
+            monkeypatch.setattr("app.limits.valkey_counter.TIMEOUT", TIMEOUT)
             pid = server._process.pid
             os.kill(pid, signal.SIGSTOP)
             try:
-                async with asyncio.timeout(30 * PATIENCE):  # at once, and one for all of them
+                async with asyncio.timeout(30 * TIMEOUT):  # at once, and one for all of them
                     charges = await asyncio.gather(
                         *(limiter.charge("key", limits) for _ in range(200))
                     )
@@ -276,7 +276,7 @@ async def test_one_that_freezes_holds_nobody_up(
                     assert (await limiter.charge("key", limits)).over is None  # it is not asked
             finally:
                 os.kill(pid, signal.SIGCONT)
-            monkeypatch.setattr("app.limits.valkey_counter.PATIENCE", 30.0)
+            monkeypatch.setattr("app.limits.valkey_counter.TIMEOUT", 30.0)
             limiter._ask_at = 0.0
             # No answer that came late is taken for another's.
             assert lefts(await limiter.charge("other", parse_limits(["7/hour"]))) == [6]

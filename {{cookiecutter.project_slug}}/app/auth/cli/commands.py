@@ -261,7 +261,7 @@ def scan(
     ],
     as_json: AsJson = False,
 ) -> None:
-    """Look for keys in files, however they are spelled; exit with 1 if there is one."""
+    """Look for keys in files; exit with 1 if there is one."""
     from app.auth.cli.scan import Source, report
 
     with one_line_errors():
