@@ -222,7 +222,7 @@ def sentry(app):
 
     from sentry_sdk.transport import Transport
 
-    from app.errors import report_errors  # of the README
+    from app.error_reports import report_errors  # of docs/recipes.md
 
     class ToFile(Transport):
         def capture_envelope(self, envelope):

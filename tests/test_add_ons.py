@@ -17,9 +17,14 @@ from threading import Thread
 import pytest
 
 from tests.project import FLAVOURS, ROOT, Project, get, render_afresh, run
+from tests.reader import blocks, chapter, page
 
 pytestmark = [pytest.mark.slow, pytest.mark.add_ons]
 
+PARTS = {
+    "database": dict.fromkeys(("limits", "management", "metrics", "vaults", "deploy"), "yes"),
+    "env": dict.fromkeys(("vaults", "deploy"), "yes"),
+}
 PACKAGES = [
     *("classy-fastapi", "fastapi-cache2", "fastapi-limiter", "fastapi-mcp"),
     *("fastapi-pagination", "fastapi-restful", "fastapi-utils", "fastmcp", "hypercorn", "limits"),
@@ -47,15 +52,15 @@ class Service(Project):
         """Let `create_app` call it."""
         shutil.copy(ROOT / "tests" / "add_ons.py", self.path / "app" / "add_ons.py")
         main = self.path / "app" / "main.py"
-        text = main.read_text("utf-8").replace("import routes", "import add_ons, routes")
-        call = f"    add_ons.{function}(app)\n"
-        main.write_text(text.replace("    return app\n", f"{call}    return app\n"), "utf-8")
+        call = f"    from app import add_ons\n\n    add_ons.{function}(app)\n    return app\n"
+        main.write_text(main.read_text("utf-8").replace("    return app\n", call), "utf-8")
 
     def declare(self, argument: str) -> None:
         """Give it to the application."""
         main = self.path / "app" / "main.py"
-        text = main.read_text("utf-8").replace("around=", f"{argument}, around=")
-        main.write_text(text, "utf-8")
+        before = main.read_text("utf-8")
+        assert before.count("**ABOUT,") == 1
+        main.write_text(before.replace("**ABOUT,", f"{argument}, **ABOUT,"), "utf-8")
 
     def start_refused(self) -> str:
         """What the start says instead of serving."""
@@ -89,7 +94,9 @@ class Service(Project):
 @pytest.fixture(scope="session")
 def projects(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Project]:
     folder = tmp_path_factory.mktemp("projects")
-    return {each: render_afresh(folder / each, {"key_store": each}) for each in FLAVOURS}
+    return {
+        each: render_afresh(folder / each, {"key_store": each, **PARTS[each]}) for each in FLAVOURS
+    }
 
 
 @pytest.fixture(scope="session")
@@ -264,8 +271,10 @@ def test_fastapi_mcp_does_not_work_with_the_mcp_of_today(service: Service) -> No
 
 
 def test_sentry_is_sent_no_key(service: Service) -> None:
-    block_of_errors = block(section(service.read("README.md"), "Watch it"), "python")
-    (service.path / "app" / "errors.py").write_text(block_of_errors, "utf-8")
+    ((_, text),) = blocks(chapter(page("recipes.md"), "Sentry"), "python")
+    name, _, content = text.partition("\n")
+    assert name == "# app/error_reports.py"
+    (service.path / "app" / "error_reports.py").write_text(content, "utf-8")
     service.add("sentry")
     key = {"api-key": service.keys[0], "X-Request-ID": "of-the-caller"}
     with service.running() as url:
@@ -336,7 +345,7 @@ for name in sys.argv[1:]:
 
 def test_opentelemetry_by_its_variables_tells_routes_and_no_key(service: Service) -> None:
     key = service.keys[0]
-    told = section(service.read("README.md"), "Watch it")
+    told = chapter(page("recipes.md"), "OpenTelemetry")
     assert "export FASTAPI_OTEL_AUTO_CONFIGURE=true OTEL_EXPORTER_OTLP_ENDPOINT=" in told
     with collector() as (address, arrived):
         variables = {"FASTAPI_OTEL_AUTO_CONFIGURE": "true", "OTEL_EXPORTER_OTLP_ENDPOINT": address}
@@ -496,38 +505,23 @@ def test_checkers_of_types_have_no_complaint(
     run(bin / words[0], *words[1:], cwd=projects[flavour].path)
 
 
-# The README.
+# The pages.
 
 
-def section(readme: str, heading: str) -> str:
-    _, found, rest = readme.partition(f"\n## {heading}\n")
-    assert found
-    return rest.partition("\n## ")[0]
-
-
-def block(text: str, language: str) -> str:
-    return text.partition(f"```{language}\n")[2].partition("```")[0]
-
-
-@pytest.mark.parametrize("flavour", FLAVOURS)
-def test_every_line_that_the_readme_shows_for_an_add_on_was_run(
-    projects: dict[str, Project], flavour: str
-) -> None:
+def test_every_line_that_the_page_shows_for_a_package_was_run() -> None:
     files = (ROOT / "tests" / "add_ons.py", Path(__file__))
     ran = "".join(file.read_text("utf-8") for file in files)
-    table = section(projects[flavour].read("README.md"), "Works with").partition("| --- |")[2]
-    shown = re.findall("`([^`]+)`", table)
+    shown = re.findall("`([^`]+)`", page("works-with.md").partition("| --- |")[2])
     assert [each for each in shown if each not in ran] == []
     assert len(shown) > 30
 
 
 @pytest.mark.parametrize("flavour", FLAVOURS)
 def test_the_machinery_is_laid_into_a_service_that_exists(
-    projects: dict[str, Project], bin: Path, flavour: str, tmp_path: Path
+    bin: Path, flavour: str, tmp_path: Path
 ) -> None:
-    """By the README, line by line; but the packages are installed already."""
-    rendered = projects[flavour]
-    shutil.copytree(rendered.path, tmp_path / rendered.command, ignore=lambda *_: [".venv"])
+    """By the page, line by line; but the packages are installed already."""
+    rendered = render_afresh(tmp_path, {"key_store": flavour})
     items = (
         'router = APIRouter()\n\n\n@router.get("/items")\ndef items() -> str:\n    return "pen"\n'
     )
@@ -536,15 +530,16 @@ def test_the_machinery_is_laid_into_a_service_that_exists(
     (shop.path / "pyproject.toml").touch()
     (shop.path / "app" / "__init__.py").touch()
     (shop.path / "app" / "items.py").write_text(f"from fastapi import APIRouter\n\n{items}")
-    told = section(rendered.read("README.md"), "Into a service that exists")
-    copy, install, *commands = block(told, "console").splitlines()
+    told = chapter(page("existing-service.md"), f"Flavour {flavour}")
+    (_, commands), (_, main) = blocks(told)
+    copy, install, *others = commands.splitlines()
     shop.run("bash", "-c", copy)
     for package in install.removeprefix("uv add ").replace('"', "").split():
         assert f'"{package}>=' in rendered.read("pyproject.toml")
-    for command in commands:
+    for command in others:
         said = shop.run(*command.replace("uv run python", f"{bin}/python").split()).stdout
     (key,) = re.findall("key: +(.+)", said)
-    (shop.path / "app" / "main.py").write_text(block(told, "python"), "utf-8")
+    (shop.path / "app" / "main.py").write_text(main, "utf-8")
     with shop.running() as url:
         assert get(f"{url}/items")[0] == 403
         assert get(f"{url}/items", {"api-key": key})[0::2] == (200, '"pen"')

@@ -147,7 +147,8 @@ class Service(Project):
 
 @pytest.fixture(scope="module")
 def project(template: Path, tmp_path_factory: pytest.TempPathFactory) -> Project:
-    project = render(template, tmp_path_factory.mktemp("console"))
+    answers = {"management": "yes", "limits": "yes"}
+    project = render(template, tmp_path_factory.mktemp("console"), answers)
     routes = project.read("app/routes.py")
     routes = re.sub(r"(?m)^(from app\.auth import .*)$", r"\1, require", routes)
     (project.path / "app/routes.py").write_text(routes + ROUTES, "utf-8")

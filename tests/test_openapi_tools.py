@@ -12,11 +12,12 @@ from pathlib import Path
 import pytest
 
 from tests.project import Project, get, render, run
+from tests.reader import blocks, chapter, page
 
 pytestmark = [pytest.mark.slow, pytest.mark.add_ons]
 
 COMBINATIONS = {
-    "database": {},
+    "database": {"management": "yes", "limits": "yes"},
     "database-401": {"missing_key_status": "401", "api_key_header": "X-API-Key"},
     "env": {"key_store": "env"},
     "env-401": {
@@ -173,13 +174,20 @@ def test_a_client_in_typescript_compiles_and_calls(
 
 
 def test_schemathesis_finds_nothing(service: Service) -> None:
-    """With all its checks, for a stranger and for a caller."""
+    """With the file of the page, for a caller; then with all operations, and for a stranger."""
     key = service.keys[0]
+    told = chapter(page("recipes.md"), "Check the service against its OpenAPI document")
+    (_, common), (_, managed) = blocks(told, "toml")
+    has_management = (service.path / "app/management").exists()
+    config = service.path / "schemathesis.toml"
+    config.write_text(common + managed * has_management, "utf-8")
     service.schemathesis(key=key)
     assert service.is_let_in(key)
-    config = service.path / "schemathesis.toml"
-    # What is left out would have ended the key.
-    everything = config.read_text("utf-8").partition("# It would end the key")[0]
-    config.write_text(everything, "utf-8")
-    service.schemathesis(key=key)
+    if has_management:
+        everything, left_out, _ = managed.partition(
+            '[[operations]]\ninclude-operation-id = "revoke_key"'
+        )
+        assert left_out
+        config.write_text(common + everything, "utf-8")
+        service.schemathesis(key=key)
     service.schemathesis(key=None)

@@ -31,6 +31,14 @@ Rendered = Callable[..., Project]
 
 CONFIGURATIONS = ("prometheus.yaml", "kubernetes.yaml")
 JOB = "my-api-service"
+PARTS = {"metrics": "yes", "limits": "yes"}
+TELLS = (  # reasons and outcomes
+    "auth/access/rule",
+    "auth/log/record",
+    "auth/store/queries",
+    "limits/allowed_from",
+    "limits/policy",
+)
 
 ENDPOINTS = """
 from asyncio import sleep
@@ -73,7 +81,7 @@ def expressions(project: Project) -> list[str]:
 
 
 def test_whatever_is_asked_for_is_told(rendered: Rendered) -> None:
-    project = rendered()
+    project = rendered(PARTS)
     code = project.read("app/metrics/__init__.py")
     told = set(re.findall(r'(?:Counter|Histogram|GaugeMetricFamily)\(\s*"(\w+)"', code))
     labels = {*re.findall(r'"(\w+)"', "".join(re.findall(r"\[(\"[^\]]*)\]", code)))}
@@ -90,9 +98,8 @@ def test_whatever_is_asked_for_is_told(rendered: Rendered) -> None:
 
 
 def test_reasons_and_outcomes_that_are_asked_for_are_those_of_the_code(rendered: Rendered) -> None:
-    project = rendered()
-    files = ("access", "queries", "requests")
-    code = "".join(project.read(f"app/auth/{name}.py") for name in files)
+    project = rendered(PARTS)
+    code = "".join(project.read(f"app/{name}.py") for name in TELLS)
     for expression in expressions(project):
         for asked in re.findall(r'(?:reason|outcome)=~?"([^"]*)"', expression):
             for each in asked.split("|"):
@@ -100,7 +107,7 @@ def test_reasons_and_outcomes_that_are_asked_for_are_those_of_the_code(rendered:
 
 
 def test_each_alert_says_what_to_do(rendered: Rendered) -> None:
-    for rule in rules(rendered()).values():
+    for rule in rules(rendered(PARTS)).values():
         assert rule["labels"]["severity"] in ("warning", "critical")
         assert len(rule["annotations"]["summary"]) > 100
 
@@ -108,7 +115,7 @@ def test_each_alert_says_what_to_do(rendered: Rendered) -> None:
 @pytest.mark.parametrize("name", ["My API Service", 'A "quoted" \\ name', "Null", "x" * 60])
 def test_the_dashboard_is_whole(rendered: Rendered, name: str) -> None:
     dashboard = json.loads(
-        rendered({"project_name": name, "project_slug": "a-slug"}).read(
+        rendered({"project_name": name, "project_slug": "a-slug", **PARTS}).read(
             "deploy/grafana/dashboard.json"
         )
     )
@@ -133,7 +140,7 @@ def test_the_dashboard_is_whole(rendered: Rendered, name: str) -> None:
 
 @pytest.mark.parametrize("header", ["api-key", "Null"])
 def test_the_key_is_sent_from_a_file(rendered: Rendered, header: str) -> None:
-    project = rendered({"api_key_header": header})
+    project = rendered({"api_key_header": header, **PARTS})
     for name in CONFIGURATIONS:
         (job,) = yaml.safe_load(project.read(f"deploy/prometheus/{name}"))["scrape_configs"]
         assert job["job_name"] == JOB
@@ -141,7 +148,7 @@ def test_the_key_is_sent_from_a_file(rendered: Rendered, header: str) -> None:
 
 
 def test_it_asks_each_replica_of_compose(rendered: Rendered) -> None:
-    project = rendered()
+    project = rendered({"deploy": "yes", **PARTS})
     (job,) = yaml.safe_load(project.read("deploy/prometheus/prometheus.yaml"))["scrape_configs"]
     replicas = [
         each
@@ -249,12 +256,14 @@ def with_labels(series: dict[str, str]) -> list[dict[str, str]]:
 @pytest.mark.prometheus
 class TestPromtool:
     def test_it_takes_the_rules(self, rendered: Rendered) -> None:
-        said = rendered().run("promtool", "check", "rules", "deploy/prometheus/rules.yaml").stdout
+        said = (
+            rendered(PARTS).run("promtool", "check", "rules", "deploy/prometheus/rules.yaml").stdout
+        )
         assert f"{len(RAISED)} rules found" in said
 
     @pytest.mark.parametrize("name", CONFIGURATIONS)
     def test_it_takes_the_configuration(self, rendered: Rendered, name: str) -> None:
-        project = rendered()
+        project = rendered(PARTS)
         file = project.path / "deploy" / "prometheus" / name
         configuration = yaml.safe_load(file.read_text("utf-8"))
         (job,) = configuration["scrape_configs"]
@@ -267,7 +276,7 @@ class TestPromtool:
     def test_each_alert_is_raised_when_it_should_be_and_only_then(
         self, rendered: Rendered, tmp_path: Path
     ) -> None:
-        project = rendered()
+        project = rendered(PARTS)
         alerts = rules(project)
         assert alerts.keys() == RAISED.keys() == QUIET.keys()
         tests = []
@@ -408,7 +417,7 @@ def is_ready(url: str) -> bool:
 
 @pytest.fixture(scope="module")
 def project(template: Path, tmp_path_factory: pytest.TempPathFactory) -> Project:
-    project = render(template, tmp_path_factory.mktemp("prometheus"))
+    project = render(template, tmp_path_factory.mktemp("prometheus"), PARTS)
     routes = project.path / "app" / "routes.py"
     routes.write_text(routes.read_text("utf-8") + ENDPOINTS, "utf-8")
     project.run("uv", "sync", "--quiet")

@@ -1,4 +1,4 @@
-"""A generated service behind nginx, which is set up as the README says."""
+"""A generated service behind nginx, which is set up as `docs/recipes.md` says."""
 
 import json
 import re
@@ -13,6 +13,7 @@ from tempfile import TemporaryDirectory
 import pytest
 
 from tests.project import Project, get, render
+from tests.reader import blocks, page
 
 pytestmark = [pytest.mark.slow, pytest.mark.image]
 
@@ -46,8 +47,8 @@ def project(template: Path) -> Iterator[Project]:
 
 @contextmanager
 def behind_nginx(project: Project) -> Iterator[str]:
-    """The service's URL there, as the README's lines make it; its log is the file `said`."""
-    (location,) = re.findall(r"```nginx\n(.*?)```", project.read("README.md"), re.DOTALL)
+    """The service's URL there, as the lines of the page make it; its log is the file `said`."""
+    ((_, location),) = blocks(page("recipes.md"), "nginx")
     shell = "exec uv run uvicorn app.main:app --root-path /shop --port {port} 2> said"
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]

@@ -8,7 +8,6 @@ import socket
 import subprocess
 import time
 import tomllib
-from base64 import b64encode
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -207,7 +206,6 @@ def test_its_hooks_pass_and_refuse_a_key(project: Project, key_store: str, heade
     assert prefixed["key"].startswith("acme_")
     refused = [
         *(f"the key is {key}." for key in (first, second.upper(), made["key"], prefixed["key"])),
-        f"in base64 {b64encode(first.encode()).decode()}",
         f"{header}: {stranger}",
     ]
     allowed = [f"order {order}", f"{header}: {order} not-a-key", "API_KEYS="]
@@ -332,7 +330,7 @@ def test_without_env_it_says_what_to_do_or_needs_none(
 
 # Of many wrong keys from one address, most get 429, which is not what schemathesis expects.
 PATIENT = (
-    "import sys, uvicorn; from app.auth.access import throttle; throttle.MANY = 10**9;"
+    "import sys, uvicorn; from app.auth.access import clients; clients.BURST = 10**9;"
     "uvicorn.run('app.main:app', port=int(sys.argv[1]))"
 )
 

@@ -2,21 +2,21 @@
 
 import logging
 import re
+from collections.abc import Sequence
+from contextlib import AbstractAsyncContextManager, nullcontext
 from typing import Any
 
 import pytest
 from fastapi import Depends, FastAPI, WebSocket
 from opentelemetry import trace
-from starlette.datastructures import Headers
+from starlette import datastructures
 from starlette.responses import PlainTextResponse, StreamingResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app.auth import Caller, GuardedAPI, GuardedRouter, PublicRouter, require
-from app.auth.access.policy import Admission
-from app.auth.access.rule import Refusal, problem
+from app.auth.access.policy import Denial, Headers
 from app.auth.key import Key, digest, with_prefix
-from app.auth.log.formats import add_request_id
-from app.auth.log.record import Seen, request_id
+from app.auth.log import RequestRecord, add_request_id, request_id
 from app.constants import MISSING_KEY_STATUS
 from tests.callers import HEADER, Keys, answer_of, ask
 
@@ -202,7 +202,7 @@ async def test_whoever_wants_no_lines_has_none(
 
 
 async def test_each_request_is_told_once_to_who_counts(keys: Keys) -> None:
-    told: list[Seen] = []
+    told: list[RequestRecord] = []
     api = GuardedAPI(keys, observers=[told.append])
     router = GuardedRouter()
     router.add_api_route("/parts", lambda: StreamingResponse(iter(["one", "two"])))
@@ -232,23 +232,34 @@ async def test_each_request_is_told_once_to_who_counts(keys: Keys) -> None:
     assert {each.digest for each in told if each.key} == {digest(secret)}
 
 
-class LimitedKeys(Keys):
-    """Of which each lets its caller in once."""
+class Once:
+    """A policy that lets each key in once."""
 
-    async def find(self, digest: bytes, client: str = "") -> Key | Admission | Refusal:
-        key = self._keys[digest]
-        self.found += 1
-        if self.found > 1:
-            return Refusal("over its limit", key.id, problem(429, "Too many requests"), key)
-        return Admission(key, [(b"ratelimit", b'"minute";r=0;t=60')])
+    name = "once"
+    asked = 0
+
+    def parse(self, values: Sequence[str]) -> list[str]:
+        return [*values]
+
+    def check_within(self, inner: Sequence[str], outer: Sequence[str]) -> None: ...
+
+    def concerns(self, key: Key) -> bool:
+        return True
+
+    async def admit(self, key: Key, client: str) -> Headers | Denial:
+        self.asked += 1
+        if self.asked > 1:
+            return Denial("over its limit", status=429, detail="Too many requests")
+        return [(b"ratelimit", b'"minute";r=0;t=60')]
+
+    def running(self) -> AbstractAsyncContextManager[None]:
+        return nullcontext()
 
 
-async def test_a_limit_is_told_to_its_caller_and_to_who_counts() -> None:
-    keys, told = LimitedKeys(), list[Seen]()
-    api, router = (
-        GuardedAPI(keys, observers=[told.append]),
-        GuardedRouter(),
-    )
+async def test_a_limit_is_told_to_its_caller_and_to_who_counts(keys: Keys) -> None:
+    once, told = Once(), list[RequestRecord]()
+    api = GuardedAPI(keys, policies=[once], observers=[told.append])
+    router = GuardedRouter()
 
     @router.get("/x")
     async def x() -> None: ...
@@ -262,7 +273,7 @@ async def test_a_limit_is_told_to_its_caller_and_to_who_counts() -> None:
     assert (first.status, first.header("ratelimit")) == (200, '"minute";r=0;t=60')
     assert first.header("cache-control") == "no-store"
     assert (await answer_of(api, secret, path="/x")).status == 429
-    keys.found = 0
+    once.asked = 0
     assert (await answer_of(api, secret, path="/scoped")).status == 403
     assert [seen.outcome for seen in told] == ["served", "limited", "refused"]
     assert {seen.key.id for seen in told if seen.key} == {"key-0"}
@@ -352,7 +363,7 @@ async def test_every_answer_has_the_headers_once(
         await api(scope, receive, send)
     except RuntimeError:
         assert path == "/guarded/failing"
-    headers = Headers(raw=sent[0]["headers"])
+    headers = datastructures.Headers(raw=sent[0]["headers"])
     assert sent[0]["status"] == status
     for name in ("content-security-policy", "referrer-policy", "x-content-type-options"):
         assert len(headers.getlist(name)) == 1

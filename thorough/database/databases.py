@@ -13,11 +13,11 @@ from uuid import uuid4
 
 import sqlalchemy as sa
 
-from app.auth.database.engine import connect
+from app.auth.database.engine import SCHEMA, SCHEMA_TABLE, connect
 from app.auth.database.migrate import upgrade
 from app.auth.database.models import metadata
 from app.auth.database.owner_migrations import upgrade_tables
-from app.auth.database.version import SCHEMA, SCHEMA_TABLE
+from app.cli import MIGRATIONS
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # it looks for a place that not every machine has
@@ -42,7 +42,7 @@ class SQLiteDatabases:
         self._template = folder / "template.db"
         url = sa.URL.create("sqlite", database=str(self._template))
         upgrade(url)
-        upgrade_tables(url)
+        upgrade_tables(url, MIGRATIONS)
 
     @contextmanager
     def fresh(self, folder: Path) -> Iterator[sa.URL]:
@@ -96,7 +96,7 @@ class PostgreSQLDatabases:
         else:
             with self.empty(folder) as url:
                 upgrade(url)
-                upgrade_tables(url)
+                upgrade_tables(url, MIGRATIONS)
             self._has_schema = True
         yield self._url
 

@@ -19,13 +19,11 @@ import sqlalchemy as sa
 from alembic import command
 from alembic.script import ScriptDirectory
 
-from app.auth.database.engine import connect, transaction
+from app.auth.database.engine import SCHEMA, SCHEMA_TABLE, connect, schema_of, transaction
 from app.auth.database.migrate import MIGRATIONS, configuration, make_file, upgrade
 from app.auth.database.models import api_key_events, api_key_secrets, api_keys, metadata
-from app.auth.database.version import SCHEMA, SCHEMA_TABLE, schema_of
-from app.auth.errors import SettingsError, StoreUnavailableError
+from app.auth.errors import ConflictError, SettingsError, StoreUnavailableError
 from app.auth.key import digest, new_secret
-from app.auth.keys.errors import ConflictError
 from app.auth.keys.service import KeyService, open_service
 from app.auth.keys.views import IssuedKey
 from app.constants import COMMAND
@@ -40,7 +38,7 @@ LATER = datetime(2999, 1, 1, tzinfo=UTC)
 @pytest.fixture
 def key_service(database_url: sa.URL) -> KeyService:
     key_service = open_service(load_settings())
-    key_service.adopt_env_keys()
+    key_service.import_env_keys()
     return key_service
 
 
@@ -254,7 +252,7 @@ def test_each_change_leaves_one_event_that_says_who_and_what(
         ("revoked", "bob", key.id),
     ]
     assert [(action, actor) for action, actor, _ in told[:2]] == [("created", "API_KEYS")] * 2
-    key_service.adopt_env_keys()
+    key_service.import_env_keys()
     assert len(key_service.events()) == 6
 
 
@@ -491,7 +489,7 @@ def test_of_two_that_make_the_schema_one_waits(
     databases: Databases, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with databases.empty(tmp_path) as url, ThreadPoolExecutor(1) as pool:
-        monkeypatch.setattr("app.auth.database.engine.PATIENCE", 0.1)  # which is not for this
+        monkeypatch.setattr("app.auth.database.engine.TIMEOUT", 0.1)  # which is not for this
         if url.get_backend_name() == "sqlite":
             make_file(Path(f"{url.database}"))
         engine = connect(url)
@@ -543,7 +541,7 @@ def test_a_file_that_another_process_is_making_is_waited_for(
         other.isolation_level = None
         other.execute("BEGIN EXCLUSIVE")
         with pytest.raises(StoreUnavailableError, match=r"DATABASE_URL: .*database is locked"):
-            schema(connect(url, patience=0.05))
+            schema(connect(url, timeout=0.05))
         done = threading.Timer(0.2, other.rollback)
         done.start()
         upgrade(url)
@@ -560,7 +558,7 @@ def test_a_file_that_another_process_opens_for_the_first_time_is_waited_for(
         other.execute("PRAGMA journal_mode = DELETE")
         other.execute("BEGIN IMMEDIATE")
         with pytest.raises(StoreUnavailableError, match=r"DATABASE_URL: .*database is locked"):
-            schema(connect(url, patience=0.05))
+            schema(connect(url, timeout=0.05))
         done = threading.Timer(0.2, other.rollback)
         done.start()
         assert schema(connect(url)) == SCHEMA

@@ -4,6 +4,7 @@ import asyncio
 import math
 import re
 from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -35,10 +36,11 @@ from app.limits.limit import (
     with_default,
 )
 from app.limits.local import SECOND, LocalLimiter
-from app.limits.process_lock import Hold
+from app.limits.policy import LimitPolicy
+from app.limits.process_lock import ProcessLock
 from app.settings import load_settings
 from tests.callers import answer_of, ask, status_of
-from tests.thorough.commands import Project, complaint, keys, run
+from tests.thorough.commands import PATIENCE, Project, complaint, keys, run
 from tests.thorough.services import make_service, patient_settings
 from tests.thorough.test_store import statements
 from tests.thorough.test_usage import clock_at, with_scopes
@@ -238,7 +240,7 @@ async def test_other_limits_of_a_key_begin_anew() -> None:
 
 
 async def test_counts_of_keys_that_rest_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("app.limits.rates.MOST_IDLE", 10)
+    monkeypatch.setattr("app.limits.local.MOST_IDLE", 10)
     limiter, now = LocalLimiter(nothing_used, lambda: NOON.timestamp()), 0.0
     limiter._forget_at = 10
     with patch("app.limits.local.monotonic_ns", lambda: int(now * SECOND)):
@@ -262,9 +264,8 @@ MakeKey = Callable[..., bytes]
 @pytest.fixture
 def key_with(key_service: KeyService) -> MakeKey:
     def make(*limits: str, scopes: Sequence[str] = ()) -> bytes:
-        return key_service.create(
-            "key", scopes, restrictions={"limits": limits}, actor="test"
-        ).key.encode()
+        bounds = {"limits": limits}
+        return key_service.create("key", scopes, restrictions=bounds, actor="test").key.encode()
 
     return make
 
@@ -292,10 +293,8 @@ async def test_over_its_limit_a_key_is_told_when_to_try_again(
 async def test_a_warm_request_with_limits_and_addresses_costs_no_query_and_no_write(
     service: GuardedAPI, store: DatabaseKeyStore, key_service: KeyService
 ) -> None:
-    limits, networks = ["99/minute", "99/month"], ["127.0.0.0/8"]
-    made = key_service.create(
-        "key", restrictions={"limits": limits, "networks": networks}, actor="test"
-    )
+    bounds = {"limits": ["99/minute", "99/month"], "networks": ["127.0.0.0/8"]}
+    made = key_service.create("key", restrictions=bounds, actor="test")
     assert await status_of(service, made.key.encode()) == 200
     store._trusted_until = math.inf
     with patch("app.auth.access.rule.digest", side_effect=digest) as digests, statements() as seen:
@@ -308,11 +307,8 @@ async def test_a_warm_request_with_limits_and_addresses_costs_no_query_and_no_wr
 async def test_a_bounded_key_in_the_place_of_an_id_is_not_repeated_either(
     service: GuardedAPI, key_service: KeyService, caplog: pytest.LogCaptureFixture
 ) -> None:
-    made = key_service.create(
-        "key",
-        restrictions={"limits": ["9/hour"], "networks": ["127.0.0.1"]},
-        actor="test",
-    )
+    bounds = {"limits": ["9/hour"], "networks": ["127.0.0.1"]}
+    made = key_service.create("key", restrictions=bounds, actor="test")
     key = made.key.encode()
     assert await status_of(service, key) == 200
     answer = await answer_of(service, path="/health/live", headers=[(b"x-request-id", key)])
@@ -364,8 +360,8 @@ async def test_both_secrets_of_a_rotation_share_a_limit(
     made = key_service.create("key", restrictions={"limits": ["3/hour", "5/month"]}, actor="test")
     assert await status_of(service, made.key.encode()) == 200
     renewed = key_service.rotate(made.id, actor="test")
-    assert renewed.limits == ["3/hour", "5/month"]
-    await store.catch_up()
+    assert renewed.restrictions == {"limits": ["3/hour", "5/month"]}
+    await store.refresh()
     statuses = [
         await status_of(service, key.encode())
         for key in (renewed.key, made.key, renewed.key, made.key)
@@ -416,7 +412,7 @@ async def test_the_default_holds_for_keys_without_one(
     service = make_service(patient_settings())
     create = service.state.key_service.create
     plain, own, quota = (
-        create("key", restrictions={"limits": limits}, actor="test").key.encode()
+        create("key", restrictions={"limits": limits} if limits else {}, actor="test").key.encode()
         for limits in ([], ["2/minute"], ["9/day"])
     )
     for key, allowed in ((plain, 1), (own, 2), (quota, 1), (secrets[0].encode(), 1)):
@@ -427,7 +423,7 @@ async def test_the_default_holds_for_keys_without_one(
 async def test_who_is_over_a_limit_does_not_guess(
     service: GuardedAPI, key_with: MakeKey, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("app.auth.access.throttle.MANY", 3)
+    monkeypatch.setattr("app.auth.access.clients.BURST", 3)
     key = key_with("1/hour")
     assert [await status_of(service, key) for _ in range(10)] == [200] + [429] * 9
     assert await status_of(service, new_secret().encode()) == MISSING_KEY_STATUS
@@ -439,7 +435,7 @@ async def test_a_limited_key_that_is_revoked_is_refused_as_any_other(
     made = key_service.create("key", restrictions={"limits": ["1/hour"]}, actor="test")
     assert await status_of(service, made.key.encode()) == 200
     key_service.revoke(made.id, actor="test")
-    await store.catch_up()
+    await store.refresh()
     assert await status_of(service, made.key.encode()) == MISSING_KEY_STATUS
 
 
@@ -452,9 +448,8 @@ async def test_a_quota_begins_anew_with_its_period_and_outlives_the_service(
 ) -> None:
     with clock_at(NOON) as time:
         service, store = a_service()
-        made = service.state.key_service.create(
-            "key", restrictions={"limits": [quota]}, actor="test"
-        )
+        bounds = {"limits": [quota]}
+        made = service.state.key_service.create("key", restrictions=bounds, actor="test")
         key = made.key.encode()
         assert [await status_of(service, key) for _ in range(2)] == [200] * 2
         await store.flush()
@@ -561,46 +556,75 @@ async def test_of_two_processes_that_would_count_apart_one_does_not_start(
         pass
 
 
-async def test_who_runs_when_the_first_limit_is_made_counts_alone_from_then_on(
+def policy_of(service: GuardedAPI) -> LimitPolicy:
+    [policy] = [each for each in service.policies if isinstance(each, LimitPolicy)]
+    return policy
+
+
+@pytest.fixture
+def looks_often(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("app.limits.policy.LOOK_EVERY", 0.01)
+
+
+@asynccontextmanager
+async def two_of_which_one_counts(
+    key_service: KeyService,
+) -> AsyncGenerator[tuple[AsyncExitStack, GuardedAPI]]:
+    """What ends the service that counts, and the one that does not, after the first limit."""
+    ends: dict[GuardedAPI, AsyncExitStack] = {}
+    async with AsyncExitStack() as stack:
+        for _ in range(2):
+            service, _ = a_service()
+            ends[service] = await stack.enter_async_context(AsyncExitStack())
+            await ends[service].enter_async_context(service.router.lifespan_context(service))
+        key_service.create("key", restrictions={"limits": ["1/second"]}, actor="test")
+        for service in ends:
+            assert isinstance(service.keys, DatabaseKeyStore)
+            await service.keys.refresh()
+        await until(lambda: any(policy_of(each)._said_not_alone for each in ends))
+        counts, other = sorted(ends, key=lambda each: policy_of(each)._said_not_alone)
+        assert not policy_of(counts)._said_not_alone
+        yield ends[counts], other
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(PATIENCE):
+        while not condition():
+            await asyncio.sleep(0.01)
+
+
+@pytest.mark.usefixtures("looks_often")
+async def test_of_those_who_run_when_the_first_limit_is_made_one_counts(
     database_url: sa.URL, key_service: KeyService
 ) -> None:
-    one, of_one = a_service()
-    two, of_two = a_service()
-    async with one.router.lifespan_context(one):
-        async with two.router.lifespan_context(two):
-            key_service.create("key", restrictions={"limits": ["1/second"]}, actor="test")
-            for store in (of_one, of_two, of_two):
-                await store.catch_up()
-                await store._look_after()
-            assert [of_one._said_not_alone, of_two._said_not_alone] == [False, True]
-        await assert_does_not_start(two)
+    async with two_of_which_one_counts(key_service) as (_, other):
+        await assert_does_not_start(a_service()[0])
+        assert policy_of(other)._said_not_alone
 
 
+@pytest.mark.usefixtures("looks_often")
 async def test_who_did_not_count_alone_does_so_once_the_others_have_ended(
     database_url: sa.URL, key_service: KeyService
 ) -> None:
-    one, of_one = a_service()
-    two, of_two = a_service()
-    async with two.router.lifespan_context(two):
-        async with one.router.lifespan_context(one):
-            key_service.create("key", restrictions={"limits": ["1/second"]}, actor="test")
-            for store in (of_one, of_two):
-                await store.catch_up()
-                await store._look_after()
-        assert of_two._said_not_alone
-        await of_two._look_after()
-        assert not of_two._said_not_alone
-        await assert_does_not_start(one)
+    async with two_of_which_one_counts(key_service) as (end, other):
+        await end.aclose()
+        await until(lambda: not policy_of(other)._said_not_alone)
+        await assert_does_not_start(a_service()[0])
 
 
-async def test_a_database_that_is_away_is_not_asked_about_limits_in_vain(
-    database_url: sa.URL,
+@pytest.mark.usefixtures("looks_often")
+async def test_a_database_that_is_away_stops_nobody_from_looking(
+    database_url: sa.URL, key_service: KeyService
 ) -> None:
-    one, of_one = a_service()
+    one, store = a_service()
+    policy = policy_of(one)
     async with one.router.lifespan_context(one):
         away = StoreUnavailableError("DATABASE_URL: out of reach")
-        with patch.object(of_one, "_counts_alone", side_effect=away):
-            await of_one._look_after()
+        with patch.object(policy, "_counts_alone", side_effect=away) as asked:
+            await until(lambda: asked.call_count > 1)
+        key_service.create("key", restrictions={"limits": ["1/second"]}, actor="test")
+        await store.refresh()
+        await until(lambda: policy._hold._held is not None)
 
 
 async def test_without_limits_there_may_be_many(database_url: sa.URL) -> None:
@@ -618,28 +642,28 @@ async def test_a_limit_of_a_key_that_was_revoked_keeps_nobody_out(
     await test_without_limits_there_may_be_many(database_url)
 
 
+@pytest.mark.usefixtures("looks_often")
 async def test_a_limit_that_comes_later_is_counted_apart_and_said_once(
     database_url: sa.URL, key_service: KeyService, caplog: pytest.LogCaptureFixture
 ) -> None:
     one, of_one = a_service()
     two, of_two = a_service()
     async with one.router.lifespan_context(one), two.router.lifespan_context(two):
-        key = key_service.create(
-            "key", restrictions={"limits": ["1/hour"]}, actor="test"
-        ).key.encode()
+        bounds = {"limits": ["1/hour"]}
+        key = key_service.create("key", restrictions=bounds, actor="test").key.encode()
         for service, store in ((one, of_one), (two, of_two)):
-            await store.catch_up()
+            await store.refresh()
             assert await status_of(service, key) == 200
             assert await status_of(service, key) == 429
-            for _ in range(3):
-                await store._look_after()
+        await until(lambda: any(policy_of(each)._said_not_alone for each in (one, two)))
+        await asyncio.sleep(0.1)  # they look again
     said = [each for each in caplog.messages if "several processes" in each]
     assert len(said) == 1
     assert "valkey://HOST:6379" in said[0]
 
 
 def test_what_is_held_ends_with_who_holds_it(database_url: sa.URL) -> None:
-    one, two = Hold(database_url), Hold(database_url)
+    one, two = ProcessLock(database_url), ProcessLock(database_url)
     try:
         assert one.take()
         assert one.take()
@@ -663,7 +687,7 @@ def test_what_is_held_ends_with_who_holds_it(database_url: sa.URL) -> None:
 def test_a_file_is_held_whatever_it_is_called(tmp_path: Path) -> None:
     (tmp_path / "link.db").symlink_to("keys.db")
     file, link = (
-        Hold(sa.URL.create("sqlite", database=str(tmp_path / name)))
+        ProcessLock(sa.URL.create("sqlite", database=str(tmp_path / name)))
         for name in ("keys.db", "link.db")
     )
     assert file.take()
@@ -676,7 +700,7 @@ def test_a_file_is_held_whatever_it_is_called(tmp_path: Path) -> None:
 def test_what_cannot_be_held_is_not_said_to_be_held_by_others(tmp_path: Path) -> None:
     (tmp_path / "keys.db-limits").write_text("no database" * 100)
     with pytest.raises(StoreUnavailableError, match="out of reach: file is not a database"):
-        Hold(sa.URL.create("sqlite", database=str(tmp_path / "keys.db"))).take()
+        ProcessLock(sa.URL.create("sqlite", database=str(tmp_path / "keys.db"))).take()
 
 
 # Several processes, as a supervisor starts them.

@@ -5,12 +5,14 @@ import pytest
 import sqlalchemy as sa
 
 from app.auth import GuardedAPI
+from app.auth.errors import ForbiddenError
 from app.auth.key import Key, new_secret
-from app.auth.keys.errors import ForbiddenError
 from app.auth.keys.service import MANAGE, KeyService
 from app.auth.store.cache import DatabaseKeyStore
 from app.constants import API_KEY_HEADER, MISSING_KEY_STATUS
 from app.limits.allowed_from import are_within, is_within, parse_networks
+from app.management.delegation import Delegation
+from app.policies import make_policies
 from app.settings import load_settings
 from tests.callers import answer_of, ask, status_of
 
@@ -80,11 +82,10 @@ def test_networks_lie_in_others_or_not(inner: str, outer: str, expected: bool) -
 async def test_from_elsewhere_a_key_is_refused_like_any_stranger(
     service: GuardedAPI, key_service: KeyService, caplog: pytest.LogCaptureFixture
 ) -> None:
-    made = key_service.create(
-        "key", restrictions={"networks": ["10.0.0.0/8", "2001:db8::/32"]}, actor="test"
-    )
+    networks = ["10.0.0.0/8", "2001:db8::/32"]
+    made = key_service.create("key", restrictions={"networks": networks}, actor="test")
     key = made.key.encode()
-    assert made.networks == ["10.0.0.0/8", "2001:db8::/32"]
+    assert made.restrictions == {"networks": networks}
     here, there = ("10.1.2.3", 1), ("192.0.2.7", 1)
     stranger = await answer_of(service, new_secret().encode(), client=there)
     for _ in range(2):  # the first time it is looked up
@@ -106,10 +107,8 @@ async def test_from_elsewhere_a_key_is_refused_like_any_stranger(
 async def test_what_is_refused_for_its_address_is_not_charged_and_no_use(
     service: GuardedAPI, store: DatabaseKeyStore, key_service: KeyService
 ) -> None:
-    networks, limits = ["10.0.0.0/8"], ["1/hour"]
-    made = key_service.create(
-        "key", restrictions={"networks": networks, "limits": limits}, actor="test"
-    )
+    bounds = {"networks": ["10.0.0.0/8"], "limits": ["1/hour"]}
+    made = key_service.create("key", restrictions=bounds, actor="test")
     key = made.key.encode()
     for _ in range(3):
         assert await status_of(service, key, client=("192.0.2.7", 1)) == MISSING_KEY_STATUS
@@ -156,14 +155,16 @@ def test_the_default_limit_binds_who_manages_as_well(
     database_url: sa.URL, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("RATE_LIMIT", "5/minute")
-    service = KeyService(load_settings())
+    settings = load_settings()
+    service = KeyService(settings, make_policies(settings))
     made = service.create("manager", [MANAGE], actor="test")
     manager = Key(made.id, made.name, frozenset(made.scopes))
+    by = Delegation(manager, service.policies)
     for limits in ([], ["5/minute"], ["9/day"], ["1/second", "4/minute"]):
-        service.create("key", restrictions={"limits": limits}, actor="test", by=manager)
+        service.create("key", restrictions={"limits": limits}, actor="test", authorize=by)
     for limits in (["6/minute"], ["1/second"]):
         with pytest.raises(ForbiddenError, match="may send more than yours: 5/minute"):
-            service.create("key", restrictions={"limits": limits}, actor="test", by=manager)
+            service.create("key", restrictions={"limits": limits}, actor="test", authorize=by)
 
 
 async def test_what_is_no_limit_and_no_address_is_told(

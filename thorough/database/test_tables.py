@@ -11,13 +11,13 @@ import sqlalchemy as sa
 from alembic import command
 from alembic.util import CommandError
 
-from app.auth.database.engine import connect, transaction
+from app.auth.database.engine import SCHEMA_TABLE, connect, transaction
 from app.auth.database.migrate import upgrade
-from app.auth.database.owner_migrations import MIGRATIONS, configuration, upgrade_tables
-from app.auth.database.version import SCHEMA_TABLE
+from app.auth.database.owner_migrations import configuration, upgrade_tables
 from app.auth.errors import SettingsError, StoreUnavailableError
+from app.cli import MIGRATIONS
 from app.settings import load_settings
-from tests.thorough.commands import complaint, run
+from tests.thorough.commands import run
 from tests.thorough.databases import Databases, SQLiteDatabases
 from tests.thorough.services import make_service
 
@@ -25,7 +25,8 @@ ENV = """
 import sqlalchemy
 from alembic import context
 from app.auth.database.owner_migrations import run_migrations
-run_migrations(context.config.attributes.get("metadata", sqlalchemy.MetaData()))
+from app.settings import load_settings
+run_migrations(context.config.attributes.get("metadata", sqlalchemy.MetaData()), load_settings)
 """
 REVISION = """
 import sqlalchemy as sa
@@ -161,6 +162,11 @@ def test_what_is_generated_is_of_the_models_alone(chain: Chain) -> None:
     assert "api_key" not in first + second
     with pytest.raises(CommandError, match="parents"):
         chain.run(command.check, metadata=models(nullable=False))
+    chain.execute("DELETE FROM parents WHERE id = 2")
+    chain.run(command.downgrade, "-1")
+    assert chain.execute("SELECT * FROM parents") == [(1, "red")]
+    with pytest.raises(StoreUnavailableError, match="colour"):
+        chain.execute("INSERT INTO parents VALUES (2, NULL)")
 
 
 def test_a_revision_that_fails_changes_nothing(chain: Chain) -> None:
@@ -174,7 +180,7 @@ def test_while_one_migrates_no_other_does(chain: Chain) -> None:
     def meanwhile() -> None:
         with (
             pytest.raises(StoreUnavailableError),
-            transaction(connect(chain.url, patience=0.2), write=True),
+            transaction(connect(chain.url, timeout=0.2), write=True),
         ):
             pass
         tried.append(True)
@@ -203,69 +209,51 @@ def test_a_row_that_would_refer_to_nothing_stops_the_revision(chain: Chain) -> N
     assert "parents" in said
 
 
-# What SQLite would lose when it makes a table anew.
+# What SQLite would lose with the old table, when Alembic rebuilds one.
 
-LOG = "CREATE TABLE log (text TEXT)"
-
-
-def test_triggers_of_a_changed_table_stay(sqlite_chain: Chain) -> None:
-    chain = sqlite_chain
-    chain.apply(PARENTS, LOG, CHILDREN, "CREATE VIEW names AS SELECT name FROM parents")
-    chain.apply(
-        "CREATE TRIGGER born AFTER INSERT ON parents BEGIN INSERT INTO log VALUES (NEW.name); END",
-        # In the same revision, and one of another table that mentions it.
-        "CREATE TRIGGER a_child AFTER INSERT ON children BEGIN"
-        " INSERT INTO log SELECT name FROM parents WHERE id = NEW.parent; END",
-        NULLABLE,
-    )
-    chain.execute("INSERT INTO parents VALUES (1, 'a')", "INSERT INTO children VALUES (1, 1)")
-    assert chain.execute("SELECT text FROM log") == [("a",), ("a",)]
-    assert chain.execute("SELECT name FROM names") == [("a",)]
-
-
-def test_a_trigger_that_was_dropped_stays_dropped(sqlite_chain: Chain) -> None:
-    trigger = "CREATE TRIGGER born AFTER INSERT ON parents BEGIN DELETE FROM parents; END"
-    sqlite_chain.apply(PARENTS, trigger)
-    sqlite_chain.apply("DROP TRIGGER born", NULLABLE)
-    sqlite_chain.execute("INSERT INTO parents VALUES (1, 'a')")
-    assert sqlite_chain.execute("SELECT name FROM parents") == [("a",)]
-
-
-def test_a_trigger_that_would_fail_stops_the_revision(sqlite_chain: Chain) -> None:
-    sqlite_chain.apply(
-        PARENTS,
-        LOG,
-        'CREATE TRIGGER "a b" AFTER UPDATE ON parents BEGIN INSERT INTO log VALUES (OLD.name); END',
-    )
-    said = sqlite_chain.fails(
-        "with op.batch_alter_table('parents') as batch: batch.drop_column('name')"
-    )
-    assert "no such column: OLD.name" in said
-
-
-def test_an_index_on_an_expression_stays(sqlite_chain: Chain) -> None:
-    sqlite_chain.apply(PARENTS, "CREATE UNIQUE INDEX small ON parents (lower(name))")
-    sqlite_chain.apply(NULLABLE)
-    with pytest.raises(StoreUnavailableError, match="UNIQUE constraint failed"):
-        sqlite_chain.execute("INSERT INTO parents (name) VALUES ('a'), ('A')")
+BORN = "CREATE TRIGGER born AFTER INSERT ON parents BEGIN INSERT INTO log VALUES (NEW.name); END"
 
 
 @pytest.mark.filterwarnings("default")
 @pytest.mark.parametrize(
-    ("column", "lost"),
+    ("lost", "steps"),
     [
-        ("name TEXT NOT NULL CHECK (name <> '')", "CHECK"),
-        ("name TEXT NOT NULL COLLATE NOCASE UNIQUE", "COLLATE"),
-        ("name TEXT NOT NULL, number INTEGER PRIMARY KEY AUTOINCREMENT", "AUTOINCREMENT"),
+        ("trigger born", [PARENTS, "CREATE TABLE log (name TEXT)", BORN]),
+        ("view names", [PARENTS, "CREATE VIEW names AS SELECT name FROM parents"]),
+        ("index small", [PARENTS, "CREATE UNIQUE INDEX small ON parents (lower(name))"]),
+        ("CHECK", ["CREATE TABLE parents (name TEXT NOT NULL CHECK (name <> ''))"]),
+        ("COLLATE", ["CREATE TABLE parents (name TEXT NOT NULL COLLATE NOCASE UNIQUE)"]),
+        (
+            "AUTOINCREMENT",
+            ["CREATE TABLE parents (name TEXT NOT NULL, id INTEGER PRIMARY KEY AUTOINCREMENT)"],
+        ),
     ],
 )
-def test_what_cannot_be_kept_stops_the_revision(
-    sqlite_chain: Chain, column: str, lost: str
+def test_what_would_be_lost_stops_the_revision(
+    sqlite_chain: Chain, lost: str, steps: list[str]
 ) -> None:
-    sqlite_chain.apply(f"CREATE TABLE parents ({column})")
+    sqlite_chain.apply(*steps)
     said = sqlite_chain.fails(NULLABLE)
     assert said.startswith("Nothing has changed: ")
     assert lost in said
+
+
+def test_what_the_revision_drops_and_creates_again_stays(sqlite_chain: Chain) -> None:
+    index = "CREATE UNIQUE INDEX small ON parents (lower(name))"
+    view = "CREATE VIEW names AS SELECT name FROM parents"
+    autoincrement = "id INTEGER PRIMARY KEY AUTOINCREMENT, name TEXT NOT NULL"
+    sqlite_chain.apply(f"CREATE TABLE parents ({autoincrement})", "CREATE TABLE log (name TEXT)")
+    sqlite_chain.apply(BORN, index, view)
+    keep = NULLABLE.replace("'parents'", "'parents', table_kwargs={'sqlite_autoincrement': True}")
+    drop = ["DROP TRIGGER born", "DROP INDEX small", "DROP VIEW names"]
+    sqlite_chain.apply(*drop, keep, BORN, index, view)
+    sqlite_chain.execute("INSERT INTO parents VALUES (7, 'a')", "DELETE FROM parents")
+    sqlite_chain.execute("INSERT INTO parents (name) VALUES (NULL)")
+    assert sqlite_chain.execute("SELECT * FROM log") == [("a",), (None,)]
+    assert sqlite_chain.execute("SELECT id FROM parents") == [(8,)]
+    sqlite_chain.apply(*drop, keep)  # for good
+    triggers = "SELECT * FROM sqlite_master WHERE type = 'trigger' AND tbl_name = 'parents'"
+    assert sqlite_chain.execute(triggers) == []
 
 
 def test_a_table_that_is_renamed_is_followed_by_what_refers_to_it(sqlite_chain: Chain) -> None:
@@ -288,15 +276,9 @@ def test_an_upgrade_brings_both_up_to_date(
 
 
 @pytest.mark.filterwarnings("default")
-def test_a_chain_that_cannot_be_applied_is_told_in_one_line(
-    chain: Chain, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("DATABASE_URL", chain.url.render_as_string(hide_password=False))
-    monkeypatch.setattr("app.auth.database.owner_migrations.MIGRATIONS", chain.folder)
-    chain.last = "0001"  # as in the chain that keys and everything else once had together
-    chain.add(PARENTS)
-    said = complaint("db", "upgrade")
-    assert said.startswith(f"{chain.folder}: Nothing has changed: Revision 0001 ")
+def test_a_chain_that_cannot_be_applied_is_told_in_one_line(chain: Chain) -> None:
+    chain.last = "0001"  # which somebody has deleted
+    assert chain.fails(PARENTS).startswith("Nothing has changed: Revision 0001 ")
 
 
 def test_where_there_is_no_chain_there_is_nothing_to_do(chain: Chain, tmp_path: Path) -> None:
@@ -314,6 +296,14 @@ def test_alembic_changes_no_database_that_is_not_up_to_date(
             chain.run(command.upgrade, "head")
         with pytest.raises(CommandError, match="db upgrade"):
             chain.run(command.check)
+
+
+def test_alembic_tells_a_bad_setting_in_one_line(
+    sqlite_chain: Chain, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DATABASE_URL", "mysql://localhost")
+    with pytest.raises(CommandError, match=r"^DATABASE_URL: .*$"):
+        sqlite_chain.run(command.current, url=None)  # as on Alembic's own command line
 
 
 def test_the_service_that_starts_brings_the_keys_up_to_date_and_no_more(

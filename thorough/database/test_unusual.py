@@ -22,7 +22,7 @@ from app.auth.key import digest, id_of, new_secret
 from app.auth.keys.service import KeyService
 from app.auth.keys.views import KeyView
 from app.auth.store.cache import DatabaseKeyStore
-from app.auth.usage.anomalies import KNOCKS, Finding, Habits, examine_usage, remember
+from app.auth.usage.anomalies import MAX_REFUSALS, Finding, examine_usage, remember
 from app.auth.usage.counts import add
 from app.settings import load_settings
 from tests.thorough.commands import keys, run
@@ -122,7 +122,7 @@ def test_what_is_refused_is_found_by_key_and_by_network(connection: sa.Connectio
     use(connection, first, HOUR, refused=100)
     use(connection, second, HOUR, refused=99)
     row = {"starts_at": NOW - HOUR, "hours": 1, "reason": "no key"}
-    for network, refused in (("192.0.2.0/24", KNOCKS), ("198.51.100.0/24", KNOCKS - 1)):
+    for network, refused in (("192.0.2.0/24", MAX_REFUSALS), ("198.51.100.0/24", MAX_REFUSALS - 1)):
         add(connection, api_key_refusals, [{**row, "network": network, "refused": refused}])
     assert found(connection, one, other) == [
         "refused 100 times in a day for want of a scope",
@@ -219,7 +219,7 @@ async def test_keys_that_api_keys_no_longer_names_are_nobodys(
     caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    key_service.adopt_env_keys()
+    key_service.import_env_keys()
     now = datetime.now(UTC).replace(minute=0, second=0, microsecond=0)
     row = {"starts_at": now, "hours": 1, "served": 0, "refused": 100}
     with transaction(key_service.engine, write=True) as connection:
@@ -297,10 +297,6 @@ def test_in_a_usual_month_nobody_cries_wolf(connection: sa.Connection) -> None:
         assert seen == number + 1
 
 
-def test_habits_begin_with_nothing() -> None:
-    assert Habits() == Habits(0, 0, 0, 0, 0)
-
-
 @pytest.mark.usefixtures("service")
 def test_the_doctor_tells_of_it(key_service: KeyService) -> None:
     issued = key_service.create("key", ["a:b"], actor="test")
@@ -310,8 +306,8 @@ def test_the_doctor_tells_of_it(key_service: KeyService) -> None:
     with transaction(key_service.engine, write=True) as connection:
         add(connection, api_key_usage, [row])
     with transaction(key_service.engine) as connection:
-        found = [*examine_usage(connection, key_service.all(), clock.now(connection))]
-    assert [each.id for each in found] == [issued.id]
+        findings = [*examine_usage(connection, key_service.all(), clock.now(connection))]
+    assert [each.id for each in findings] == [issued.id]
     result = run("keys", "doctor")
     assert result.exit_code == 1
     assert "refused 100 times in a day" in result.stdout

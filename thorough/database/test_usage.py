@@ -58,6 +58,14 @@ def with_scopes(service: GuardedAPI, depth: int) -> None:
     service.include_router(router)
 
 
+def of_key(key_service: KeyService, id: str, since: timedelta) -> report.UsageView:
+    return report.of_key(key_service.engine, id, since)
+
+
+def of_all(key_service: KeyService, since: timedelta) -> report.AllUsage:
+    return report.of_all(key_service.engine, since)
+
+
 # What counts.
 
 
@@ -73,7 +81,7 @@ async def test_a_request_counts_once_however_many_requirements_nest(
         for _ in range(3):
             await ask(service, issued.key.encode(), path="/nested", type=type)
     await store.flush()
-    counted = [report.of_key(key_service.engine, each.id, WEEK) for each in (able, unable)]
+    counted = [of_key(key_service, each.id, WEEK) for each in (able, unable)]
     may = [(3, 0), (0, 3) if depth else (3, 0)]
     assert [(each.served, each.refused) for each in counted] == may
     assert [each.total for each in counted] == [3, 3]
@@ -95,7 +103,7 @@ async def test_a_public_page_and_an_error_count_as_served_by_whoever_shows_a_key
     with pytest.raises(RuntimeError):
         await ask(service, issued.key.encode(), path="/failing")
     await store.flush()
-    assert report.of_key(key_service.engine, issued.id, WEEK).served == 3
+    assert of_key(key_service, issued.id, WEEK).served == 3
 
 
 async def test_a_request_that_gets_no_answer_counts_too(
@@ -112,7 +120,7 @@ async def test_a_request_that_gets_no_answer_counts_too(
     with pytest.raises(RuntimeError):
         await ask(service, issued.key.encode(), path="/gone", type="websocket")
     await store.flush()
-    assert report.of_key(key_service.engine, issued.id, WEEK).total == 1
+    assert of_key(key_service, issued.id, WEEK).total == 1
 
 
 async def test_strangers_count_by_reason_and_network_and_never_by_what_they_sent(
@@ -129,8 +137,7 @@ async def test_strangers_count_by_reason_and_network_and_never_by_what_they_sent
     await ask(service, path="/health/live", client=("192.0.2.7", 1))  # asks nobody for a key
     await store.flush()
     told = {
-        (each.network, each.reason): each.refused
-        for each in report.of_all(key_service.engine, WEEK).strangers
+        (each.network, each.reason): each.refused for each in of_all(key_service, WEEK).strangers
     }
     assert told == {
         ("192.0.2.0/24", "no key"): 3,
@@ -159,10 +166,10 @@ async def test_whoever_comes_while_the_keys_are_out_of_reach_is_no_stranger(
     service: GuardedAPI, store: DatabaseKeyStore, key_service: KeyService
 ) -> None:
     secret = new_secret().encode()
-    with patch.object(store, "find", side_effect=StoreUnavailableError("DATABASE_URL: gone")):
+    with patch.object(store, "lookup", side_effect=StoreUnavailableError("DATABASE_URL: gone")):
         assert await status_of(service, secret) == 503
     await store.flush()
-    assert report.of_all(key_service.engine, WEEK).strangers == []
+    assert of_all(key_service, WEEK).strangers == []
 
 
 def test_a_flood_from_everywhere_takes_no_memory() -> None:
@@ -190,7 +197,7 @@ async def test_counts_are_exact_over_several_servers(
                 assert await status_of(each, issued.key.encode()) == 200
                 if number % 2:
                     await each.keys.flush()
-    assert report.of_key(key_service.engine, issued.id, WEEK).total == 60
+    assert of_key(key_service, issued.id, WEEK).total == 60
 
 
 async def test_a_write_whose_answer_is_lost_counts_once(
@@ -210,7 +217,7 @@ async def test_a_write_whose_answer_is_lost_counts_once(
     assert await status_of(service, issued.key.encode()) == 200
     await store.flush()
     await store.flush()
-    assert report.of_key(key_service.engine, issued.id, WEEK).total == 2
+    assert of_key(key_service, issued.id, WEEK).total == 2
 
 
 async def test_a_write_that_fails_is_made_up_for(
@@ -222,8 +229,8 @@ async def test_a_write_that_fails_is_made_up_for(
         await store.flush()
     await status_of(service)
     await store.flush()
-    assert report.of_key(key_service.engine, issued.id, WEEK).total == 1
-    assert [each.refused for each in report.of_all(key_service.engine, WEEK).strangers] == [1]
+    assert of_key(key_service, issued.id, WEEK).total == 1
+    assert [each.refused for each in of_all(key_service, WEEK).strangers] == [1]
 
 
 async def test_many_counts_are_written_some_at_a_time(
@@ -249,12 +256,12 @@ async def test_usage_is_told_by_hour_and_by_secret(
         issued = key_service.create("key", ["a:b"], actor="test")
         await status_of(service, issued.key.encode())
         renewed = key_service.rotate(issued.id, actor="test")
-        await store.catch_up()
+        await store.refresh()
         time.return_value += 7200
         for secret in (issued.key, renewed.key, renewed.key):
             await status_of(service, secret.encode())
         await store.flush()
-        used = report.of_key(key_service.engine, issued.id, WEEK)
+        used = of_key(key_service, issued.id, WEEK)
         assert [(each.starts_at, each.hours, each.served) for each in used.by_hour] == [
             (NOON, 1, 1),
             (NOON + timedelta(hours=2), 1, 3),
@@ -263,8 +270,8 @@ async def test_usage_is_told_by_hour_and_by_secret(
             [(2, True), (2, True)],
         )
         assert used.last_used_at
-        assert report.of_key(key_service.engine, issued.id, timedelta(minutes=30)).total == 3
-        assert [each.served for each in report.of_all(key_service.engine, WEEK).keys] == [4]
+        assert of_key(key_service, issued.id, timedelta(minutes=30)).total == 3
+        assert [each.served for each in of_all(key_service, WEEK).keys] == [4]
 
 
 @pytest.fixture(scope="module")
@@ -340,8 +347,7 @@ async def test_a_server_thins_once_a_day(store: DatabaseKeyStore, key_service: K
             store._counts.refuse("192.0.2.7", time.return_value, "no key")
             await store.flush()
             assert thinned.call_count == times
-        with transaction(key_service.engine, write=True) as connection:
-            assert thin(connection, clock.now(connection)) == 0
+        assert run("db", "thin").stdout == "0 rows less.\n"
 
 
 # As it is shown.
@@ -425,7 +431,7 @@ async def test_a_page_of_keys_is_told_by_day_in_one_request(
         one, two, other = (key_service.create("key", actor="test") for _ in range(3))
         await status_of(service, one.key.encode())
         renewed = key_service.rotate(one.id, overlap=timedelta(days=3), actor="test")
-        await store.catch_up()
+        await store.refresh()
         for after in (2 * 3600, 22 * 3600):  # the same day, and the next
             time.return_value += after
             for secret in (one.key, renewed.key, other.key):
@@ -458,7 +464,7 @@ async def test_counting_adds_no_statement_to_a_request(
         await asyncio.gather(*(status_of(service, secret) for _ in range(20)))
     assert not added.called
     await store.flush()
-    assert report.of_key(key_service.engine, issued.id, WEEK).total == 21
+    assert of_key(key_service, issued.id, WEEK).total == 21
 
 
 def test_a_day_that_is_told_as_a_whole_counts_from_any_hour_of_it(
@@ -475,11 +481,9 @@ def test_a_day_that_is_told_as_a_whole_counts_from_any_hour_of_it(
         add(connection, api_key_refusals, [{**stranger, **when}])
     for days, (used, knocked) in {49: (0, []), 50: (5, [7]), 51: (5, [7])}.items():
         since = timedelta(days=days)
-        assert report.of_key(key_service.engine, issued.id, since).total == used
-        assert sum(key.served for key in report.of_all(key_service.engine, since).keys) == used
-        assert [
-            each.refused for each in report.of_all(key_service.engine, since).strangers
-        ] == knocked
+        assert of_key(key_service, issued.id, since).total == used
+        assert sum(key.served for key in of_all(key_service, since).keys) == used
+        assert [each.refused for each in of_all(key_service, since).strangers] == knocked
 
 
 # From where.

@@ -191,7 +191,7 @@ def test_keys_of_the_environment_are_changed_there(
 
 
 def test_what_a_crash_left_behind_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "PATIENCE", 0.05)
+    monkeypatch.setattr(module, "TIMEOUT", 0.05)
     left_behind = tmp_path / ".env.lock"
     left_behind.touch()
     with pytest.raises(SettingsError, match=r"\.env\.lock exists: .* delete that file"):
@@ -218,7 +218,7 @@ def test_a_folder_that_may_not_be_written(tmp_path: Path, monkeypatch: pytest.Mo
 def test_edits_at_the_same_time_lose_nothing(
     env_file: Path, secrets: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "PATIENCE", 60.0)
+    monkeypatch.setattr(module, "TIMEOUT", 60.0)
     added = [new_secret() for _ in range(20)]
 
     def add_one(secret: str) -> None:

@@ -1,4 +1,4 @@
-"""Call an application through ASGI, message by message."""
+"""Call an application through ASGI, message by message, and the command line in this process."""
 
 import asyncio
 import contextlib
@@ -32,18 +32,6 @@ PATHS: Final = ("/x", "/raw", "/mount/x")
 KINDS: Final = [(path, type) for path in PATHS for type in ("http", "websocket")]
 
 
-def with_probe(service: GuardedAPI) -> GuardedAPI:
-    """With a guarded endpoint that is there whatever becomes of yours."""
-    router = GuardedRouter()
-
-    @router.get(PROBE)
-    async def probe() -> str:
-        return "You have access!"
-
-    service.include_router(router)
-    return service
-
-
 async def endpoint() -> str:
     return "You have access!"
 
@@ -69,21 +57,24 @@ def with_endpoints(router: Any) -> Any:
 def with_every_kind(router: Any) -> Any:
     """Adds a route for each of the KINDS, also those that FastAPI gives no dependencies."""
     router.add_route("/raw", lambda _: PlainTextResponse("You have access!"), name="raw")
-    routes = getattr(router, "router", router)
-    routes.add_websocket_route("/raw", websocket_endpoint, name="raw")
+    getattr(router, "router", router).add_websocket_route("/raw", websocket_endpoint, name="raw")
     router.mount("/mount", application, name="mount")
     return with_endpoints(router)
 
 
 def on(router: Any, *included: Any, **options: Any) -> Any:
+    """The router, with these included."""
     for each in included:
         router.include_router(each, **options)
     return router
 
 
-def mounted_on(router: Any, inner: ASGIApp) -> Any:
-    router.mount("/mounted", inner)
-    return router
+def with_probe(service: GuardedAPI) -> GuardedAPI:
+    """With a guarded endpoint that is there whatever becomes of yours."""
+    router = GuardedRouter()
+    router.add_api_route(PROBE, endpoint)
+    service.include_router(router)
+    return service
 
 
 class Clock:
@@ -118,19 +109,17 @@ class Keys:
         self._keys[digest(secret)] = Key(f"key-{len(self._keys)}", "key", frozenset(scopes))
         return secret
 
-    def recall(self, digest: bytes) -> Key | None:
+    def cached(self, digest: bytes) -> Key | None:
         self.asked += 1
         return self._keys[digest] if digest in self._in_use else None
 
-    def knows(self, digest: bytes) -> bool:
+    def may_exist(self, digest: bytes) -> bool:
         return digest in self._keys
 
-    async def find(self, digest: bytes) -> Key | Refusal:
+    async def lookup(self, digest: bytes) -> Key | Refusal:
         self.found += 1
-        if digest not in self._keys:
-            return UNKNOWN
-        self._in_use.add(digest)
-        return self._keys[digest]
+        self._in_use |= {digest} & self._keys.keys()
+        return self._keys.get(digest, UNKNOWN)
 
     async def is_reachable(self) -> bool:
         return True
@@ -167,7 +156,7 @@ async def ask(
     Fails the test if the body is read, unless there is one.
     """
     sent: list[Message] = []
-    read: list[bytes] = []
+    parts = [body]
 
     async def send(message: Message) -> None:
         sent.append(message)
@@ -177,35 +166,21 @@ async def ask(
             return {"type": "websocket.connect"}
         if body is None:
             raise AssertionError("the request's body was read")
-        if read:
+        if not parts:
             await asyncio.Future()  # the caller stays
-        read.append(body)
-        return {"type": "http.request", "body": body}
+        return {"type": "http.request", "body": parts.pop()}
 
-    scope: Scope = {
-        "type": type,
-        "asgi": {"version": "3.0"},
-        "http_version": "1.1",
-        "method": method,
-        "scheme": "http",
-        "path": path,
-        "raw_path": path.encode(errors="replace"),
-        "query_string": b"",
-        "root_path": "",
-        "headers": [(b"host", b"service"), *((HEADER, secret) for secret in secrets), *headers],
-        "client": ("127.0.0.1", 1),
-        "server": ("127.0.0.1", 80),
-        "subprotocols": [],
-        "state": {},
-        **more,
-    }
-    await app(scope, receive, send)
+    headers = [(b"host", b"service"), *((HEADER, secret) for secret in secrets), *headers]
+    scope: dict[str, Any] = {"type": type, "method": method, "path": path, "query_string": b""}
+    scope |= {"headers": headers, "raw_path": path.encode(errors="replace"), "root_path": ""}
+    scope |= {"asgi": {"version": "3.0"}, "http_version": "1.1", "scheme": "http", "state": {}}
+    scope |= {"client": ("127.0.0.1", 1), "server": ("127.0.0.1", 80), "subprotocols": []}
+    await app({**scope, **more}, receive, send)
     if type == "websocket":
         return sent
     start, *bodies = sent
-    return Answer(
-        start["status"], tuple(start["headers"]), b"".join(part.get("body", b"") for part in bodies)
-    )
+    whole = b"".join(part.get("body", b"") for part in bodies)
+    return Answer(start["status"], tuple(start["headers"]), whole)
 
 
 async def answer_of(app: ASGIApp, *secrets: bytes, **options: Any) -> Answer:
@@ -220,8 +195,8 @@ async def status_of(app: ASGIApp, *secrets: bytes, **options: Any) -> int:
 
 async def refusal_of(app: ASGIApp, *secrets: bytes, path: str, type: str = "http") -> str | None:
     """What a caller is told who does not get in; None for who does."""
-    extensions: dict[str, Any] = {"websocket.http.response": {}}
-    answer = await ask(app, *secrets, path=path, type=type, extensions=extensions)
+    can_send: dict[str, Any] = {"websocket.http.response": {}}
+    answer = await ask(app, *secrets, path=path, type=type, extensions=can_send)
     if isinstance(answer, list):
         if answer[0]["type"] == "websocket.accept":
             return None
@@ -256,8 +231,9 @@ async def start_up(app: ASGIApp) -> Message:
     return answers[0]
 
 
-async def starts(app: ASGIApp) -> bool:
-    return bool((await start_up(app))["type"] == "lifespan.startup.complete")
+def make_service(settings: Settings) -> GuardedAPI:
+    """Your application, with the probe."""
+    return with_probe(create_app(settings))
 
 
 def run(*arguments: str) -> Result:
@@ -270,8 +246,3 @@ def keys(*arguments: str) -> Any:
     result = run("keys", *arguments, "--json")
     assert result.exit_code == 0, result.stderr
     return json.loads(result.stdout)
-
-
-def make_service(settings: Settings) -> GuardedAPI:
-    """Your application, with the probe."""
-    return with_probe(create_app(settings))

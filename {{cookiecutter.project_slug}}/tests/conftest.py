@@ -25,6 +25,7 @@ from app.auth.database.owner_migrations import upgrade_tables
 from app.auth.key import digests, id_of, new_secret
 from app.auth.keys.service import KeyService
 from app.auth.store.cache import DatabaseKeyStore
+from app.cli import MIGRATIONS
 from app.constants import API_KEY_HEADER, MISSING_KEY_STATUS
 from app.database import get_engine
 from app.settings import Settings, load_settings
@@ -58,7 +59,7 @@ def working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, secrets: 
     monkeypatch.setenv("DATABASE_URL", f"sqlite:///{tmp_path}/keys.db")
     monkeypatch.setenv("API_KEYS", ",".join(secrets))
     # Tests send more wrong keys than anybody else may.
-    monkeypatch.setattr("app.auth.access.throttle.MANY", inf)
+    monkeypatch.setattr("app.auth.access.clients.BURST", inf)
     return tmp_path
 
 
@@ -67,7 +68,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     """The time of the whole service, which passes when the test says so."""
     clock = Clock()
     monkeypatch.setattr("app.auth.database.clock.time", lambda: clock.now)
-    for module in ("access.throttle", "store.cache"):
+    for module in ("access.clients", "store.cache"):
         monkeypatch.setattr(f"app.auth.{module}.monotonic", clock.monotonic)
     return clock
 
@@ -78,7 +79,7 @@ def migrated(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("sqlite") / "keys.db"
     url = sa.URL.create("sqlite", database=str(path))
     upgrade(url)
-    upgrade_tables(url)
+    upgrade_tables(url, MIGRATIONS)
     return path
 
 
@@ -113,7 +114,7 @@ class Server:
 
     async def admits(self, *secrets: str) -> str:
         """`+` for each that gets in, `-` for each that does not, once it has heard of all changes."""
-        await self.store.catch_up()
+        await self.store.refresh()
         signs = {200: "+", MISSING_KEY_STATUS: "-"}
         return "".join([signs[await self.status(secret)] for secret in secrets])
 
@@ -124,7 +125,7 @@ def start_server(
 ) -> Iterator[Callable[..., Server]]:
     """Starts one more server, with the settings as they are then."""
     # However busy this machine is, its database does not look out of reach. New keys get in at once.
-    monkeypatch.setattr("app.auth.store.cache.PATIENCE", 60.0)
+    monkeypatch.setattr("app.auth.store.cache.TIMEOUT", 60.0)
     monkeypatch.setattr("app.auth.store.cache.RECHECK", 0.0)
     servers: list[Server] = []
 

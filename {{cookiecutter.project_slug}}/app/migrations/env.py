@@ -1,7 +1,8 @@
-"""How Alembic gets to know your tables. Modules with models are imported here."""
+"""Tells Alembic your tables. Import here every module that has models."""
 
 import app.models  # noqa: F401
 from app.auth.database.owner_migrations import run_migrations
 from app.database import Base
+from app.settings import load_settings
 
-run_migrations(Base.metadata)
+run_migrations(Base.metadata, load_settings)

@@ -14,9 +14,8 @@ from types import SimpleNamespace
 import pytest
 import sqlalchemy as sa
 
-from app.auth.database.engine import connect
+from app.auth.database.engine import SCHEMA_TABLE, connect
 from app.auth.database.models import api_key_servers
-from app.auth.database.version import SCHEMA_TABLE
 from app.auth.key import is_canonical, new_secret, with_prefix
 from app.cli import main
 from app.constants import COMMAND
@@ -24,6 +23,7 @@ from tests.callers import keys, run
 from tests.conftest import Server
 
 MAKE_IT = f"uv run {COMMAND} db upgrade"
+COMMANDS = ("list", "show x", "audit", "usage", "doctor", "create x", "rotate x", "revoke x")
 on_posix = pytest.mark.skipif(os.name == "nt", reason="Windows has other users and modes")
 
 
@@ -36,11 +36,11 @@ def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
 
 def complaint(*arguments: str) -> str:
-    """The one line of a command that fails; which database that was may precede it."""
+    """The line of a command that fails; which database that was may precede it."""
     result = run(*arguments)
     assert (result.exit_code, result.stdout) == (1, "")
     *where, said = result.stderr.splitlines()
-    assert [line.partition(" ")[0] for line in where] in ([], ["In"])
+    assert all(line.startswith("In ") for line in where)
     return said
 
 
@@ -50,11 +50,10 @@ async def test_a_created_key_is_shown_this_once_and_works(server: Server) -> Non
     shown = result.stdout.partition("key:")[2].strip()
     created = keys("create", "Ren\u00e9", "--scope", "b:read", "--scope", "*")
     assert created.items() >= {"name": "Ren\u00e9", "scopes": ["*", "b:read"]}.items()
-    secret = created.pop("key")
+    secret, id = created.pop("key"), created["id"]
     assert is_canonical(secret)
     assert await server.admits(shown, secret) == "++"
-    assert keys("show", created["id"]) == created
-    id = created["id"]
+    assert keys("show", id) == created
     for command in (["list"], ["show", id], ["audit"], ["doctor"], ["usage", id], ["revoke", id]):
         for options in ([], ["--json"]):
             output = run("keys", *command, *options).output
@@ -82,14 +81,11 @@ def test_an_expiry_is_a_duration_or_a_time_in_utc(database_url: sa.URL) -> None:
         ends, begins = (
             datetime.fromisoformat(created[f"{at}_at"]) for at in ("expires", "created")
         )
-        assert timedelta() <= timedelta(seconds=seconds) - (ends - begins) < timedelta(seconds=30)
+        assert timedelta() <= timedelta(seconds=seconds) - (ends - begins) < timedelta(seconds=60)
     year = datetime.now(UTC).year + 1
-    for text, expected in {
-        "12-31": "12-31T00:00:00Z",
-        "12-31T23:59+02:00": "12-31T21:59:00Z",
-    }.items():
-        created = keys("create", "billing", "--expires-at", f"{year}-{text}")
-        assert created["expires_at"] == f"{year}-{expected}"
+    for text, expected in {"31": "31T00:00:00Z", "31T23:59+02:00": "31T21:59:00Z"}.items():
+        created = keys("create", "billing", "--expires-at", f"{year}-12-{text}")
+        assert created["expires_at"] == f"{year}-12-{expected}"
 
 
 def test_people_get_tables(database_url: sa.URL) -> None:
@@ -103,71 +99,39 @@ def test_people_get_tables(database_url: sa.URL) -> None:
     assert {line.partition(":")[0] for line in lines} == created.keys() - {"key"}
 
 
-async def test_a_rotation_leaves_the_old_secret_for_the_overlap(server: Server) -> None:
-    first = keys("create", "billing")
-    issued = [first["key"], (second := keys("rotate", first["id"]))["key"]]
-    ends, begins = (second[name] for name in ("old_key_expires_at", "issued_at"))
-    assert datetime.fromisoformat(ends) - datetime.fromisoformat(begins) == timedelta(days=1)
-    assert "drop the old one if nobody needs it" in complaint("keys", "rotate", first["id"])
-    for options, signs in (
-        (["--drop", "old"], "-++"),
-        (["--drop", "new"], "-+-+"),
-        (["--drop", "old", "--overlap", "0s"], "----+"),
-        (["--overlap", "2h"], "----++"),
-    ):
-        issued.append(keys("rotate", first["id"], *options)["key"])
-        assert await server.admits(*issued) == signs
-    left = keys("rotate", first["id"], "--drop", "old", "--no-new")
-    assert "key" not in left
-    assert await server.admits(*issued) == "-----+"
-
-
-def test_what_takes_access_away_waits_for_the_slowest_server(
-    database_url: sa.URL, waits: list[float]
+async def test_what_takes_access_away_waits_for_the_slowest_server(
+    server: Server, waits: list[float]
 ) -> None:
-    id = keys("create", "billing")["id"]
-    keys("rotate", id)
-    assert waits == []
-    with connect(database_url).begin() as connection:
+    with connect(server.keys.engine.url).begin() as connection:
         row = {"id": "slow", "max_staleness": 7.5, "seen_at": datetime.now(UTC)}
         connection.execute(sa.insert(api_key_servers).values(row))
-    for command in (
-        f"rotate {id} --drop old",
-        f"rotate {id} --drop new --no-new",
-        f"rotate {id} --overlap 0s",
-        f"revoke {id}",
-        "revoke --issued-before 2001-01-01",
+    first = keys("create", "billing")
+    id, issued = first["id"], [first["key"]]
+    for command, signs, waited in (
+        (f"rotate {id}", "++", False),
+        (f"rotate {id} --drop old", "-++", True),
+        (f"rotate {id} --drop new", "-+-+", True),
+        (f"rotate {id} --drop new --no-new", "-+--", True),
+        (f"rotate {id} --overlap 0s", "----+", True),
+        (f"rotate {id} --overlap 2h", "----++", False),
+        (f"revoke {id}", "------", True),
+        ("revoke --issued-before 2001-01-01", "------", True),
     ):
-        result = run("keys", *command.split())
-        assert "Waiting 7.5 s: then no server accepts it any more.\n" in result.stderr
-        assert (result.exit_code, waits.pop(), waits) == (0, 7.5, [])
-
-
-async def test_all_secrets_from_before_a_moment_end_and_no_others(
-    secrets: list[str], ids: list[str], server: Server
-) -> None:
-    rotated, kept = keys("create", "rotated"), keys("create", "kept")
-    moment = datetime.now(UTC).isoformat()
-    renewed = keys("rotate", rotated["id"])
-    manager = keys("create", "manager", "--scope", "keys:manage")
-    revoked = keys("revoke", "--issued-before", moment)
-    assert {key["id"] for key in revoked} == {kept["id"], *ids}
-    issued = (rotated["key"], kept["key"], *secrets, renewed["key"], manager["key"])
-    assert await server.admits(*issued) == "----++"
-    refusal = "No key with keys:manage and without an end would be left; force it if that is meant"
-    assert complaint("keys", "revoke", manager["id"]) == refusal
-    assert keys("revoke", manager["id"], "--force")["status"] == "revoked"
+        result = run("keys", *command.split(), "--json")
+        assert ("Waiting 7.5 s: then no server accepts it" in result.stderr) == waited, command
+        assert waits == [7.5] * waited, command
+        waits.clear()
+        issued += re.findall('"key": "(.+?)"', result.stdout)
+        assert await server.admits(*issued) == signs, command
 
 
 def test_scan_finds_keys_in_files(database_url: sa.URL, tmp_path: Path) -> None:
-    created, revoked = keys("create", "first"), keys("create", "second")
+    created, revoked, log = keys("create", "first"), keys("create", "second"), tmp_path / "log"
     keys("revoke", revoked["id"])
-    log = tmp_path / "log"
     log.write_text(f"{new_secret()}\n{with_prefix(created['key'], 'acme')}\n\n{revoked['key']}")
     result = run("keys", "scan", f"{log}")
-    assert result.exit_code == 1
     told = [f"{log}:2: key {created['id']} (known)", f"{log}:4: key {revoked['id']} (known)"]
-    assert result.stdout.splitlines() == told
+    assert (result.exit_code, result.stdout.splitlines()) == (1, told)
     log.write_text(new_secret())  # of somebody else
     assert run("keys", "scan", f"{log}").exit_code == 0
 
@@ -175,8 +139,6 @@ def test_scan_finds_keys_in_files(database_url: sa.URL, tmp_path: Path) -> None:
 # What fails changes nothing.
 
 DURATION, TIME = "write a number and s, m, h, d or w", "write it like 2030-12-31"
-
-
 MISTAKES = {
     "create x --expires-in 90": DURATION,
     "create x --expires-at tomorrow": TIME,
@@ -210,24 +172,19 @@ class FullDisk(io.StringIO):
         raise OSError(28, "No space left on device")
 
 
-@pytest.mark.parametrize("output", [None, FullDisk()], ids=["closed", "full"])
-@pytest.mark.parametrize("command", ["create x", "rotate ID --json"])
 def test_a_secret_that_cannot_be_shown_is_not_issued(
-    database_url: sa.URL,
-    command: str,
-    output: FullDisk | None,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    database_url: sa.URL, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     id = keys("create", "billing")["id"]
     before = keys("audit")
-    monkeypatch.setattr(sys, "stdout", output)
-    arguments = ["keys", *command.replace("ID", id).split()]
-    assert main(arguments, standalone_mode=False) == 1
-    said = capsys.readouterr().err
-    assert "No space left on device" in said if output else "it is closed" in said
-    assert said.endswith("A secret that cannot be shown is not issued.\n")
-    assert keys("audit") == before
+    for output, why in ((None, "it is closed"), (FullDisk(), "No space left on device")):
+        for command in (["create", "x"], ["rotate", id, "--json"]):
+            with monkeypatch.context() as terminal:
+                terminal.setattr(sys, "stdout", output)
+                assert main(["keys", *command], standalone_mode=False) == 1
+            told = f"Standard output: {why}. A secret that cannot be shown is not issued.\n"
+            assert capsys.readouterr().err.endswith(told)
+            assert keys("audit") == before
 
 
 async def test_a_name_that_the_terminal_has_no_letters_for_hides_no_secret(
@@ -246,9 +203,6 @@ async def test_a_name_that_the_terminal_has_no_letters_for_hides_no_secret(
 # Which database it is.
 
 
-COMMANDS = ("list", "show x", "audit", "usage", "doctor", "create x", "rotate x", "revoke x")
-
-
 @pytest.mark.parametrize("content", [None, b"", "CREATE TABLE notes (id)"])
 def test_no_command_makes_a_database(content: bytes | str | None) -> None:
     file = Path("keys.db")
@@ -257,36 +211,32 @@ def test_no_command_makes_a_database(content: bytes | str | None) -> None:
             connection.execute(content)
     elif content is not None:
         file.write_bytes(content)
-    before = file.read_bytes() if content is not None else None
+    before = [(each, each.read_bytes()) for each in Path().iterdir()]
     for command in COMMANDS:
         assert MAKE_IT in complaint("keys", *command.split())
-    assert (file.read_bytes() if file.exists() else None) == before
+    assert [(each, each.read_bytes()) for each in Path().iterdir()] == before
 
 
-@pytest.mark.parametrize(
-    ("version", "fix"), [("0000", MAKE_IT), ("zzzz", "install the newer service")]
-)
-def test_no_command_uses_or_migrates_a_schema_of_another_service(
-    database_url: sa.URL, version: str, fix: str
+@pytest.mark.parametrize(("schema", "fix"), [("0000", MAKE_IT), ("zzzz", "install the newer")])
+def test_no_command_uses_the_schema_of_another_service(
+    database_url: sa.URL, schema: str, fix: str
 ) -> None:
     with connect(database_url).begin() as connection:
-        connection.exec_driver_sql(f"UPDATE {SCHEMA_TABLE} SET version_num = '{version}'")  # noqa: S608
+        table = sa.table(SCHEMA_TABLE, sa.column("version_num"))
+        connection.execute(sa.update(table).values(version_num=schema))
     for command in COMMANDS:
         assert fix in complaint("keys", *command.split())
 
 
 @on_posix
-def test_db_upgrade_makes_a_database_for_its_owner_alone(
-    working_directory: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_db_upgrade_makes_a_database_for_its_owner_alone() -> None:
     before = os.umask(0)
     try:
         for _ in range(2):
-            result = run("db", "upgrade")
-            assert result.stdout == "The schema is up to date.\n"
+            assert run("db", "upgrade").stdout == "The schema is up to date.\n"
     finally:
         os.umask(before)
-    assert stat.S_IMODE((working_directory / "keys.db").stat().st_mode) == 0o600
+    assert stat.S_IMODE(Path("keys.db").stat().st_mode) == 0o600
     assert keys("create", "billing")["name"] == "billing"
 
 
@@ -298,6 +248,5 @@ def test_what_is_changed_elsewhere_than_usual_names_the_place_without_a_password
     monkeypatch.setenv("DATABASE_URL", "postgresql://me:swordfish@127.0.0.1:1/none")  # not-a-key
     for command in ("keys list", "keys create x", "db upgrade"):
         result = run(*command.split())
-        assert result.exit_code == 1
-        assert "DATABASE_URL: out of reach: " in result.stderr
+        assert (result.exit_code, "DATABASE_URL: out of reach: " in result.stderr) == (1, True)
         assert "swordfish" not in result.output

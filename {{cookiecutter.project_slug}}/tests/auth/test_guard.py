@@ -3,12 +3,11 @@
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from fastapi import APIRouter, Depends, FastAPI, WebSocket
 from starlette.applications import Starlette
-from starlette.routing import Mount
 
 from app.auth import Caller, GuardedAPI, GuardedRouter, PublicRouter
 from app.constants import MISSING_KEY_STATUS
@@ -18,15 +17,21 @@ from tests.callers import (
     application,
     ask,
     endpoint,
-    mounted_on,
     on,
     refusal_of,
     refusals_of,
     start_up,
-    starts,
     status_of,
     with_every_kind,
 )
+
+if TYPE_CHECKING:
+    from app.auth.key import Key as OnlyForTheTypeChecker
+
+
+def mounted_on(router: Any, app: Any) -> Any:
+    router.mount("/mounted", app)
+    return router
 
 
 async def is_guarded(app: Any, keys: Keys, prefix: str = "") -> bool:
@@ -52,21 +57,9 @@ async def test_a_refused_request_is_not_read_and_runs_nothing(api: GuardedAPI) -
     assert ran == []
 
 
-@pytest.mark.parametrize("path", ["/x/", "/mount", "/v1/x/", "/open/"])
-async def test_a_slash_too_many_or_too_few_is_no_redirect(
-    api: GuardedAPI, keys: Keys, path: str
-) -> None:
-    router, public = with_every_kind(GuardedRouter()), PublicRouter()
-    public.add_api_route("/open", endpoint)
-    on(api, router, public, on(GuardedRouter(prefix="/v1"), router))
-    assert await status_of(api, path=path) == 404
-    assert await status_of(api, keys.issue(), path=path) == 404
-
-
 @pytest.mark.parametrize("type", ["http", "websocket"])
-@pytest.mark.parametrize("depth", [0, 3])
 async def test_a_key_is_checked_once_however_many_requirements_nest(
-    api: GuardedAPI, keys: Keys, depth: int, type: str
+    api: GuardedAPI, keys: Keys, type: str
 ) -> None:
     async def needs_the_caller(caller: Caller) -> None: ...
 
@@ -74,31 +67,25 @@ async def test_a_key_is_checked_once_however_many_requirements_nest(
         return caller.id
 
     async def live(websocket: WebSocket, caller: Caller) -> None:
-        await websocket.accept()
-        await websocket.send_text(caller.id)
+        await websocket.accept(subprotocol=caller.id)
 
-    router = GuardedRouter(dependencies=[Depends(needs_the_caller, use_cache=False)] * depth)
+    router = GuardedRouter(dependencies=[Depends(needs_the_caller, use_cache=False)] * 3)
     router.add_api_route("/whoami", whoami)
     router.add_api_websocket_route("/whoami", live)
-    for _ in range(depth):
-        router = on(GuardedRouter(), router)
-    outer, secret = on(GuardedAPI(keys), mounted_on(GuardedRouter(), on(api, router))), keys.issue()
+    on(api, on(GuardedRouter(), on(GuardedRouter(), router)))
+    outer, secret = on(GuardedAPI(keys), mounted_on(GuardedRouter(), api)), keys.issue()
     for app, path in ((api, "/whoami"), (outer, "/mounted/whoami")):
         keys.asked = 0
         assert "key-0" in f"{await ask(app, secret, path=path, type=type)}"
         assert keys.asked == 1
 
 
-@pytest.mark.parametrize("extensions", [{}, None])
 async def test_a_websocket_is_closed_where_the_server_cannot_send_an_answer(
-    api: GuardedAPI, extensions: dict[str, Any] | None
+    api: GuardedAPI,
 ) -> None:
     on(api, with_every_kind(GuardedRouter()))
-    sent = await ask(api, path="/x", type="websocket", extensions=extensions)
+    sent = await ask(api, path="/x", type="websocket", extensions=None)
     assert sent == [{"type": "websocket.close", "code": 1008, "reason": ""}]
-
-
-# Routers.
 
 
 @pytest.mark.parametrize(
@@ -107,7 +94,6 @@ async def test_a_websocket_is_closed_where_the_server_cannot_send_an_answer(
         (with_every_kind(GuardedRouter()), ""),
         (on(GuardedRouter(), on(APIRouter(), with_every_kind(APIRouter())), prefix="/v1"), "/v1"),
         (on(GuardedRouter(), with_every_kind(PublicRouter())), ""),
-        (on(PublicRouter(), on(GuardedRouter(), with_every_kind(APIRouter()))), ""),
         (on(PublicRouter(), on(APIRouter(), with_every_kind(GuardedRouter()))), ""),
         (mounted_on(PublicRouter(), with_every_kind(GuardedRouter())), "/mounted"),
         (mounted_on(PublicRouter(), on(FastAPI(), with_every_kind(GuardedRouter()))), "/mounted"),
@@ -117,57 +103,29 @@ async def test_a_websocket_is_closed_where_the_server_cannot_send_an_answer(
 async def test_everything_on_a_guarded_router_is_guarded(
     api: GuardedAPI, keys: Keys, router: APIRouter, prefix: str
 ) -> None:
-    assert await starts(on(api, router))
+    assert (await start_up(on(api, router)))["type"] == "lifespan.startup.complete"
     assert await is_guarded(api, keys, prefix)
 
 
 async def test_everything_else_on_a_public_router_is_public(api: GuardedAPI) -> None:
-    for prefix, inner in (("/a", PublicRouter()), ("/b", APIRouter()), ("/c", PublicRouter())):
-        on(api, on(PublicRouter(), with_every_kind(inner)), prefix=prefix)
-        assert await refusals_of(api, prefix=prefix) == {None}
-    assert await starts(api)
-
-
-async def test_the_first_route_that_matches_decides(api: GuardedAPI) -> None:
-    public, guarded = PublicRouter(), GuardedRouter()
-    for router in (public, guarded):
-        router.add_api_route("/{name}", endpoint)
-    guarded.add_api_route("/x", endpoint, methods=["POST"])
-    on(api, public, guarded)
-    statuses = [await status_of(api, path="/x", method=each) for each in ("GET", "POST", "DELETE")]
-    assert statuses == [200, MISSING_KEY_STATUS, 405]
+    on(api, on(PublicRouter(), with_every_kind(APIRouter())), prefix="/a")
+    on(api, on(PublicRouter(), with_every_kind(PublicRouter())), prefix="/b")
+    assert (await start_up(api))["type"] == "lifespan.startup.complete"
+    assert await refusals_of(api, prefix="/a") == await refusals_of(api, prefix="/b") == {None}
 
 
 async def test_the_guard_holds_in_another_application(api: GuardedAPI, keys: Keys) -> None:
     with_every_kind(api)
     for outer in (FastAPI(), Starlette()):
-        assert await starts(mounted_on(outer, api))
-        assert await is_guarded(outer, keys, "/mounted")
+        assert await is_guarded(mounted_on(outer, api), keys, "/mounted")
     other = on(GuardedAPI(keys), mounted_on(PublicRouter(), api))
     assert await is_guarded(other, keys, "/mounted")
     other = on(GuardedAPI(Keys()), mounted_on(PublicRouter(), api))
     with pytest.raises(RuntimeError, match="asks other keys"):
         await ask(other, keys.issue(), path="/mounted/x")
-
-
-async def test_a_guarded_router_without_a_guarded_application_refuses_everybody(
-    keys: Keys,
-) -> None:
-    for app in (
-        on(FastAPI(), with_every_kind(GuardedRouter())),
-        Starlette(routes=[Mount("/", with_every_kind(GuardedRouter()))]),
-    ):
-        assert await refusals_of(app, keys.issue()) == {STRANGER}
-
-
-async def test_files_are_shown_to_strangers_only_where_that_is_said(
-    api: GuardedAPI, tmp_path: Path
-) -> None:
-    (tmp_path / "file.txt").write_text("not for everybody")
-    plain = APIRouter()
-    plain.frontend("/", directory=tmp_path)
-    on(api, plain, on(PublicRouter(), on(GuardedRouter(), plain)))
-    assert await status_of(api, path="/file.txt", body=b"") != 200
+    # Where no guarded application lies around it, a guarded router refuses everybody.
+    plain = on(FastAPI(), with_every_kind(GuardedRouter()))
+    assert await refusals_of(plain, keys.issue()) == {STRANGER}
 
 
 # A route that nobody has thought about is guarded, and stops the start.
@@ -186,7 +144,7 @@ def forget_to_use_include_router_of_the_application(api: GuardedAPI) -> None:
     on(api.router, with_every_kind(PublicRouter()))
 
 
-FORGOTTEN: list[Callable[[GuardedAPI], None]] = [
+FORGOTTEN: list[Callable[[GuardedAPI], object]] = [
     with_every_kind,
     forget_a_plain_router,
     forget_a_mount_below_the_documentation,
@@ -197,7 +155,7 @@ FORGOTTEN: list[Callable[[GuardedAPI], None]] = [
 @pytest.mark.parametrize("when", ["before the start", "in the lifespan", "after the start"])
 @pytest.mark.parametrize("forget", FORGOTTEN)
 async def test_a_route_on_neither_router_is_guarded_and_stops_the_start(
-    keys: Keys, forget: Callable[[GuardedAPI], None], when: str
+    keys: Keys, forget: Callable[[GuardedAPI], object], when: str
 ) -> None:
     @asynccontextmanager
     async def lifespan(app: GuardedAPI) -> AsyncGenerator[None]:
@@ -218,21 +176,37 @@ async def test_a_route_on_neither_router_is_guarded_and_stops_the_start(
     assert await is_guarded(api, keys)
 
 
-async def test_pages_that_a_package_adds_are_declared_public(keys: Keys) -> None:
-    api = with_every_kind(GuardedAPI(keys, public_paths=["/raw", "/mount"]))
-    on(api, with_every_kind(GuardedRouter()), prefix="/guarded")
+async def test_an_endpoint_that_fastapi_cannot_read_stops_the_start(api: GuardedAPI) -> None:
+    """Or it would run without what its annotations ask for."""
+    router = GuardedRouter()
+
+    async def unreadable(key: "OnlyForTheTypeChecker") -> None: ...
+
+    router.add_api_route("/unreadable", unreadable)
+    told = (await start_up(on(api, router)))["message"]
+    assert "FastAPI cannot read: key in /unreadable (unreadable)" in told
+
+
+async def test_only_what_lies_on_the_application_itself_can_be_declared_public(keys: Keys) -> None:
+    api = with_every_kind(GuardedAPI(keys, public_paths=["/raw", "/mount", "/docs"]))
     assert await refusal_of(api, path="/raw") is None
     assert await refusal_of(api, path="/mount/x") is None
     assert await refusal_of(api, path="/x") == STRANGER
-    assert await is_guarded(api, keys, "/guarded")
-
-
-async def test_what_is_on_a_guarded_router_cannot_be_declared_public(keys: Keys) -> None:
     api = GuardedAPI(keys, public_paths=["/x", "/raw", "/mount"])
     assert await is_guarded(on(api, with_every_kind(GuardedRouter())), keys)
 
 
-async def test_no_spelling_of_a_path_leads_past_the_guard(api: GuardedAPI) -> None:
+async def test_files_of_a_plain_router_are_not_shown_to_strangers(
+    api: GuardedAPI, tmp_path: Path
+) -> None:
+    (tmp_path / "file.txt").write_text("not for everybody")
+    plain = APIRouter()
+    plain.frontend("/", directory=tmp_path)
+    on(api, plain, on(PublicRouter(), on(GuardedRouter(), plain)))
+    assert await status_of(api, path="/file.txt", body=b"") != 200
+
+
+async def test_no_spelling_of_a_path_leads_past_the_guard(api: GuardedAPI, keys: Keys) -> None:
     router = with_every_kind(GuardedRouter())
     router.add_api_route("/{name}/{rest:path}", endpoint)
     on(api, router, prefix="/guarded")
@@ -248,14 +222,16 @@ async def test_no_spelling_of_a_path_leads_past_the_guard(api: GuardedAPI) -> No
                 status = await status_of(api, path=path, method=method, root_path=root_path)
                 assert status in (MISSING_KEY_STATUS, 404), path
         sent = await ask(api, path=path, type="websocket", extensions=None)
-        assert sent[0]["type"] == "websocket.close", path  # type: ignore[index]
+        assert "websocket.close" in f"{sent}", path
+    # Nor does a slash too many or too few lead a caller elsewhere, with the key.
+    for path in ("/guarded/mount", "/public/x/", "/public/mount"):
+        assert await status_of(api, keys.issue(), path=path) == 404
 
 
 async def test_a_fastapi_that_goes_past_the_guard_stops_the_start(
     api: GuardedAPI, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As another release might: it leaves out middleware, or enters routers in another way."""
-    assert await starts(api)
     build = FastAPI.build_middleware_stack
 
     def build_without_middleware(app: FastAPI) -> Any:

@@ -16,39 +16,30 @@ MAIN = Path(__file__).parents[2] / "app" / "main.py"
 NO_URL = "DATABASE_URL: write sqlite:///FILE or postgresql://USER:PASSWORD@HOST/DATABASE"
 
 BAD_SETTINGS = [  # and how the one line begins that is said of it
-    (
-        "API_KEYS",
-        "swordfish",
-        "API_KEYS: entry 1 of 1 is not a random lower-case UUID4; make a key",
-    ),
-    ("DATABASE_URL", "swordfish", NO_URL),
+    ("API_KEYS", "swordfish", "API_KEYS: entry 1 of 1 is not a random lower-case UUID4; make a"),
     ("DATABASE_URL", "mysql://x:swordfish@y/z", NO_URL),
     ("DATABASE_URL", "sqlite:///:memory:", NO_URL),
-    ("DATABASE_URL", "sqlite:///swordfish.db?mode=ro", NO_URL),
     ("DATABASE_URL", "postgresql://x:sword@fish@y/w", "DATABASE_URL: write %40 for an @ in"),
     ("DATABASE_URL", "postgresql://x:swordfish@127.0.0.1:1/n", "DATABASE_URL: out of reach: "),
     ("KEY_PREFIX", "Swordfish", "KEY_PREFIX: String should match pattern"),
     ("KEY_MAX_STALENESS", "61", "KEY_MAX_STALENESS: Input should be less than or equal to 60"),
-    ("LOG_LEVEL", "swordfish", "LOG_LEVEL: Input should be 'DEBUG', 'INFO', 'WARNING' or 'ERROR'"),
+    ("LOG_LEVEL", "swordfish", "LOG_LEVEL: Input should be 'DEBUG', 'INFO', 'WARNING' or"),
+    ("SECRETS_DIR", "/no/such/folder", "SECRETS_DIR: there is no folder"),
 ]
 
 
-@pytest.mark.parametrize(("variable", "value", "told"), BAD_SETTINGS)
 def test_a_bad_setting_is_named_in_one_line_without_its_value(
-    variable: str,
-    value: str,
-    told: str,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setenv(variable, value)
-    with pytest.raises(SystemExit, match="3"):  # what a supervisor takes as: do not start it again
-        runpy.run_path(f"{MAIN}")
-    output, said = capsys.readouterr()
-    assert (output, said.count("\n")) == ("", 1)
-    assert said.startswith(told)
-    assert "fish" not in said.lower()
-    assert run("keys", "list").stderr == said
+    for variable, value, told in BAD_SETTINGS:
+        with monkeypatch.context() as shell:
+            shell.setenv(variable, value)
+            with pytest.raises(SystemExit, match="3"):  # for a supervisor: do not start it again
+                runpy.run_path(f"{MAIN}")
+            output, said = capsys.readouterr()
+            assert (output, said.count("\n"), said[: len(told)]) == ("", 1, told)
+            assert "fish" not in said.lower()
+            assert run("keys", "list").stderr == said
 
 
 def test_all_bad_settings_are_named_at_once_and_none_is_shown(
@@ -77,32 +68,15 @@ def test_the_environment_wins_over_the_file(
     assert secrets[0] not in f"{shown} {vars(settings)}"
     monkeypatch.setenv("DATABASE_URL", "sqlite:///data/keys.db")
     assert load_settings().database_url.database == f"{FOLDER / 'data' / 'keys.db'}"
+    monkeypatch.setenv("SECRETS_DIR", f"{working_directory}")  # a file for each setting
+    (working_directory / "KEY_PREFIX").write_text("mounted\n")
+    assert load_settings().key_prefix == "mounted"
 
 
-def test_each_setting_may_have_a_file(
-    working_directory: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("SECRETS_DIR", f"{working_directory}")
-    (working_directory / "KEY_PREFIX").write_text("acme\n")
-    (working_directory / ".env").write_text("KEY_PREFIX=other\n")
-    assert load_settings().key_prefix == "acme"
-    monkeypatch.setenv("SECRETS_DIR", "/no/such/folder")
-    with pytest.raises(SettingsError, match="SECRETS_DIR: there is no folder"):
-        load_settings()
-
-
-@pytest.mark.parametrize(
-    ("content", "told"), [(None, "is not a file"), (b"TITLE=swordfish\xe9", "is not UTF-8 text")]
-)
-def test_a_file_that_cannot_be_read_is_told_in_one_line(
-    working_directory: Path, content: bytes | None, told: str
-) -> None:
+def test_a_file_that_cannot_be_read_is_told_in_one_line(working_directory: Path) -> None:
     file = working_directory / ".env"
-    if content is None:
-        file.mkdir()
-    else:
-        file.write_bytes(content)
-    result = run("keys", "list")
-    assert (result.exit_code, result.stderr.count("\n")) == (1, 1)
-    assert result.stderr.startswith(f"{file} {told}")
-    assert "swordfish" not in result.stderr
+    file.write_bytes(b"TITLE=swordfish\xe9")
+    assert run("keys", "list").stderr == f"{file} is not UTF-8 text; save it as UTF-8\n"
+    file.unlink()
+    file.mkdir()
+    assert run("keys", "list").stderr == f"{file} is not a file; put the settings into one\n"

@@ -78,26 +78,6 @@ async def test_in_a_flood_of_unknown_keys_hardly_one_costs_a_query(
     assert (count(seen, NEWS), count(seen, LOOK_UP)) == (1, 0)
 
 
-async def test_many_who_wait_cost_one_question(
-    clock: Clock, server: Server, secrets: list[str]
-) -> None:
-    assert await server.admits(secrets[0]) == "+"
-    clock.pass_time(60)
-    with statements() as seen:
-        assert await asyncio.gather(*(server.status(secrets[0]) for _ in range(9))) == [200] * 9
-    assert count(seen, NEWS) == 1
-
-
-async def test_memory_holds_the_keys_in_use_up_to_a_bound(
-    server: Server, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("app.auth.store.cache.MOST_IN_MEMORY", 3)
-    issued = [server.keys.create("key", actor=ME).key for _ in range(5)]
-    assert await server.admits(*issued, *issued) == "+" * 10
-    in_memory = [server.store.recall(digest(secret.encode())) for secret in issued]
-    assert len([key for key in in_memory if key]) == 3
-
-
 # Changes by others.
 
 
@@ -130,27 +110,15 @@ async def test_an_answer_counts_from_the_moment_when_it_was_asked_for(
 
 async def test_what_was_read_before_a_revocation_does_not_undo_it(server: Server) -> None:
     key, loop = server.keys.create("key", actor=ME), asyncio.get_running_loop()
-    await server.store.catch_up()
+    await server.store.refresh()
 
     def revoke() -> None:
         server.keys.revoke(key.id, actor=ME)
-        asyncio.run_coroutine_threadsafe(server.store.catch_up(), loop).result(60)
+        asyncio.run_coroutine_threadsafe(server.store.refresh(), loop).result(60)
 
     with statements(LOOK_UP, revoke):
         assert await server.status(key.key) == MISSING_KEY_STATUS
     assert server.keys.get(key.id).status == "revoked"
-
-
-async def test_more_changes_than_can_be_followed_one_by_one_are_not_missed(
-    server: Server, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("app.auth.store.queries.MOST_NEWS", 2)
-    monkeypatch.setattr("app.auth.store.queries.AT_ONCE", 2)
-    gone = server.keys.create("gone", actor=ME)
-    assert await server.admits(gone.key) == "+"
-    server.keys.revoke(gone.id, actor=ME)
-    others = [server.keys.create("key", actor=ME).key for _ in range(3)]
-    assert await server.admits(gone.key, *others) == "-+++"
 
 
 async def test_a_restored_backup_is_noticed_whatever_number_its_last_event_has(
@@ -266,23 +234,3 @@ async def test_a_clock_that_goes_back_revives_no_key_in_a_process_that_starts_la
     clock.now -= 86_399
     assert await start_server().admits(key.key) == "-"
     assert server.keys.get(key.id).status == "expired"
-
-
-async def test_a_clock_that_was_far_ahead_does_no_lasting_harm(
-    clock: Clock,
-    server: Server,
-    start_server: Callable[[], Server],
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    ends = datetime.fromtimestamp(clock.now + 7200, UTC)
-    key = server.keys.create("key", expires_at=ends, actor=ME)
-    clock.now += 3650 * 86_400
-    assert await server.admits(key.key) == "-"
-    await server.store.flush(starting=True)
-    server.keys.create("another", actor=ME)
-    clock.now -= 3650 * 86_400
-    assert await server.admits(key.key) == "+"
-    again = start_server()
-    async with again.store.follow():
-        assert "says that it is 20" in caplog.text
-        assert await again.admits(key.key) == "+"

@@ -101,7 +101,7 @@ def test_a_failure_is_one_line_without_a_secret(fetch: Mock) -> None:
 
 def test_a_silent_vault_ends_the_start(fetch: Mock, monkeypatch: pytest.MonkeyPatch) -> None:
     end = Event()
-    fetch.side_effect = end.wait
+    fetch.side_effect = lambda: end.wait(5)
     monkeypatch.setattr(client, "TIMEOUT", 0.05)
     assert problem() == "SECRETS_VAULT: no answer within 0.05 s"
     end.set()

@@ -2,13 +2,11 @@
 
 import os
 import re
-from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import cache, partial
-from math import ceil
 from pathlib import Path
 from time import sleep
 from typing import Annotated, Any, Literal
@@ -17,7 +15,7 @@ import typer
 
 from app.auth.access.policy import Policy
 from app.auth.cli.output import (
-    aligned,
+    chart,
     escape_what_cannot_be_encoded,
     note,
     one_line_errors,
@@ -27,14 +25,13 @@ from app.auth.cli.output import (
 from app.auth.config import sources
 from app.auth.config.settings import AuthSettings
 from app.auth.database import clock
-from app.auth.database.engine import LONG_PATIENCE, transaction
+from app.auth.database.engine import LONG_TIMEOUT, transaction
 from app.auth.database.models import ENV_ID
 from app.auth.key import id_of
 from app.auth.keys.service import KeyService, open_service
 from app.auth.keys.views import OVERLAP, KeyView
 from app.auth.usage import counts, report
-from app.auth.usage.counts import OUTCOMES
-from app.auth.usage.report import KeyUse, UsageView
+from app.auth.usage.report import KeyUse
 
 
 @dataclass(frozen=True)
@@ -91,12 +88,9 @@ def _instant(text: str) -> datetime:
 
 
 _WHEN = "A date is its first moment; without a zone, times are in UTC."
-
 Id = Annotated[str, typer.Argument(help="The key's id, as `keys list` shows it.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Force = Annotated[bool, typer.Option("--force", help="Also the last key that may manage keys.")]
-
-
 Name = Annotated[str, typer.Argument(help="Who uses it.")]
 Scopes = Annotated[list[str] | None, typer.Option("--scope", help="What for; repeatable.")]
 ExpiresIn = Annotated[timedelta | None, typer.Option(parser=_duration, metavar="90d")]
@@ -201,16 +195,15 @@ def revoke(
     as_json: AsJson = False,
 ) -> None:
     """End a key for good. When this returns, no server accepts it any more."""
-    if id is not None and issued_before is None:
-        with changing(ctx) as service:
-            revoked = service.revoke(id, force=force, actor=_actor())
-            _show_when_all_follow(service, revoked, as_json)
-    elif issued_before is not None and id is None:
-        with changing(ctx) as service:
-            all_revoked = service.revoke_issued_before(issued_before, force=force, actor=_actor())
-            _show_when_all_follow(service, all_revoked, as_json)
-    else:
+    if (id is None) == (issued_before is None):
         raise typer.BadParameter("give a key's id, or --issued-before")
+    with changing(ctx) as service:
+        ended: KeyView | list[KeyView]
+        if issued_before:
+            ended = service.revoke_issued_before(issued_before, force=force, actor=_actor())
+        else:
+            ended = service.revoke(f"{id}", force=force, actor=_actor())
+        _show_when_all_follow(service, ended, as_json)
 
 
 @keys.command()
@@ -241,42 +234,11 @@ def usage(
     with reading(ctx) as service:
         if id is None:
             everything = report.of_all(service.engine, since)
-            if as_json:
-                show(everything, as_json)
-                return
-            show(everything.keys, as_json)
-            print_text("")
-            show(everything.strangers, as_json)
-            return
-        used = report.of_key(service.engine, id, since)
-        if as_json:
-            show(used, as_json)
-            return
-        show(KeyUse(**used.model_dump(include={*KeyUse.model_fields})), as_json)
-        print_text("")
-        show(used.by_secret, as_json)
-        print_text("")
-        print_text(_chart(used, since))
-
-
-def _chart(used: UsageView, since: timedelta) -> str:
-    """A bar for each hour of two days, or for each day of more."""
-    by_hour = since <= timedelta(days=2)
-    counts: dict[str, Counter[str]] = {}
-    for period in used.by_hour:
-        when = f"{period.starts_at:%Y-%m-%d %H:00Z}" if by_hour else f"{period.starts_at:%Y-%m-%d}"
-        counts.setdefault(when, Counter()).update(period.model_dump(include={*OUTCOMES}))
-    most = max((each.total() for each in counts.values()), default=0)
-    rows = [
-        [
-            when,
-            "#" * ceil(40 * each.total() / max(most, 1)),
-            *(f"{each[outcome]}" for outcome in OUTCOMES),
-        ]
-        for when, each in counts.items()
-    ]
-    heads = ["HOUR" if by_hour else "DAY", "", *(outcome.upper() for outcome in OUTCOMES)]
-    return aligned([heads, *rows])
+            show(everything, as_json, [everything.keys, everything.strangers])
+        else:
+            used = report.of_key(service.engine, id, since)
+            in_all = KeyUse(**used.model_dump(include={*KeyUse.model_fields}))
+            show(used, as_json, [in_all, used.by_secret, chart(used, since)])
 
 
 @keys.command()
@@ -299,7 +261,7 @@ def scan(
     ],
     as_json: AsJson = False,
 ) -> None:
-    """Look for keys in files, however they are spelled; exit with 1 if there is one."""
+    """Look for keys in files; exit with 1 if there is one."""
     from app.auth.cli.scan import Source, report
 
     with one_line_errors():
@@ -329,7 +291,7 @@ def upgrade_database(ctx: typer.Context) -> None:
 def thin_database(ctx: typer.Context) -> None:
     """Sum up the hours of how keys were used, where they are a month old, into days."""
     with reading(ctx) as service:
-        write = transaction(service.engine, write=True, patience=LONG_PATIENCE)
+        write = transaction(service.engine, write=True, timeout=LONG_TIMEOUT)
         with write as connection:
             fewer = counts.thin(connection, clock.now(connection))
         print_text(f"{fewer} rows less.")
@@ -351,7 +313,7 @@ def changing(ctx: typer.Context) -> Generator[KeyService]:
     with one_line_errors(" A secret that cannot be shown is not issued."):
         settings = wiring_of(ctx).load_settings()
         service = _open(ctx, settings)
-        service.adopt_env_keys()
+        service.import_env_keys()
         _name_database(settings)
         yield service
 

@@ -2,16 +2,19 @@
 
 import json
 import sys
+from collections import Counter
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
-from datetime import datetime
+from datetime import datetime, timedelta
+from math import ceil
 
 import typer
 from pydantic import BaseModel
 
-from app.auth.errors import SettingsError, StoreUnavailableError
-from app.auth.keys.errors import KeyServiceError
+from app.auth.errors import KeyServiceError, SettingsError, StoreUnavailableError
 from app.auth.keys.views import IssuedKey
+from app.auth.usage.counts import OUTCOMES
+from app.auth.usage.report import UsageView
 
 # What `show` has and a table has no room for.
 _DETAILS = {
@@ -53,8 +56,20 @@ def escape_what_cannot_be_encoded() -> None:
             reconfigure(errors="backslashreplace")
 
 
-def show(result: BaseModel | Sequence[BaseModel], as_json: bool) -> None:
-    """One item with its fields below each other, several as a table. Raises NotShownError."""
+def show(
+    result: BaseModel | Sequence[BaseModel],
+    as_json: bool,
+    tables: Sequence[BaseModel | Sequence[BaseModel] | str] = (),
+) -> None:
+    """One item with its fields below each other, several as a table; or the `tables` instead.
+
+    Raises NotShownError.
+    """
+    if tables and not as_json:
+        for number, table in enumerate(tables):
+            print_text("\n" * (number > 0), end="")
+            print_text(table) if isinstance(table, str) else show(table, as_json)
+        return
     several = result if isinstance(result, Sequence) else [result]
     if as_json:
         dumped = [flat(item) for item in several]
@@ -78,10 +93,10 @@ def flat(item: BaseModel, mode: str = "json") -> dict[str, object]:
     return {**fields, **fields.pop("restrictions", {})}
 
 
-def print_text(text: str) -> None:
+def print_text(text: str, end: str = "\n") -> None:
     """Raises NotShownError if it does not arrive."""
     try:
-        typer.echo(text)  # leaves nothing in a buffer
+        typer.echo(f"{text}{end}", nl=False)  # leaves nothing in a buffer
     except OSError as error:
         sys.stdout = None  # or Python writes once more at its end, and fails in ten lines
         raise NotShownError(f"{error.strerror}") from None
@@ -108,3 +123,23 @@ def aligned(rows: Sequence[Sequence[str]]) -> str:
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
     return "\n".join(lines)
+
+
+def chart(used: UsageView, since: timedelta) -> str:
+    """A bar for each hour of two days, or for each day of more."""
+    by_hour = since <= timedelta(days=2)
+    counts: dict[str, Counter[str]] = {}
+    for period in used.by_hour:
+        when = f"{period.starts_at:%Y-%m-%d %H:00Z}" if by_hour else f"{period.starts_at:%Y-%m-%d}"
+        counts.setdefault(when, Counter()).update(period.model_dump(include={*OUTCOMES}))
+    most = max((each.total() for each in counts.values()), default=0)
+    rows = [
+        [
+            when,
+            "#" * ceil(40 * each.total() / max(most, 1)),
+            *(f"{each[outcome]}" for outcome in OUTCOMES),
+        ]
+        for when, each in counts.items()
+    ]
+    heads = ["HOUR" if by_hour else "DAY", "", *(outcome.upper() for outcome in OUTCOMES)]
+    return aligned([heads, *rows])

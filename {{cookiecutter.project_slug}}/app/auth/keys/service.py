@@ -14,7 +14,7 @@ import sqlalchemy as sa
 from app.auth.access.policy import Policy, parse_restrictions
 from app.auth.config.settings import AuthSettings
 from app.auth.database import clock
-from app.auth.database.engine import LONG_PATIENCE, connect, transaction
+from app.auth.database.engine import LONG_TIMEOUT, check_schema, connect, transaction
 from app.auth.database.models import (
     ENV_ID,
     LEAST_STALENESS,
@@ -23,11 +23,9 @@ from app.auth.database.models import (
     api_key_servers,
     api_keys,
 )
-from app.auth.database.version import check_schema
-from app.auth.errors import SettingsError, StoreUnavailableError
+from app.auth.errors import ConflictError, InvalidError, SettingsError, StoreUnavailableError
 from app.auth.key import digest, id_of, new_secret, with_prefix
 from app.auth.keys.change import Change, check_name, check_scopes
-from app.auth.keys.errors import ConflictError, InvalidError
 from app.auth.keys.views import (
     AT_ONCE,
     LONGEST,
@@ -69,7 +67,7 @@ class KeyService:
         self._prefix = settings.key_prefix
         self._env_keys = {ENV_ID + id_of(hashed): hashed for hashed in settings.api_keys}
 
-    def adopt_env_keys(self) -> None:
+    def import_env_keys(self) -> None:
         """Let the database know the keys of API_KEYS; one that was revoked there stays revoked."""
 
         def unknown(connection: sa.Connection) -> list[str]:
@@ -199,7 +197,7 @@ class KeyService:
         outdated = in_force.where(secret.created_at < moment)
         alive = sa.select(api_keys.c.id).where(api_keys.c.revoked_at.is_(None))
         which = api_keys.c.id.in_(outdated) & api_keys.c.id.not_in(renewed)
-        with self._change(patience=LONG_PATIENCE) as change:
+        with self._change(timeout=LONG_TIMEOUT) as change:
             revoked = self._revoke(change, which, force, actor)
             rotated = change.end(secret.created_at < moment, secret.key_id.in_(alive))
             change.record("dropped old", actor, rotated)
@@ -290,8 +288,8 @@ class KeyService:
             return [EventView.model_validate(row, from_attributes=True) for row in rows]
 
     @contextmanager
-    def _change(self, patience: float | None = None) -> Generator[Change]:
-        with transaction(self.engine, write=True, patience=patience) as connection:
+    def _change(self, timeout: float | None = None) -> Generator[Change]:
+        with transaction(self.engine, write=True, timeout=timeout) as connection:
             yield Change(connection, clock.now(connection))
 
     def _issued(self, view: KeyView, secret: str, show: Show | None) -> IssuedKey:

@@ -9,11 +9,11 @@ from pathlib import Path
 from unittest.mock import patch
 
 import pytest
-from app.auth.store.env_file import edit_keys
 
 from app.auth import GuardedAPI
 from app.auth.errors import SettingsError
 from app.auth.key import digest, new_secret, with_prefix
+from app.auth.store.env_file import edit_keys
 from app.constants import MISSING_KEY_STATUS
 from app.settings import load_settings
 from tests.callers import Clock, make_service, status_of
@@ -205,7 +205,7 @@ def test_an_edit_keeps_the_mode_and_survives_a_power_cut(
 def test_of_two_editors_the_second_waits_and_gives_up(
     env_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("app.auth.store.env_file.PATIENCE", 0.05)
+    monkeypatch.setattr("app.auth.store.env_file.TIMEOUT", 0.05)
     (tmp_path / ".env.lock").touch()
     before = env_file.read_bytes()
     with pytest.raises(SettingsError, match=r"\.env\.lock exists: .* delete that file"):

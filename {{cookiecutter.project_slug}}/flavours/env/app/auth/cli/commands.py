@@ -1,10 +1,10 @@
-"""The command line: `keys list`, `create`, `rotate` and `revoke` work on the keys in `.env`."""
+"""The command line: `keys list`, `create`, `rotate`, `revoke` and `scan` for the keys in `.env`."""
 
 import json
 import sys
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -13,19 +13,27 @@ from app.auth.config.settings import API_KEYS, MAKE_A_KEY
 from app.auth.errors import SettingsError
 from app.auth.key import canonical, digest, id_of, new_secret, with_prefix
 from app.auth.store.env_file import MAX_AGE, edit_keys, wait_for_servers
-from app.settings import load_settings
 
-# Plain tracebacks: pretty ones can show local variables, and with them a key.
-main = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
 keys = typer.Typer(no_args_is_help=True)
-main.add_typer(keys, name="keys", help="List, create, rotate and revoke the keys in .env.")
 
 Id = Annotated[str, typer.Argument(help="The key's id, as `keys list` shows it.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
-@main.callback()
-def _commands() -> None:
+def command_line(load_settings: Callable[[], Any]) -> typer.Typer:
+    """`keys ...`, to which commands of your own can be added."""
+    # Plain tracebacks: pretty ones can show local variables, and with them a key.
+    main = typer.Typer(
+        no_args_is_help=True,
+        pretty_exceptions_enable=False,
+        context_settings={"obj": load_settings},
+    )
+    main.callback()(_prepare)
+    main.add_typer(keys, name="keys", help="List, create, rotate and revoke the keys in .env.")
+    return main
+
+
+def _prepare() -> None:
     """Manage the service from the command line."""
     # What the terminal cannot show is escaped: a file may have any name.
     for stream in (sys.stdout, sys.stderr):
@@ -34,10 +42,10 @@ def _commands() -> None:
 
 
 @keys.command("list")
-def list_keys(as_json: AsJson = False) -> None:
+def list_keys(ctx: typer.Context, as_json: AsJson = False) -> None:
     """Show the id of every key in force, never the key itself."""
     with _one_line_errors():
-        settings = load_settings()
+        settings = ctx.obj()
         if "api_keys" not in settings.model_fields_set:
             raise SettingsError(f"{API_KEYS} is not set; {MAKE_A_KEY}")
         ids = [id_of(digest) for digest in settings.api_keys]
@@ -45,10 +53,10 @@ def list_keys(as_json: AsJson = False) -> None:
 
 
 @keys.command()
-def create(as_json: AsJson = False) -> None:
+def create(ctx: typer.Context, as_json: AsJson = False) -> None:
     """Add a key and show it, this once."""
     with _one_line_errors():
-        new = _new_key()
+        new = with_prefix(new_secret(), ctx.obj().key_prefix)
         is_first = not sources.ENV_FILE.exists()
         edit_keys(lambda listed: [*listed, new], show=lambda: _show(new, as_json))
         if is_first:
@@ -56,10 +64,10 @@ def create(as_json: AsJson = False) -> None:
 
 
 @keys.command()
-def rotate(id: Id, as_json: AsJson = False) -> None:
+def rotate(ctx: typer.Context, id: Id, as_json: AsJson = False) -> None:
     """Replace a key by a new one and show that, this once. Then no server accepts the old one."""
     with _one_line_errors():
-        new = _new_key()
+        new = with_prefix(new_secret(), ctx.obj().key_prefix)
         edit_keys(lambda listed: [*_without(id, listed), new], show=lambda: _show(new, as_json))
         _wait()
 
@@ -77,23 +85,20 @@ def revoke(id: Id, as_json: AsJson = False) -> None:
 
 @keys.command()
 def scan(
+    ctx: typer.Context,
     files: Annotated[
         list[str],
         typer.Argument(metavar="FILE...", help="Text, logs, dumps; - is what you type or paste."),
     ],
     as_json: AsJson = False,
 ) -> None:
-    """Look for keys in files, however they are spelled; exit with 1 if there is one."""
+    """Look for keys in files; exit with 1 if there is one."""
     from app.auth.cli.scan import report
 
     with _one_line_errors():
-        known = {each: id_of(each) for each in load_settings().api_keys}
+        known = {digest: id_of(digest) for digest in ctx.obj().api_keys}
         found = report(files, [lambda _: known], show=_print, note=_note, as_json=as_json)
     raise typer.Exit(found)
-
-
-def _new_key() -> str:
-    return with_prefix(new_secret(), load_settings().key_prefix)
 
 
 def _id(key: str) -> str:
@@ -101,7 +106,7 @@ def _id(key: str) -> str:
 
 
 def _without(id: str, listed: list[str]) -> list[str]:
-    # All of them: a key that was listed twice must not survive its removal.
+    # Also a key that is listed twice must not survive its removal.
     kept = [key for key in listed if _id(key) != id]
     if len(kept) == len(listed):
         raise SettingsError(f"No key has the id {id}; `keys list` shows the ids")
@@ -121,22 +126,20 @@ def _show(key: str, as_json: bool) -> None:
 
 
 def _print(text: str) -> None:
-    """Raises SettingsError if it does not arrive; what is written may wait in a buffer."""
+    """Raises SettingsError if standard output does not take it."""
     try:
-        typer.echo(text)
-        sys.stdout.flush()
+        typer.echo(text)  # leaves nothing in a buffer
     except OSError as error:
-        sys.stdout = None  # or Python tries once more to write it at its end
+        sys.stdout = None  # or Python writes once more at its end, and fails in ten lines
         raise SettingsError(f"The output cannot be written: {error.strerror}") from None
 
 
 def _note(text: str) -> None:
-    """For people; a script may have closed the door."""
+    """For people. What a command does is independent of whether they can read it."""
     try:
         typer.echo(text, err=True)
-        sys.stderr.flush()
-    except (AttributeError, OSError):  # it is closed, or what it goes to is
-        sys.stderr = None  # or Python tries once more to write it at its end, and fails
+    except OSError:
+        sys.stderr = None  # or Python writes once more at its end, and exits with 120
 
 
 @contextmanager

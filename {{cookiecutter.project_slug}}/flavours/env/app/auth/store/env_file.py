@@ -1,13 +1,12 @@
-"""The file where the keys are: what its list says, and how to change `.env` without any loss."""
+"""The file with the keys: reads their list, and changes it in `.env` without a loss."""
 
-import contextlib
 import io
 import os
 import re
 import stat
 import time
 from collections.abc import Callable, Generator, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final, TextIO
 
@@ -22,16 +21,13 @@ from app.auth.key import parse_secrets
 from app.constants import COMMAND
 
 MAX_AGE = 0.25  # seconds for which a server trusts what it has read
-PATIENCE = 5.0  # seconds to wait for another editor
+TIMEOUT = 5.0  # seconds to wait for another edit to end
 
-# The statement that holds the list: its name, the equals sign, and the value in its quotes.
+# The statement that has the list: its name, an equals sign, and the value, perhaps in quotes.
 _LIST: Final = re.compile(
     r"""
-    (\s* (?:export[^\S\r\n]+)? (?:api_keys|'api_keys')) (?![^\s=])
-    (?:
-        ([^\S\r\n]* = (?:[^\S\r\n]*(?=[^\s\#]))?)
-        (?: (['"]) (?:\\.|(?!\3)[^\\])* \3 | (?:(?![^\S\r\n]+\#)[^\r\n])* )
-    )?
+    (\s* (?:export\s+)? (?:api_keys|'api_keys')) (?![^\s=])
+    (?: (\s* = (?:\s*(?=[^\s\#]))?) (['"]?) .*? (?=\3 \s* (?:\#.*)? \Z) )?
     """,
     re.IGNORECASE | re.DOTALL | re.VERBOSE,
 )
@@ -51,9 +47,9 @@ def key_file() -> Path:
 
 
 def secrets_in(text: str, place: Path | str) -> list[str]:
-    """The secrets that the settings find in this text of that file, or of some other place.
+    """The secrets that the settings find in this text, which is of a file or of another place.
 
-    Raises ValueError, without a secret in it, if they find no list or a broken one.
+    Raises ValueError, without a secret in it, if there is no list or a broken one.
     """
     if (value := _value_in(text) if place == sources.ENV_FILE else text.strip()) is None:
         raise ValueError("it is not set")
@@ -61,26 +57,26 @@ def secrets_in(text: str, place: Path | str) -> list[str]:
 
 
 def secrets_named_in(text: str, place: Path | str) -> Iterator[str]:
-    """The secrets that can still be read in a list that is broken."""
+    """The secrets that can still be read in a broken list."""
     value = text
     if place == sources.ENV_FILE:
         _, listing, _ = _split(text)
         value = listing.value or listing.original.string.partition("=")[2]
     for entry in value.split(","):
-        with contextlib.suppress(ValueError):
+        with suppress(ValueError):
             yield from parse_secrets(entry.strip("\"' \t\r\n"))
 
 
 def edit_keys(
     change: Callable[[list[str]], list[str]], show: Callable[[], None] = lambda: None
 ) -> list[str]:
-    """Let `.env` list what `change` makes of the keys there, as they are spelled; return that.
+    """Change the list in `.env`, and return the new one. The keys are spelled as in the file.
 
-    Everything else in the file stays as it is. It is replaced in one step, so that a reader or a
-    crash meets either the old one or the new one; of two editors the second one waits. `show` runs
-    before that step.
+    Everything else in the file stays. The file is replaced in one step, so a reader or a crash
+    finds either the old file or the new one. A second edit waits for the first. `show` runs
+    before the file is replaced.
 
-    Raises SettingsError if anything fails; the file is unchanged then.
+    Raises SettingsError if anything fails. The file has not changed then.
     """
     in_vault = "the vault" if sources.chosen() == "SECRETS_VAULT" else None
     if place := "the environment" if in_environment() else in_vault or sources.secrets_dir():
@@ -92,8 +88,8 @@ def edit_keys(
             with reading():
                 file = sources.ENV_FILE
                 text = file.read_bytes().decode() if file.exists() else ""
-            keys = change(_keys_in(text))
-            replacement.write(_with_keys(text, keys))
+            edited, keys = _edited(text, change)
+            replacement.write(edited)
             replacement.flush()
             os.fsync(replacement.fileno())
             show()
@@ -103,19 +99,19 @@ def edit_keys(
 
 
 def wait_for_servers() -> None:
-    """Until no server trusts any more what it has read before now."""
+    """Until no server trusts what it has read before now."""
     coarsest_tick_of_a_clock = 0.02
     time.sleep(MAX_AGE + coarsest_tick_of_a_clock)
 
 
 def _value_in(text: str) -> str | None:
-    """As the settings find it: they ask the same parser, and take the name in any case."""
+    """The list as the settings find it: by the same parser, under its name in any case."""
     values = dotenv_values(stream=io.StringIO(text))
     return {name.upper(): value for name, value in values.items()}.get(API_KEYS)
 
 
 def _split(text: str) -> tuple[str, Binding, str]:
-    """The list, and what stands before and behind it. Of several lists the last one counts."""
+    """The last list, which counts, and the text before and after it."""
     statements = list(parse_stream(io.StringIO(text, newline="")))
     texts = [statement.original.string for statement in statements]
     for place in reversed(range(len(texts))):
@@ -124,38 +120,29 @@ def _split(text: str) -> tuple[str, Binding, str]:
     return text, Binding(None, None, Original("", 0), error=False), ""
 
 
-def _keys_in(text: str) -> list[str]:
-    _, listing, _ = _split(text)
-    if listing.error or listing.value != _value_in(text):
-        raise _unclear()
-    value = listing.value or ""
-    try:
-        parse_secrets(value)
-    except ValueError as error:
-        raise SettingsError(f"{API_KEYS}: {error}; correct it in {sources.ENV_FILE}") from None
-    return [entry.strip() for entry in value.split(",")] if value.strip() else []
-
-
-def _with_keys(text: str, keys: list[str]) -> str:
-    """The text with these keys in its list, whose quotes and comment stay."""
-    value = ",".join(keys)
+def _edited(text: str, change: Callable[[list[str]], list[str]]) -> tuple[str, list[str]]:
+    """The text with the changed list, whose quotes and comment stay, and that list."""
     before, listing, after = _split(text)
-    if listing.original.string:
+    value = listing.value or ""
+    if not listing.error and listing.value == _value_in(text):
+        try:
+            parse_secrets(value)
+        except ValueError as error:
+            raise SettingsError(f"{API_KEYS}: {error}; correct it in {sources.ENV_FILE}") from None
+        keys = change([entry.strip() for entry in value.split(",")] if value.strip() else [])
+        value = ",".join(keys)
         statement = _LIST.sub(
-            lambda match: f"{match[1]}{match[2] or '='}{match[3] or ''}{value}{match[3] or ''}",
+            lambda match: f"{match[1]}{match[2] or '='}{match[3] or ''}{value}",
             listing.original.string,
             count=1,
         )
-    else:
-        statement = ("" if before.endswith("\n") or not before else "\n") + f"{API_KEYS}={value}\n"
-    edited = before + statement + after
-    if _value_in(edited) != value:
-        raise _unclear()
-    return edited
-
-
-def _unclear() -> SettingsError:
-    return SettingsError(
+        if not statement:
+            line_end = "\n" if before and not before.endswith("\n") else ""
+            statement = f"{line_end}{API_KEYS}={value}\n"
+        edited = before + statement + after
+        if _value_in(edited) == value:
+            return edited, keys
+    raise SettingsError(
         f"{API_KEYS} cannot be changed as it is written; write {API_KEYS}=KEY,KEY in a line of its"
         f" own in {sources.ENV_FILE}"
     )
@@ -165,42 +152,38 @@ def _unclear() -> SettingsError:
 def _replacing(path: Path) -> Generator[TextIO]:
     """Write a file that takes the place of `path` at the end, with its mode and owner.
 
-    The new file is also the lock: only one process can create it, and renaming it lets go.
+    The new file is also the lock: only one process can create it, and the rename ends the lock.
     """
     lock = path.with_name(f"{path.name}.lock")
-    file = _create(lock)
+    file = _created(lock)
     try:
         with file:
             yield file
         if path.exists():
             status = path.stat()
-            # Not on Windows, which has no owners, nor for a user who may not give files away.
-            with contextlib.suppress(AttributeError, PermissionError):
+            # Windows has no owners, and not every user may give files away.
+            with suppress(AttributeError, PermissionError):
                 os.chown(lock, status.st_uid, status.st_gid)
             lock.chmod(stat.S_IMODE(status.st_mode))
         lock.replace(path)
     except BaseException:
         lock.unlink(missing_ok=True)
         raise
-    with contextlib.suppress(OSError):  # Windows opens no folders
-        _sync(path.parent)
+    with suppress(OSError):  # Windows opens no folders
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)  # or a power cut could bring the old file back
+        finally:
+            os.close(folder)
 
 
-def _sync(folder: Path) -> None:
-    """From now on a power cut does not bring back the file that was replaced."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _create(lock: Path) -> TextIO:
-    """Create a file that only its owner may read, once nobody else's is there."""
-    give_up_at = time.monotonic() + PATIENCE
+def _created(lock: Path) -> TextIO:
+    """A file that only its owner may read, created when no other edit is at work."""
+    give_up_at = time.monotonic() + TIMEOUT
     while True:
         try:
             descriptor = os.open(lock, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+            return os.fdopen(descriptor, "w", encoding="utf-8", newline="")
         except FileExistsError:
             if time.monotonic() >= give_up_at:
                 raise SettingsError(
@@ -210,5 +193,3 @@ def _create(lock: Path) -> TextIO:
             time.sleep(0.01)
         except OSError as error:
             raise SettingsError(f"{lock} cannot be written ({error.strerror})") from None
-        else:
-            return os.fdopen(descriptor, "w", encoding="utf-8", newline="")

@@ -1,0 +1,60 @@
+"""Where callers come from, and which addresses send too many wrong keys."""
+
+from functools import lru_cache
+from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
+from time import monotonic
+from typing import Final
+
+BURST: Final = 100  # wrong keys that an address may send at once
+REFILL: Final = 1.0  # seconds after which it may send one more
+MAX_ADDRESSES: Final = 10_000  # that are remembered; those without a wrong key for longest go
+
+
+class FailedAttempts:
+    """A token bucket for each address, which its wrong keys empty."""
+
+    def __init__(self) -> None:
+        self._full_at: dict[str, float] = {}  # when each bucket is full again
+
+    def are_too_many(self, client: str) -> bool:
+        return bool(self._full_at) and self._until_full(_source(client)) > BURST * REFILL
+
+    def add(self, client: str) -> None:
+        source = _source(client)
+        until_full = max(self._until_full(source), 0.0)
+        self._full_at.pop(source, None)  # so that the first one is the oldest
+        if len(self._full_at) >= MAX_ADDRESSES:
+            del self._full_at[next(iter(self._full_at))]
+        # However long it goes on, a single REFILL after its end is enough for the next attempt.
+        self._full_at[source] = monotonic() + min(until_full, BURST * REFILL) + REFILL
+
+    def _until_full(self, source: str) -> float:
+        return self._full_at.get(source, 0.0) - monotonic()
+
+
+def _source(client: str) -> str:
+    """Whoever has an IPv6 address has its whole network."""
+    return network_of(client, 32, 64)
+
+
+def address_of(client: str) -> IPv4Address | IPv6Address | None:
+    """IPv4 in the form of IPv6 becomes IPv4. None if there is no address, as for a Unix socket."""
+    try:
+        address = ip_address(client.partition("%")[0])  # without the name of an interface
+    except ValueError:
+        return None
+    return getattr(address, "ipv4_mapped", None) or address
+
+
+def network_of(client: str, bits: int, ipv6_bits: int) -> str:
+    """The network of the address, with a prefix of so many bits, or `local`."""
+    # A proxy may pass on any text for an address. No address is longer, and no text is kept.
+    return _network_of(client[:64], bits, ipv6_bits)
+
+
+@lru_cache(10_000)
+def _network_of(client: str, bits: int, ipv6_bits: int) -> str:
+    address = address_of(client)
+    if address is None:
+        return "local"
+    return f"{ip_network((address, bits if address.version == 4 else ipv6_bits), strict=False)}"

@@ -1,0 +1,6 @@
+"""The command line of the service. Commands of yours go here: `@main.command()`."""
+
+from app.auth.cli.commands import command_line
+from app.settings import load_settings
+
+main = command_line(load_settings)
