@@ -1,13 +1,13 @@
 """The pages: they are short, and everything that they name exists."""
 
 import ast
-import json
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.parts import PATHS
 from tests.project import FLAVOURS, ROOT, TOP, Project
 from tests.reader import chapter, page
 
@@ -144,8 +144,7 @@ def test_a_part_tells_all_that_goes_with_it(part: str) -> None:
     """The folders, and the files that have lines of the part."""
     told = chapter((ROOT / TOP / "app" / part / "README.md").read_text("utf-8"), "Take it out")
     named = set(re.findall(r"`([^`]+)`", told))
-    parts = json.loads((ROOT / "cookiecutter.json").read_text("utf-8"))["_parts"]
-    folders = {f"{name}/" if not Path(name).suffix else name for name in parts[part]}
+    folders = {f"{name}/" if not Path(name).suffix else name for name in PATHS[part]}
     assert folders <= named
     mark = re.compile(rf"(?:#|//|<!--) part: (?:[a-z]+, )*{part}\b", re.MULTILINE)
     for folder in (ROOT / TOP, ROOT / TOP / "flavours/env"):
