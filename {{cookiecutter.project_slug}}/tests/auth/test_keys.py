@@ -79,7 +79,7 @@ LIVES = {  # and which of the secrets, in the order of their issue, get in at th
 
 
 @pytest.mark.parametrize("life", LIVES)
-async def test_a_secret_gets_in_if_and_only_if_nothing_has_ended_it(
+async def test_a_secret_gets_in_until_something_ends_it(
     clock: Clock, server: Server, life: str
 ) -> None:
     issued: list[IssuedKey] = []
@@ -116,9 +116,7 @@ async def test_a_restriction_that_nothing_enforces_keeps_everybody_out(server: S
         server.keys.create("key", restrictions=moonlit, actor=ME)
 
 
-def test_each_change_leaves_one_event_that_says_who_and_what(
-    server: Server, ids: list[str]
-) -> None:
+def test_each_change_leaves_one_event_with_who_and_what(server: Server, ids: list[str]) -> None:
     key = server.keys.create("key", actor="eve")
     server.keys.rotate(key.id, actor="ann")
     server.keys.drop(key.id, "new", actor="bob")
@@ -130,9 +128,7 @@ def test_each_change_leaves_one_event_that_says_who_and_what(
     assert told[2:] == [(key.id, *change) for change in changes]
 
 
-def test_the_last_manager_without_an_end_is_revoked_by_force_alone(
-    clock: Clock, server: Server, ids: list[str]
-) -> None:
+def test_force_alone_revokes_the_last_manager(clock: Clock, server: Server, ids: list[str]) -> None:
     tomorrow = datetime.fromtimestamp(clock.now, UTC) + timedelta(days=1)
     manager = server.keys.create("manager", ["keys:*"], actor=ME)
     server.keys.create("for a day", ["keys:manage"], expires_at=tomorrow, actor=ME)
