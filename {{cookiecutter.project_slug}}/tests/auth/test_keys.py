@@ -23,8 +23,6 @@ from tests.callers import Clock, run
 from tests.conftest import Server
 
 ME = "tests"
-
-
 HOUR = timedelta(hours=1)
 WHICH: dict[str, Literal["old", "new"]] = {"old": "old", "new": "new"}
 
@@ -143,10 +141,8 @@ def test_force_alone_revokes_the_last_manager(clock: Clock, server: Server, ids:
 
 
 def test_what_cannot_be_done_is_refused_and_changes_nothing(server: Server, ids: list[str]) -> None:
-    keys, (active, rotated, revoked) = (
-        server.keys,
-        [server.keys.create("x", actor=ME) for _ in "123"],
-    )
+    keys = server.keys
+    active, rotated, revoked = [keys.create("x", actor=ME) for _ in "123"]
     keys.rotate(rotated.id, actor=ME)
     keys.revoke(revoked.id, actor=ME)
     before = keys.events()
@@ -171,10 +167,10 @@ def test_what_cannot_be_done_is_refused_and_changes_nothing(server: Server, ids:
 
 
 def rows_of(engine: sa.Engine) -> dict[str, list[str]]:
+    tables = metadata.tables.items()
     with engine.begin() as connection:
-        tables = metadata.tables.items()
         return {
-            name: sorted(map(str, connection.execute(sa.select(table)))) for name, table in tables
+            name: sorted(map(str, connection.execute(sa.select(each)))) for name, each in tables
         }
 
 

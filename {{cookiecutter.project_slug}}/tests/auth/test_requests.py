@@ -89,15 +89,14 @@ async def test_observers_are_told_once_of_each_request(api: GuardedAPI, keys: Ke
 
 async def test_an_id_is_kept_if_it_is_one_and_no_key(api: GuardedAPI, keys: Keys) -> None:
     secret, other = keys.issue(), keys.issue()
+    path = "/v1/items/7"
     for id in (b"abc-123", b"3F.b_", A_UUID_OF_A_PROXY):
-        answer = await answer_of(api, secret, path="/v1/items/7", headers=[(b"x-request-id", id)])
+        answer = await answer_of(api, secret, path=path, headers=[(b"x-request-id", id)])
         assert (answer.header("x-request-id"), answer.body) == (id.decode(), b'"%b"' % id)
     prefixed = with_prefix(secret.decode(), "acme").encode()
     for id in (b"", b"x" * 65, b"two words", b"a\nb", b"\xe9", secret, secret.upper(), prefixed):
         for secrets in ([], [secret], [other]):
-            answer = await answer_of(
-                api, *secrets, path="/v1/items/7", headers=[(b"x-request-id", id)]
-            )
+            answer = await answer_of(api, *secrets, path=path, headers=[(b"x-request-id", id)])
             assert re.fullmatch("[0-9a-f]{16}", answer.header("x-request-id") or ""), id
 
 

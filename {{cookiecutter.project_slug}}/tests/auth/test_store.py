@@ -22,8 +22,6 @@ from tests.callers import Clock, status_of
 from tests.conftest import Server
 
 ME = "tests"
-
-
 NEWS, LOOK_UP = "FROM api_key_events", "JOIN api_key_secrets"  # what a server asks with
 
 
@@ -40,8 +38,10 @@ def statements(
             to_do.pop()(cursor)
 
     sa.event.listen(sa.Engine, "after_cursor_execute", note)
-    yield seen
-    sa.event.remove(sa.Engine, "after_cursor_execute", note)
+    try:
+        yield seen
+    finally:
+        sa.event.remove(sa.Engine, "after_cursor_execute", note)
 
 
 def count(seen: list[str], part: str) -> int:
