@@ -9,19 +9,19 @@ from fastapi import WebSocket
 
 from app.auth import GuardedAPI, GuardedRouter, PublicRouter, require
 from app.auth.access.rule import Refusal
-from app.auth.access.throttle import MOST, PAUSE, Guesses
+from app.auth.access.throttle import MAX_ADDRESSES, REFILL, FailedAttempts
 from app.auth.key import new_secret
 from app.constants import MISSING_KEY_STATUS
 from tests.callers import PROBE, Keys, answer_of, ask, status_of, with_probe
 
-MANY = 5
+BURST = 5
 SAME = [(b"x-request-id", b"same")]
 HERE, THERE = ("192.0.2.7", 1), ("192.0.2.8", 1)
 
 
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("app.auth.access.throttle.MANY", MANY)
+    monkeypatch.setattr("app.auth.access.throttle.BURST", BURST)
 
 
 class Time:
@@ -56,28 +56,28 @@ async def test_who_guesses_is_slowed_and_valid_keys_of_that_address_get_in(
     api: GuardedAPI, keys: Keys, time: Time
 ) -> None:
     valid = keys.issue()
-    assert await guess(api, MANY + 1) == [MISSING_KEY_STATUS] * (MANY + 1)
+    assert await guess(api, BURST + 1) == [MISSING_KEY_STATUS] * (BURST + 1)
     assert await guess(api, 3) == [429] * 3
     assert await status_of(api, valid, client=HERE) == 200  # was never seen before
     assert await status_of(api, valid, client=HERE) == 200
     assert await guess(api, 1, THERE) == [MISSING_KEY_STATUS]
-    time.now += PAUSE
+    time.now += REFILL
     assert await guess(api, 3) == [MISSING_KEY_STATUS, 429, 429]
-    time.now += (MANY + 1) * PAUSE
-    assert await guess(api, MANY + 2) == [MISSING_KEY_STATUS] * (MANY + 1) + [429]
+    time.now += (BURST + 1) * REFILL
+    assert await guess(api, BURST + 2) == [MISSING_KEY_STATUS] * (BURST + 1) + [429]
 
 
 async def test_who_goes_on_is_slowed_all_the_while(api: GuardedAPI, time: Time) -> None:
-    await guess(api, MANY + 1)
-    for _ in range(4 * MANY):
-        time.now += PAUSE / 2
+    await guess(api, BURST + 1)
+    for _ in range(4 * BURST):
+        time.now += REFILL / 2
         assert await guess(api, 1) == [429]
 
 
 async def test_slowed_refusals_look_alike_and_say_when_to_try_again(
     api: GuardedAPI, keys: Keys, time: Time
 ) -> None:
-    await guess(api, MANY + 1)
+    await guess(api, BURST + 1)
     secrets = [b"no key", new_secret().encode(), new_secret().encode()]
     answers = {
         await answer_of(api, each, client=HERE, method="POST", headers=SAME) for each in secrets
@@ -95,7 +95,7 @@ async def test_slowed_refusals_look_alike_and_say_when_to_try_again(
 async def test_what_an_address_has_no_key_for_is_not_looked_up(
     api: GuardedAPI, keys: Keys, time: Time
 ) -> None:
-    await guess(api, MANY + 1)
+    await guess(api, BURST + 1)
     asked = keys.found
     assert await guess(api, 10) == [429] * 10
     assert keys.found == asked
@@ -104,7 +104,7 @@ async def test_what_an_address_has_no_key_for_is_not_looked_up(
 async def test_a_key_that_has_ended_is_told_no_more_there(
     api: GuardedAPI, keys: Keys, time: Time
 ) -> None:
-    await guess(api, MANY + 1)
+    await guess(api, BURST + 1)
     ended = keys.issue()
     with patch.object(keys, "find", AsyncMock(return_value=Refusal("revoked key", "1"))):
         assert await status_of(api, ended, client=THERE) == MISSING_KEY_STATUS
@@ -114,9 +114,9 @@ async def test_a_key_that_has_ended_is_told_no_more_there(
 
 
 async def test_who_sends_no_key_does_not_guess(api: GuardedAPI, time: Time) -> None:
-    for _ in range(3 * MANY):
+    for _ in range(3 * BURST):
         assert await status_of(api, client=HERE) == MISSING_KEY_STATUS
-    await guess(api, 3 * MANY)
+    await guess(api, 3 * BURST)
     assert await status_of(api, client=HERE) == MISSING_KEY_STATUS  # nor is it slowed
 
 
@@ -127,7 +127,7 @@ async def test_public_pages_stay_open_to_who_guesses(api: GuardedAPI, time: Time
     async def open() -> None: ...
 
     api.include_router(public)
-    await guess(api, MANY + 1)
+    await guess(api, BURST + 1)
     assert await status_of(api, path="/open", client=HERE) == 200
     assert await status_of(api, new_secret().encode(), path="/open", client=HERE) == 200
 
@@ -145,33 +145,33 @@ async def test_public_pages_stay_open_to_who_guesses(api: GuardedAPI, time: Time
 def test_an_address_of_ipv6_stands_for_its_network(
     time: Time, one: str, other: str, same: bool
 ) -> None:
-    guesses = Guesses()
-    for _ in range(MANY + 1):
-        guesses.add(one)
-    assert guesses.are_many(one)
-    assert guesses.are_many(other) is same
+    attempts = FailedAttempts()
+    for _ in range(BURST + 1):
+        attempts.add(one)
+    assert attempts.are_too_many(one)
+    assert attempts.are_too_many(other) is same
 
 
 def test_guesses_from_everywhere_take_no_memory(time: Time) -> None:
-    guesses = Guesses()
-    for _ in range(MANY + 1):
-        guesses.add("192.0.2.1")
+    attempts = FailedAttempts()
+    for _ in range(BURST + 1):
+        attempts.add("192.0.2.1")
     tracemalloc.start()
-    for number in range(MOST + MOST // 5):
-        guesses.add(f"10.{number >> 16}.{number >> 8 & 255}.{number & 255}")
-        guesses.add("192.0.2.1")
+    for number in range(MAX_ADDRESSES + MAX_ADDRESSES // 5):
+        attempts.add(f"10.{number >> 16}.{number >> 8 & 255}.{number & 255}")
+        attempts.add("192.0.2.1")
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    assert len(guesses._calm_at) == MOST
+    assert len(attempts._full_at) == MAX_ADDRESSES
     assert peak < 5_000_000
-    assert guesses.are_many("192.0.2.1")  # who goes on is not forgotten for others
+    assert attempts.are_too_many("192.0.2.1")  # who goes on is not forgotten for others
 
 
 def test_what_is_no_address_is_kept_nowhere(time: Time) -> None:
-    guesses = Guesses()
+    attempts = FailedAttempts()
     tracemalloc.start()
     for number in range(1000):
-        guesses.add(f"{number:020000}")
+        attempts.add(f"{number:020000}")
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < 1_000_000
@@ -187,6 +187,6 @@ async def test_scopes_that_are_missing_are_no_guesses(
 
     api.include_router(router)
     key = keys.issue()
-    for _ in range(3 * MANY):
+    for _ in range(3 * BURST):
         assert await status_of(api, key, path="/scoped", client=HERE) == 403
     assert await guess(api, 1) == [MISSING_KEY_STATUS]

@@ -7,7 +7,7 @@ from unittest.mock import AsyncMock, Mock
 import pytest
 
 from app.auth.access.rule import Refusal, authenticate, take_secret
-from app.auth.access.throttle import Guesses
+from app.auth.access.throttle import FailedAttempts
 from app.auth.key import is_scope, new_secret
 from app.auth.log.formats import configure_logging
 from tests.callers import HEADER
@@ -24,7 +24,7 @@ async def test_the_reason_of_a_store_is_the_one_for_the_log() -> None:
     keys = Mock(find=AsyncMock(return_value=Refusal("revoked key", "1")))
     scope: dict[str, Any] = {"type": "http", "headers": [(HEADER, new_secret().encode())]}
     take_secret(scope)
-    refusal = await authenticate(scope, keys, Guesses())
+    refusal = await authenticate(scope, keys, FailedAttempts())
     assert refusal == Refusal("revoked key", "1")
 
 

@@ -537,7 +537,7 @@ async def test_revocations_that_wait_hold_nobody_up(
         await over.wait()
 
     monkeypatch.setattr("app.management.router.sleep", sleep)
-    key_service.engine = connect(database_url, patience=PATIENCE)
+    key_service.engine = connect(database_url, timeout=PATIENCE)
     used, unused, *ended = (make(key_service) for _ in range(2 + threads + 1))
     assert await get_in(service, used.key) == [True]
     revocations = [asyncio.create_task(call("POST", f"/{key.id}/revoke")) for key in ended]
@@ -570,9 +570,9 @@ async def test_changes_that_wait_for_the_database_do_not_hold_up_the_guard(
 
     used, *unused = (make(key_service).key for _ in range(4))
     assert await get_in(service, used) == [True]
-    key_service.engine = connect(database_url, patience=PATIENCE)
+    key_service.engine = connect(database_url, timeout=PATIENCE)
     monkeypatch.setattr(key_service, "create", begin)
-    with transaction(connect(database_url, patience=PATIENCE), write=True):
+    with transaction(connect(database_url, timeout=PATIENCE), write=True):
         changes = [
             asyncio.create_task(call("POST", "", {"name": "billing"})) for _ in range(threads)
         ]
@@ -589,8 +589,8 @@ async def test_a_database_that_does_not_answer_is_a_503(
     call: Call, key_service: KeyService, database_url: sa.URL
 ) -> None:
     before = key_service.events()
-    key_service.engine = connect(database_url, patience=0.2)
-    with transaction(connect(database_url, patience=PATIENCE), write=True):
+    key_service.engine = connect(database_url, timeout=0.2)
+    with transaction(connect(database_url, timeout=PATIENCE), write=True):
         answer = await call("POST", "", {"name": "billing"})
     assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
     assert answer.json() == {"detail": "The keys are out of reach"}

@@ -491,7 +491,7 @@ def test_of_two_that_make_the_schema_one_waits(
     databases: Databases, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with databases.empty(tmp_path) as url, ThreadPoolExecutor(1) as pool:
-        monkeypatch.setattr("app.auth.database.engine.PATIENCE", 0.1)  # which is not for this
+        monkeypatch.setattr("app.auth.database.engine.TIMEOUT", 0.1)  # which is not for this
         if url.get_backend_name() == "sqlite":
             make_file(Path(f"{url.database}"))
         engine = connect(url)
@@ -543,7 +543,7 @@ def test_a_file_that_another_process_is_making_is_waited_for(
         other.isolation_level = None
         other.execute("BEGIN EXCLUSIVE")
         with pytest.raises(StoreUnavailableError, match=r"DATABASE_URL: .*database is locked"):
-            schema(connect(url, patience=0.05))
+            schema(connect(url, timeout=0.05))
         done = threading.Timer(0.2, other.rollback)
         done.start()
         upgrade(url)
@@ -560,7 +560,7 @@ def test_a_file_that_another_process_opens_for_the_first_time_is_waited_for(
         other.execute("PRAGMA journal_mode = DELETE")
         other.execute("BEGIN IMMEDIATE")
         with pytest.raises(StoreUnavailableError, match=r"DATABASE_URL: .*database is locked"):
-            schema(connect(url, patience=0.05))
+            schema(connect(url, timeout=0.05))
         done = threading.Timer(0.2, other.rollback)
         done.start()
         assert schema(connect(url)) == SCHEMA

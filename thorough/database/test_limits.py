@@ -240,7 +240,7 @@ async def test_other_limits_of_a_key_begin_anew() -> None:
 
 
 async def test_counts_of_keys_that_rest_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("app.limits.rates.MOST_IDLE", 10)
+    monkeypatch.setattr("app.limits.local.MOST_IDLE", 10)
     limiter, now = LocalLimiter(nothing_used, lambda: NOON.timestamp()), 0.0
     limiter._forget_at = 10
     with patch("app.limits.local.monotonic_ns", lambda: int(now * SECOND)):
@@ -423,7 +423,7 @@ async def test_the_default_holds_for_keys_without_one(
 async def test_who_is_over_a_limit_does_not_guess(
     service: GuardedAPI, key_with: MakeKey, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("app.auth.access.throttle.MANY", 3)
+    monkeypatch.setattr("app.auth.access.throttle.BURST", 3)
     key = key_with("1/hour")
     assert [await status_of(service, key) for _ in range(10)] == [200] + [429] * 9
     assert await status_of(service, new_secret().encode()) == MISSING_KEY_STATUS

@@ -398,7 +398,7 @@ async def test_a_database_that_freezes_is_missed_only_meanwhile(
 async def test_a_database_that_freezes_holds_up_neither_who_counts_limits_nor_a_stop(
     postgresql_in_trouble: OwnPostgreSQL, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("app.auth.database.engine.PATIENCE", 1.0)
+    monkeypatch.setattr("app.auth.database.engine.TIMEOUT", 1.0)
     hold = Hold(load_settings().database_url)
     assert await asyncio.to_thread(hold.take)
     postgresql_in_trouble.freeze()
@@ -496,9 +496,9 @@ async def test_connections_that_are_half_dead_are_left_behind(
 def test_a_connection_that_dies_at_any_word_is_given_up(
     proxy: Proxy, monkeypatch: pytest.MonkeyPatch, said: bytes
 ) -> None:
-    monkeypatch.setattr("app.auth.database.engine.PATIENCE", 0.5)
+    monkeypatch.setattr("app.auth.database.engine.TIMEOUT", 0.5)
     key_service = KeyService(load_settings())
-    key_service.engine = connect(proxy.url, patience=0.5)
+    key_service.engine = connect(proxy.url, timeout=0.5)
     proxy.fatal = said
     with pytest.raises(StoreUnavailableError):
         list(key_service.all())
@@ -515,7 +515,7 @@ def locked(url: sa.URL) -> Iterator[None]:
             connection.execute("BEGIN EXCLUSIVE")
             yield
         return
-    with connect(url, patience=PATIENCE).begin() as connection:
+    with connect(url, timeout=PATIENCE).begin() as connection:
         connection.exec_driver_sql("LOCK TABLE api_key_events IN ACCESS EXCLUSIVE MODE")
         yield
 

@@ -456,7 +456,7 @@ async def test_others_wait_for_a_server_from_its_start_to_its_stop(
 async def test_a_busy_database_does_not_keep_a_service_from_starting(
     store: DatabaseKeyStore,
 ) -> None:
-    store._patience = 0.01
+    store._timeout = 0.01
     with held(store, "news") as question:
         asyncio.get_running_loop().call_later(0.1, question.go_on.set)
         async with store.follow():
@@ -649,7 +649,7 @@ async def test_a_question_that_hangs_is_given_up_and_asked_anew(
     service: GuardedAPI, store: DatabaseKeyStore, secrets: list[str]
 ) -> None:
     assert await status_of(service, secrets[0].encode()) == 200
-    store._max_staleness = store._patience = 0.1
+    store._max_staleness = store._timeout = 0.1
     with held(store, "news", calls=3) as question:
         for _ in range(3):
             forget_when_it_asked(store)
@@ -657,7 +657,7 @@ async def test_a_question_that_hangs_is_given_up_and_asked_anew(
             assert await asyncio.gather(*calls) == [503] * 20
             await until_given_up(store)
         assert not question.go_on.is_set()
-        store._max_staleness = store._patience = 30.0
+        store._max_staleness = store._timeout = 30.0
         question.hold_no_more()  # on a busy machine, not all got so far as to be held
         assert await status_of(service, secrets[0].encode()) == 200
 

@@ -181,7 +181,7 @@ def test_while_one_migrates_no_other_does(chain: Chain) -> None:
     def meanwhile() -> None:
         with (
             pytest.raises(StoreUnavailableError),
-            transaction(connect(chain.url, patience=0.2), write=True),
+            transaction(connect(chain.url, timeout=0.2), write=True),
         ):
             pass
         tried.append(True)

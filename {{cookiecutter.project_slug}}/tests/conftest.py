@@ -50,7 +50,7 @@ def working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, secrets: 
     monkeypatch.setenv("DATABASE_URL", f"sqlite:///{tmp_path}/keys.db")
     monkeypatch.setenv("API_KEYS", ",".join(secrets))
     # Tests send more wrong keys than anybody else may.
-    monkeypatch.setattr("app.auth.access.throttle.MANY", inf)
+    monkeypatch.setattr("app.auth.access.throttle.BURST", inf)
     return tmp_path
 
 
@@ -116,7 +116,7 @@ def start_server(
 ) -> Iterator[Callable[..., Server]]:
     """Starts one more server, with the settings as they are then."""
     # However busy this machine is, its database does not look out of reach. New keys get in at once.
-    monkeypatch.setattr("app.auth.store.cache.PATIENCE", 60.0)
+    monkeypatch.setattr("app.auth.store.cache.TIMEOUT", 60.0)
     monkeypatch.setattr("app.auth.store.cache.RECHECK", 0.0)
     servers: list[Server] = []
 

@@ -1,4 +1,4 @@
-"""What an API key is: whose, for what, and how its secret is spelled."""
+"""What an API key is: its owner, its scopes, and the spelling of its secret."""
 
 import re
 import string
@@ -9,12 +9,14 @@ from typing import Final
 from uuid import UUID, uuid4
 from zlib import crc32
 
-# What is hashed: one spelling, so that a key cannot be known in one and revoked in another.
+# The canonical spelling, a lower-case UUID4. Only this one is hashed, so no key is revoked in one
+# spelling and known in another.
 _SECRET = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-4[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}")
-# For people and scanners: a prefix, the UUID's 16 bytes in base 62, and a CRC-32 over both.
+# The spelling that people and scanners recognize: a prefix, the UUID's 16 bytes in base 62, and a
+# CRC-32 of both.
 _PREFIXED = re.compile(r"([a-z][a-z0-9]{0,15}_)([0-9A-Za-z]{22})([0-9A-Za-z]{6})")
 _BASE62 = string.digits + string.ascii_uppercase + string.ascii_lowercase
-# Either of them in the middle of other text, as somebody may have put it there.
+# Either of them within other text.
 _IN_TEXT = re.compile(
     rf"{_SECRET.pattern}|(?<![0-9a-z]){_PREFIXED.pattern}(?![0-9a-z])", re.IGNORECASE
 )
@@ -26,7 +28,7 @@ _SCOPE = re.compile(SCOPE_PATTERN)
 
 @dataclass(frozen=True, slots=True)
 class Key:
-    """Who is calling, and what for. The secret itself is not kept anywhere in the service."""
+    """Who is calling, and what for. No part of the service keeps the secret."""
 
     id: str
     name: str
@@ -35,7 +37,7 @@ class Key:
     restrictions: Mapping[str, Sequence[str]] = field(default_factory=dict, hash=False)
 
     def covers(self, scope: str) -> bool:
-        """Whether one of the key's scopes is this one, or a wildcard above it: `reports:*`, `*`."""
+        """Whether the key has this scope, or a wildcard above it: `reports:*`, `*`."""
         return scope in self.scopes or any(
             held == "*" or (held.endswith(":*") and scope.startswith(held[:-1]))
             for held in self.scopes
@@ -52,27 +54,27 @@ def new_secret() -> str:
 
 
 def digest(secret: bytes) -> bytes:
-    """One SHA-256 is enough: at 122 random bits there is nothing for a slow hash to slow down."""
+    """SHA-256. Nobody can guess 122 random bits, so a slow hash would protect nothing more."""
     return sha256(secret).digest()
 
 
 def id_of(hashed: bytes) -> str:
-    """What stands for a secret where it must not be shown: the start of its digest in hex."""
+    """Names a secret where it must not be shown: the first 12 hex digits of its digest."""
     return hashed.hex()[:12]
 
 
 def is_canonical(secret: str) -> bool:
-    """Whether this is a lower-case UUID4 that came from a random source rather than a keyboard."""
+    """Whether this is a lower-case UUID4 that looks random, unlike one that somebody typed."""
     return bool(_SECRET.fullmatch(secret)) and len(set(secret)) > 6
 
 
 def is_spelled_right(secret: bytes) -> bool:
-    """Whether it may be somebody's secret: of anything else not even the digest is to be shown."""
-    return len(secret) == 36 and secret.count(b"-") == 4  # quick, for each request asks
+    """Whether it may be a secret. Logs show no part of anything else, not even of its digest."""
+    return len(secret) == 36 and secret.count(b"-") == 4  # fast: each request asks
 
 
 def with_prefix(secret: str, prefix: str) -> str:
-    """Another spelling of a canonical secret, which scanners can find; no prefix, no change."""
+    """The spelling with a prefix of a canonical secret. Without a prefix it stays as it is."""
     if not prefix:
         return secret
     text = f"{prefix}_{_to_base62(UUID(secret).int, 22)}"
@@ -80,7 +82,7 @@ def with_prefix(secret: str, prefix: str) -> str:
 
 
 def canonical(spelled: bytes) -> bytes:
-    """The canonical spelling of a secret with a prefix; anything else as it is."""
+    """The canonical spelling of a secret with a prefix. Anything else stays as it is."""
     if match := _PREFIXED.fullmatch(spelled.decode("latin-1")):
         prefix, body, checksum = match.groups()
         number = _from_base62(body)
@@ -107,7 +109,7 @@ def _from_base62(digits: str) -> int:
 def parse_secrets(text: str) -> list[str]:
     """The secrets in a comma-separated list, in their canonical spelling.
 
-    Raises ValueError for an entry that is none; the message gives its place, not its text.
+    Raises ValueError if an entry is not a secret. The message gives its place, not its text.
     """
     entries = [entry.strip() for entry in text.split(",")] if text.strip() else []
     secrets = [canonical(entry.encode(errors="replace")).decode() for entry in entries]
@@ -122,8 +124,8 @@ def digests(secrets: Iterable[str]) -> Iterator[bytes]:
 
 
 def masked(text: str) -> str:
-    """The text for a log: short, and without anything in it that is spelled like a secret."""
-    # Of 2,000 characters more than 200 are left, whatever is masked: no secret is cut in two.
+    """The text for a log: at most 200 characters, and `[key]` for anything spelled like a secret."""
+    # However much of 2,000 characters is masked, more than 200 are left. So no secret is cut in two.
     shown = _IN_TEXT.sub("[key]", text[:2000])
     return shown if len(shown) <= 200 else f"{shown[:200]}..."
 

@@ -1,6 +1,6 @@
-"""The page `/docs`: Swagger UI from the files beside this one, so that a browser asks nobody else.
+"""The page `/docs`: Swagger UI from the files in `static`. A browser loads nothing from elsewhere.
 
-To have none, take it out of `main.py`, and delete this folder and `tests/test_docs.py`.
+If you want no such page, take it out of `main.py`, and delete this folder and `tests/test_docs.py`.
 """
 
 from html import escape
@@ -13,7 +13,7 @@ from fastapi.staticfiles import StaticFiles
 from app.auth import PublicRouter
 from app.constants import TITLE
 
-# Addresses are relative to the page, so that they hold behind any proxy.
+# The links are relative to the page, so that they work behind any proxy.
 _PAGE: Final = f"""\
 <!doctype html>
 <html lang="en">

@@ -19,7 +19,7 @@ from app.limits.settings import VALKEY_URL_FORM
 
 logger = logging.getLogger(__name__)
 
-PATIENCE: Final = 0.5  # seconds until one that does not answer counts as out of reach
+TIMEOUT: Final = 0.5  # seconds until one that does not answer counts as out of reach
 PAUSE: Final = 2.0  # seconds until it is asked again then
 CONNECTIONS: Final = 10  # of a process; a question takes a fraction of a millisecond
 
@@ -146,7 +146,7 @@ class ValkeyLimiter:
             else:
                 names.append(name)
                 arguments += [limit.requests, limit.seconds * 1_000_000, -1, limit.seconds + 1]
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(TIMEOUT):
             return await self._charge(names, arguments)
 
     async def close(self) -> None:

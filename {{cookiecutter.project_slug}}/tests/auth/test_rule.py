@@ -102,7 +102,7 @@ async def guess(api: GuardedAPI, times: int, client: tuple[str, int] = HERE) -> 
 async def test_who_guesses_is_slowed_and_valid_keys_of_that_address_get_in(
     api: GuardedAPI, keys: Keys, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("app.auth.access.throttle.MANY", 5)
+    monkeypatch.setattr("app.auth.access.throttle.BURST", 5)
     for _ in range(10):  # who sends no key does not guess
         assert await status_of(api, client=HERE) == MISSING_KEY_STATUS
     assert await guess(api, 6) == [MISSING_KEY_STATUS] * 6

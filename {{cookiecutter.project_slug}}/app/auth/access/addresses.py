@@ -1,11 +1,11 @@
-"""Where somebody calls from."""
+"""The addresses of callers."""
 
 from functools import lru_cache
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 
 
 def address_of(client: str) -> IPv4Address | IPv6Address | None:
-    """The IPv4 address, where an IPv6 one stands for it. A socket of this machine has none."""
+    """IPv4 in the form of IPv6 becomes IPv4. None if there is no address, as for a Unix socket."""
     try:
         address = ip_address(client.partition("%")[0])  # without the name of an interface
     except ValueError:
@@ -14,8 +14,8 @@ def address_of(client: str) -> IPv4Address | IPv6Address | None:
 
 
 def network_of(client: str, bits: int, ipv6_bits: int) -> str:
-    """The network with so many bits in common, or `local`."""
-    # No address is longer: a proxy may let callers write what they like, which is to be kept nowhere.
+    """The network of the address, with a prefix of so many bits, or `local`."""
+    # A proxy may pass on any text for an address. No address is longer, and no text is kept.
     return _network_of(client[:64], bits, ipv6_bits)
 
 

@@ -11,7 +11,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.auth.access.policy import Admission, Headers, Policy
 from app.auth.access.rule import API, CALLER, MEANT, OFFERED, KeyStore, authenticate
-from app.auth.access.throttle import Guesses
+from app.auth.access.throttle import FailedAttempts
 from app.auth.key import Key
 from app.auth.log.record import SEEN
 
@@ -46,7 +46,7 @@ class Guard:
 
     def __init__(self, app: ASGIApp, api: Application) -> None:
         self._app, self._api, self._keys, self._policies = app, api, api.keys, api.policies
-        self._guesses = Guesses()
+        self._failed_attempts = FailedAttempts()
         # Where there is no route a stranger gets 404, or your own answer to it.
         self._not_found = ExceptionMiddleware(
             APIRouter(redirect_slashes=False), api.exception_handlers
@@ -78,7 +78,7 @@ class Guard:
             return
         caller = scope.get(CALLER)
         if caller is None:
-            decision = await authenticate(scope, self._keys, self._guesses, self._policies)
+            decision = await authenticate(scope, self._keys, self._failed_attempts, self._policies)
             if isinstance(decision, Admission):
                 with_headers = _not_stored(send, decision.headers)
                 await self._let_in(decision.caller, scope, receive, with_headers)

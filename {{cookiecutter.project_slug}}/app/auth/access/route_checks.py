@@ -66,7 +66,7 @@ def check_places(places: Iterable[Place], *, has_scopes: bool) -> None:
     if asked and not has_scopes:
         raise UnguardedRouteError(
             f"Scopes that restrict nobody: {', '.join(asked.values())}. Every key has all of them:"
-            " ask for none, or choose the flavour that keeps keys in a database."
+            " ask for none, and tell keys apart by `caller.id`."
         )
 
 
@@ -148,7 +148,8 @@ class FaultyRoutes:
     def _look(self) -> None:
         lists = [place.routes for place in places_in(self._api)]
         self._lists = [each for each in lists if each is not None]
-        self._count, self._faults = sum(map(len, self._lists)), []
+        self._count = sum(map(len, self._lists))
+        self._faults.clear()
         for route in self._api.routes:
             try:
                 check_places(_places_at(route), has_scopes=self._api.keys.has_scopes)

@@ -15,7 +15,7 @@ from starlette.types import Receive, Scope, Send
 from starlette.websockets import WebSocketClose
 
 from app.auth.access.policy import Admission, Denial, Policy
-from app.auth.access.throttle import Guesses
+from app.auth.access.throttle import FailedAttempts
 from app.auth.errors import StoreUnavailableError
 from app.auth.key import Key, canonical, digest, id_of, is_spelled_right, masked
 from app.auth.log.record import SEEN
@@ -196,7 +196,7 @@ def take_secret(scope: Scope) -> None:
 
 
 async def authenticate(
-    scope: Scope, keys: KeyStore, guesses: Guesses, policies: Sequence[Policy] = ()
+    scope: Scope, keys: KeyStore, attempts: FailedAttempts, policies: Sequence[Policy] = ()
 ) -> Admission | Refusal:
     """The rule of access: exactly one key header, and its secret is known, has not ended, and
     every restriction of the key lets the request through.
@@ -209,9 +209,9 @@ async def authenticate(
         return offered
     hashed, may_be_one = offered
     client, _ = scope.get("client") or ("", 0)
-    slowed = guesses.are_many(client)
+    slowed = attempts.are_too_many(client)
     if slowed and not keys.knows(hashed):
-        guesses.add(client)
+        attempts.add(client)
         return _SLOWED
     try:
         found = await keys.find(hashed)
@@ -220,7 +220,7 @@ async def authenticate(
         return Refusal(OUT_OF_REACH, answer=_out_of_reach, cause=f"{error}")
     if isinstance(decision, Admission) or decision.limited:
         return decision
-    guesses.add(client)
+    attempts.add(client)
     if slowed:
         return _SLOWED
     if decision is UNKNOWN:

@@ -71,7 +71,7 @@ async def check_guard(application: Callable[[Any], Any]) -> None:
 
     def unreadable(key: Any) -> Any: ...
 
-    unreadable.__annotations__ = dict.fromkeys(("key", "return"), "NameOfNothing")
+    unreadable.__annotations__.update(dict.fromkeys(("key", "return"), "NameOfNothing"))
     plain.add_api_route("/unreadable", unreadable)
     unread = [name for place in places_in(plain) for _, name in unread_at(place)]
     if (

@@ -1,37 +1,37 @@
-"""Who sends many wrong keys, and is told to wait."""
+"""Slows addresses down that send many wrong keys."""
 
 from time import monotonic
 from typing import Final
 
 from app.auth.access.addresses import network_of
 
-MANY: Final = 100  # wrong keys of one address, after which it is slowed
-PAUSE: Final = 1.0  # seconds after which one of them is forgotten
-MOST: Final = 10_000  # addresses that are remembered
+BURST: Final = 100  # wrong keys that an address may send at once
+REFILL: Final = 1.0  # seconds after which it may send one more
+MAX_ADDRESSES: Final = 10_000  # that are remembered; those without a wrong key for longest go
 
 
-class Guesses:
-    """The wrong keys of each address, in a bounded memory: those of long ago give way."""
+class FailedAttempts:
+    """A token bucket for each address, which its wrong keys empty."""
 
     def __init__(self) -> None:
-        self._calm_at: dict[str, float] = {}  # when all of its guesses are forgotten
+        self._full_at: dict[str, float] = {}  # when each bucket is full again
 
-    def are_many(self, client: str) -> bool:
-        return bool(self._calm_at) and self._ahead(_source(client)) > MANY * PAUSE
+    def are_too_many(self, client: str) -> bool:
+        return bool(self._full_at) and self._until_full(_source(client)) > BURST * REFILL
 
     def add(self, client: str) -> None:
         source = _source(client)
-        ahead = max(self._ahead(source), 0.0)
-        self._calm_at.pop(source, None)  # so that the first of all is the oldest
-        if len(self._calm_at) >= MOST:
-            del self._calm_at[next(iter(self._calm_at))]
-        # However many there are: once they end, it takes no longer than that.
-        self._calm_at[source] = monotonic() + min(ahead, MANY * PAUSE) + PAUSE
+        until_full = max(self._until_full(source), 0.0)
+        self._full_at.pop(source, None)  # so that the first one is the oldest
+        if len(self._full_at) >= MAX_ADDRESSES:
+            del self._full_at[next(iter(self._full_at))]
+        # However long it goes on, a single REFILL after its end is enough for the next attempt.
+        self._full_at[source] = monotonic() + min(until_full, BURST * REFILL) + REFILL
 
-    def _ahead(self, source: str) -> float:
-        return self._calm_at.get(source, 0.0) - monotonic()
+    def _until_full(self, source: str) -> float:
+        return self._full_at.get(source, 0.0) - monotonic()
 
 
 def _source(client: str) -> str:
-    """An IPv6 address is one of the many that its network has."""
+    """Whoever has an IPv6 address has its whole network."""
     return network_of(client, 32, 64)

@@ -25,7 +25,7 @@ from app.auth.cli.output import (
 from app.auth.config import sources
 from app.auth.config.settings import AuthSettings
 from app.auth.database import clock
-from app.auth.database.engine import LONG_PATIENCE, transaction
+from app.auth.database.engine import LONG_TIMEOUT, transaction
 from app.auth.database.models import ENV_ID
 from app.auth.key import id_of
 from app.auth.keys.service import KeyService, open_service
@@ -261,7 +261,7 @@ def scan(
     ],
     as_json: AsJson = False,
 ) -> None:
-    """Look for keys in files, however they are spelled; exit with 1 if there is one."""
+    """Look for keys in files; exit with 1 if there is one."""
     from app.auth.cli.scan import Source, report
 
     with one_line_errors():
@@ -291,7 +291,7 @@ def upgrade_database(ctx: typer.Context) -> None:
 def thin_database(ctx: typer.Context) -> None:
     """Sum up the hours of how keys were used, where they are a month old, into days."""
     with reading(ctx) as service:
-        write = transaction(service.engine, write=True, patience=LONG_PATIENCE)
+        write = transaction(service.engine, write=True, timeout=LONG_TIMEOUT)
         with write as connection:
             fewer = counts.thin(connection, clock.now(connection))
         print_text(f"{fewer} rows less.")

@@ -1,4 +1,4 @@
-"""The connection to the database of the keys, where every wait has an end."""
+"""Connects to the database of the keys. Every wait has an end."""
 
 import os
 import socket
@@ -18,68 +18,68 @@ from sqlalchemy import event, exc
 from app.auth.errors import SettingsError, StoreUnavailableError
 from app.constants import COMMAND
 
-PATIENCE: Final = 5.0  # seconds until a database that does not answer counts as out of reach
-LONG_PATIENCE: Final = 600.0  # for what changes all keys, of which there may be millions
-LOCK: Final = int.from_bytes(b"api_keys")  # the number that PostgreSQL's lock has
+TIMEOUT: Final = 5.0  # seconds until a database that does not answer counts as out of reach
+LONG_TIMEOUT: Final = 600.0  # seconds for a change to all keys, perhaps millions
+LOCK: Final = int.from_bytes(b"api_keys")  # of PostgreSQL's advisory locks
 
 
 def connect(
-    url: sa.URL, *, patience: float = PATIENCE, pooled: bool = False, **options: Any
+    url: sa.URL, *, timeout: float = TIMEOUT, pooled: bool = False, **options: Any
 ) -> sa.Engine:
-    """An engine whose transactions take no longer than that, in seconds.
+    """An engine whose transactions end after `timeout` seconds at the latest.
 
-    Without a pool no connection outlives its transaction: nothing is shared by processes that
-    fork, and nothing goes stale. The options are SQLAlchemy's, for a pool. Raises SettingsError
-    for options in the URL that there are not.
+    Without a pool no connection outlives its transaction, so none goes stale, and processes that
+    fork share none. `options` are SQLAlchemy's options of a pool. Raises SettingsError if the URL
+    has an option that does not exist.
     """
     pool: dict[str, Any] = {"poolclass": sa.NullPool}
     if pooled:
-        pool = {"poolclass": sa.QueuePool, "pool_size": 8, "pool_timeout": patience, **options}
+        pool = {"poolclass": sa.QueuePool, "pool_size": 8, "pool_timeout": timeout, **options}
     if url.get_backend_name() == "sqlite":
         path = Path(f"{url.database}")
-        engine = sa.create_engine(url, creator=lambda: _open_file(path, patience), **pool)
+        engine = sa.create_engine(url, creator=lambda: _open_file(path, timeout), **pool)
         event.listen(engine, "checkout", partial(_check_file, path))
-        event.listen(engine, "begin", partial(_begin_in_sqlite, patience))
+        event.listen(engine, "begin", partial(_begin_in_sqlite, timeout))
         event.listen(engine, "commit", partial(_check_file_of, path))
         return engine
     try:
         engine = sa.create_engine(
             url,
-            isolation_level="READ COMMITTED",  # who has waited for others is to see what they did
+            isolation_level="READ COMMITTED",  # after a wait, see what others have committed
             connect_args={
                 "application_name": COMMAND,
-                "client_encoding": "utf8",  # whatever the database has: text comes as text
-                "connect_timeout": round(PATIENCE),
-                "tcp_user_timeout": round(PATIENCE * 1000),
+                "client_encoding": "utf8",  # whatever the encoding of the database
+                "connect_timeout": round(TIMEOUT),
+                "tcp_user_timeout": round(TIMEOUT * 1000),
                 "keepalives_idle": 5,
                 "keepalives_interval": 1,
                 "keepalives_count": 3,
-                "prepare_threshold": None,  # a pooler may give each transaction another server
+                "prepare_threshold": None,  # behind a pooler each transaction may have another server
             },
-            execution_options={"patience": patience},
+            execution_options={"timeout": timeout},
             **pool,
         )
     except exc.ArgumentError as error:
         raise SettingsError(f"DATABASE_URL: {error}") from None
 
-    # SQLAlchemy asks each first connection who is there, before any transaction.
-    event.listen(engine, "connect", _watch_first_words, insert=True)
-    event.listen(engine, "checkout", _end_first_watch)
+    # SQLAlchemy queries the server on the first connection, before any transaction.
+    event.listen(engine, "connect", _watch_handshake, insert=True)
+    event.listen(engine, "checkout", _end_handshake)
     event.listen(engine, "begin", _limit_in_postgresql)
     return engine
 
 
 @contextmanager
 def transaction(
-    engine: sa.Engine, *, write: bool = False, patience: float | None = None
+    engine: sa.Engine, *, write: bool = False, timeout: float | None = None
 ) -> Generator[sa.Connection]:
-    """Committed at the end of the block, or not at all. Of those that write, one at a time runs.
+    """Commits at the end of the block, or not at all. One transaction writes at a time.
 
     Raises StoreUnavailableError.
     """
     options: dict[str, Any] = {"begin": "BEGIN IMMEDIATE" if write else "BEGIN"}
-    if patience is not None:
-        options["patience"] = patience
+    if timeout is not None:
+        options["timeout"] = timeout
     pool = engine.pool
     try:
         with (
@@ -90,7 +90,7 @@ def transaction(
             if write and engine.dialect.name == "postgresql":
                 connection.execute(sa.select(sa.func.pg_advisory_xact_lock(LOCK)))
             yield connection
-            if engine.pool is not pool:  # let go of meanwhile: nobody would close it
+            if engine.pool is not pool:  # disposed of meanwhile, and would not close this one
                 connection.detach()
     except (exc.SQLAlchemyError, engine.dialect.loaded_dbapi.Error) as error:
         raise out_of_reach(error, engine.url) from None
@@ -101,21 +101,22 @@ def transaction(
 
 @contextmanager
 def cut_off_in_time(connection: sa.Connection) -> Generator[None]:
-    if connection.dialect.name == "sqlite":  # there is nobody that could keep silent
+    """Ends the connection if the block takes longer than the transaction may."""
+    if connection.dialect.name == "sqlite":  # no server that could fall silent
         yield
         return
-    patience = connection.get_execution_options()["patience"]
-    call_off = _watch(connection.connection.driver_connection, patience)
+    timeout = connection.get_execution_options()["timeout"]
+    cancel = _watch(connection.connection.driver_connection, timeout)
     try:
         yield
     finally:
-        call_off()
+        cancel()
 
 
-def _watch(opened: Any, patience: float) -> Callable[[], None]:
-    """Let a PostgreSQL that keeps silent be as good as one that hangs up; gives what ends that.
+def _watch(opened: Any, timeout: float) -> Callable[[], None]:
+    """Shuts the socket down after this many seconds, unless the returned function is called.
 
-    What its kernel still acknowledges no timeout of TCP ends.
+    No timeout of TCP ends a connection to a frozen server, whose kernel still acknowledges all.
     """
     try:
         line = socket.fromfd(opened.fileno(), socket.AF_INET, socket.SOCK_STREAM)
@@ -123,32 +124,32 @@ def _watch(opened: Any, patience: float) -> Callable[[], None]:
         raise exc.OperationalError(None, None, error) from None
 
     def hang_up() -> None:
-        with line, suppress(OSError):  # it has ended by itself just now
+        with line, suppress(OSError):  # it may have ended by itself just now
             line.shutdown(socket.SHUT_RDWR)
 
-    timer = Timer(patience, hang_up)
+    timer = Timer(timeout, hang_up)
     timer.daemon = True
     timer.start()
 
-    def call_off() -> None:
+    def cancel() -> None:
         timer.cancel()
         line.close()
 
-    return call_off
+    return cancel
 
 
-def _watch_first_words(opened: Any, record: sa.pool.ConnectionPoolEntry) -> None:
-    record.info[_watch] = _watch(opened, PATIENCE)
+def _watch_handshake(opened: Any, record: sa.pool.ConnectionPoolEntry) -> None:
+    record.info[_watch] = _watch(opened, TIMEOUT)
 
 
-def _end_first_watch(_: object, record: sa.pool.ConnectionPoolEntry, __: object) -> None:
-    if call_off := record.info.pop(_watch, None):
-        call_off()
+def _end_handshake(_: object, record: sa.pool.ConnectionPoolEntry, __: object) -> None:
+    if cancel := record.info.pop(_watch, None):
+        cancel()
 
 
 def _limit_in_postgresql(connection: sa.Connection) -> None:
-    milliseconds = round(connection.get_execution_options()["patience"] * 1000)
-    # For this transaction alone: that much a pooler lets through.
+    milliseconds = round(connection.get_execution_options()["timeout"] * 1000)
+    # For this transaction alone: a pooler lets no more through.
     connection.exec_driver_sql(
         f"SET LOCAL statement_timeout = {milliseconds}; SET LOCAL lock_timeout = {milliseconds}"
     )
@@ -158,25 +159,25 @@ def _limit_in_postgresql(connection: sa.Connection) -> None:
 
 
 class _Connection(sqlite3.Connection):
-    file: tuple[int, int] | None = None
+    file: tuple[int, int] | None = None  # device and inode
 
 
-def _open_file(path: Path, patience: float) -> _Connection:
+def _open_file(path: Path, timeout: float) -> _Connection:
     file = file_of(path)
-    # A database is made by those who are told to, never by looking for one.
+    # mode=rw: a connection never creates the file.
     connection = sqlite3.connect(
         f"file:{quote(os.fsencode(path.absolute().as_posix()))}?mode=rw",
         uri=True,
-        timeout=patience,
-        isolation_level=None,  # transactions begin where `_begin_in_sqlite` says
+        timeout=timeout,
+        isolation_level=None,  # `_begin_in_sqlite` begins the transactions
         check_same_thread=False,
         factory=_Connection,
     )
     try:
-        # Readers never wait for a writer, and a commit survives a power cut.
+        # A commit survives a power cut. In WAL mode readers do not wait for a writer.
         connection.execute("PRAGMA synchronous = FULL")
         connection.execute("PRAGMA foreign_keys = ON")
-        if _holds_keys(connection) and _switch_to_wal(connection, patience) != "wal":
+        if _holds_keys(connection) and _switch_to_wal(connection, timeout) != "wal":
             raise sqlite3.OperationalError(
                 "SQLite cannot share memory there; keep the file on a local disk"
             )
@@ -190,26 +191,26 @@ def _open_file(path: Path, patience: float) -> _Connection:
 
 
 def _holds_keys(connection: sqlite3.Connection) -> bool:
-    """Any other file stays as it is: nobody changes one by looking into it."""
+    """A file without keys stays as it is: opening it must not change it."""
     tables = connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'api_keys'")
     return tables.fetchone() is not None
 
 
-def _switch_to_wal(connection: sqlite3.Connection, patience: float) -> Any:
-    """The mode that the file is in then."""
-    give_up_at = monotonic() + patience
+def _switch_to_wal(connection: sqlite3.Connection, timeout: float) -> Any:
+    """Returns the mode that the file is in afterwards."""
+    give_up_at = monotonic() + timeout
     while True:
         try:
             return connection.execute("PRAGMA journal_mode = WAL").fetchone()[0]
         except sqlite3.OperationalError as error:
-            # Another process does the same to a new file: the one thing SQLite does not wait for.
+            # Another process does the same to a new file. SQLite does not wait for that.
             if "locked" not in f"{error}" or monotonic() > give_up_at:
                 raise
             sleep(0.01)
 
 
 def file_of(path: Path) -> tuple[int, int] | None:
-    """Which file has this name; to ask that does not open it."""
+    """Device and inode of the file with this name. Does not open it."""
     try:
         status = path.stat()
     except OSError:
@@ -218,25 +219,25 @@ def file_of(path: Path) -> tuple[int, int] | None:
 
 
 def _check_file(path: Path, opened: _Connection, *_: object) -> None:
-    """Another file in the place of the one that is open: open that."""
+    """If another file has taken the place of the open one, SQLAlchemy opens the new one."""
     if file_of(path) != opened.file:
         raise exc.DisconnectionError(f"{path} was replaced")
 
 
 def _check_file_of(path: Path, ending: sa.Connection) -> None:
-    opened: Any = ending.connection.dbapi_connection  # which one that is detached still has
+    opened: Any = ending.connection.dbapi_connection  # also of a detached connection
     _check_file(path, opened)
 
 
-def _begin_in_sqlite(patience: float, connection: sa.Connection) -> None:
+def _begin_in_sqlite(timeout: float, connection: sa.Connection) -> None:
     begin = connection.get_execution_options().get("begin", "BEGIN")
     if begin == "BEGIN":
         connection.exec_driver_sql(begin)
         return
-    # SQLite itself looks less and less often whether it may: who waits longest would wait on.
+    # SQLite's own waiting looks less and less often, so those who wait longest would lose out.
     opened: Any = connection.connection.driver_connection
     run = opened.execute
-    give_up_at = monotonic() + patience
+    give_up_at = monotonic() + timeout
     run("PRAGMA busy_timeout = 0")
     try:
         while True:
@@ -249,12 +250,12 @@ def _begin_in_sqlite(patience: float, connection: sa.Connection) -> None:
                     raise exc.OperationalError(begin, None, error) from None
             sleep(0.002)
     finally:
-        run(f"PRAGMA busy_timeout = {round(patience * 1000)}")
+        run(f"PRAGMA busy_timeout = {round(timeout * 1000)}")
 
 
 def out_of_reach(error: Exception, url: sa.URL) -> StoreUnavailableError:
-    """In the driver's own words, in one line, and without the password."""
+    """The driver's message in one line, without the password."""
     cause = getattr(error, "orig", None) or error
-    said = " ".join(f"{cause}".split()).rstrip(".") or type(cause).__name__
-    reason = said.replace(str(url.password), "***") if url.password else said
+    message = " ".join(f"{cause}".split()).rstrip(".") or type(cause).__name__
+    reason = message.replace(str(url.password), "***") if url.password else message
     return StoreUnavailableError(f"DATABASE_URL: out of reach: {reason}")

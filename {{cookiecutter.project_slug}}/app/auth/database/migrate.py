@@ -7,7 +7,7 @@ import sqlalchemy as sa
 from alembic import command
 from alembic.config import Config
 
-from app.auth.database.engine import LONG_PATIENCE, connect, transaction
+from app.auth.database.engine import LONG_TIMEOUT, connect, transaction
 from app.auth.database.version import check_schema, schema_of
 from app.auth.errors import StoreUnavailableError
 
@@ -23,7 +23,7 @@ def upgrade(url: sa.URL) -> None:
     if engine.dialect.name == "sqlite":
         make_file(Path(f"{url.database}"))
     # Of several that upgrade at once, one writes at a time.
-    with transaction(connect(url, patience=LONG_PATIENCE), write=True) as connection:
+    with transaction(connect(url, timeout=LONG_TIMEOUT), write=True) as connection:
         if schema_of(connection) is None:
             command.upgrade(configuration(connection), "head")
     check_schema(engine)

@@ -22,7 +22,7 @@ from app.auth.database.engine import connect, transaction
 from app.auth.database.version import check_schema
 from app.auth.errors import SettingsError, StoreUnavailableError
 
-PATIENCE: Final = 3600.0  # seconds for tables of any size, and for migrations that came first
+TIMEOUT: Final = 3600.0  # seconds for tables of any size, and for migrations that came first
 
 
 def upgrade_tables(url: sa.URL, folder: Path) -> None:
@@ -52,7 +52,7 @@ def run_migrations(metadata: sa.MetaData, load_settings: Callable[[], Any], **op
     try:
         url = context.config.attributes.get("url") or load_settings().database_url
         check_schema(connect(url))
-        engine = connect(url, patience=PATIENCE)
+        engine = connect(url, timeout=TIMEOUT)
         if engine.dialect.name == "sqlite":
             event.listen(engine, "connect", _suspend_foreign_keys)
             event.listen(engine, "before_cursor_execute", _refuse_loss)

@@ -14,7 +14,7 @@ import sqlalchemy as sa
 from app.auth.access.policy import Policy, parse_restrictions
 from app.auth.config.settings import AuthSettings
 from app.auth.database import clock
-from app.auth.database.engine import LONG_PATIENCE, connect, transaction
+from app.auth.database.engine import LONG_TIMEOUT, connect, transaction
 from app.auth.database.models import (
     ENV_ID,
     LEAST_STALENESS,
@@ -199,7 +199,7 @@ class KeyService:
         outdated = in_force.where(secret.created_at < moment)
         alive = sa.select(api_keys.c.id).where(api_keys.c.revoked_at.is_(None))
         which = api_keys.c.id.in_(outdated) & api_keys.c.id.not_in(renewed)
-        with self._change(patience=LONG_PATIENCE) as change:
+        with self._change(timeout=LONG_TIMEOUT) as change:
             revoked = self._revoke(change, which, force, actor)
             rotated = change.end(secret.created_at < moment, secret.key_id.in_(alive))
             change.record("dropped old", actor, rotated)
@@ -290,8 +290,8 @@ class KeyService:
             return [EventView.model_validate(row, from_attributes=True) for row in rows]
 
     @contextmanager
-    def _change(self, patience: float | None = None) -> Generator[Change]:
-        with transaction(self.engine, write=True, patience=patience) as connection:
+    def _change(self, timeout: float | None = None) -> Generator[Change]:
+        with transaction(self.engine, write=True, timeout=timeout) as connection:
             yield Change(connection, clock.now(connection))
 
     def _issued(self, view: KeyView, secret: str, show: Show | None) -> IssuedKey:

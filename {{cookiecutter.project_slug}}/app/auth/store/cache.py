@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 from app.auth.access.rule import OUT_OF_REACH, UNKNOWN, Refusal
 from app.auth.config.settings import AuthSettings
 from app.auth.database import clock
-from app.auth.database.engine import PATIENCE, connect
+from app.auth.database.engine import TIMEOUT, connect
 from app.auth.database.models import LEAST_STALENESS
 from app.auth.errors import StoreUnavailableError
 from app.auth.key import Key
@@ -58,7 +58,7 @@ class DatabaseKeyStore:
         self._max_staleness = settings.key_max_staleness
         # A question is asked anew after that, on another connection: no less than a loaded machine
         # may need.
-        self._patience = min(max(self._max_staleness, 1.0), PATIENCE)
+        self._timeout = min(max(self._max_staleness, 1.0), TIMEOUT)
         self._queries = Queries(self._engine, settings.api_keys)
         self._clock = clock.Clock()
         self._counted = 0.0
@@ -165,20 +165,20 @@ class DatabaseKeyStore:
         while self._asked_at < moment:
             await _in_time(give_up_at, self._question())
 
-    def _question(self, patience: float | None = None) -> asyncio.Task[None]:
+    def _question(self, timeout: float | None = None) -> asyncio.Task[None]:
         """One to the database, however many wait for the answer."""
         if not self._asking or self._asking.done():
-            self._asking = asyncio.create_task(self._ask(patience or self._patience))
+            self._asking = asyncio.create_task(self._ask(timeout or self._timeout))
             # Somebody has to take an error: all who waited for the answer may have given up.
             self._asking.add_done_callback(lambda asked: asked.cancelled() or asked.exception())
         return self._asking
 
-    async def _ask(self, patience: float) -> None:
+    async def _ask(self, seconds: float) -> None:
         threads, news_since = self._asking_threads, self._queries.news
         while True:
             asked_at = monotonic()
-            give_up_at = asked_at + patience
-            news = await self._run(threads, give_up_at, news_since, self._position, patience)
+            give_up_at = asked_at + seconds
+            news = await self._run(threads, give_up_at, news_since, self._position, seconds)
             if news.changed is not None:
                 break
             await self._learn_everything(news.position)
@@ -233,7 +233,7 @@ class DatabaseKeyStore:
         """
         self._queries.name_server()
         await self.flush(starting=True)
-        await _in_time(None, self._question(PATIENCE))  # no busy machine keeps it from starting
+        await _in_time(None, self._question(TIMEOUT))  # no busy machine keeps it from starting
         if ahead := self._clock.ahead:
             logger.warning("The keys' database says %s. Is this machine's clock right?", ahead)
         stop = asyncio.Event()

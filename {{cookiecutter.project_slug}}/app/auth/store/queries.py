@@ -11,7 +11,7 @@ from typing import Any, Final
 import sqlalchemy as sa
 
 from app.auth.database import clock
-from app.auth.database.engine import LONG_PATIENCE, transaction
+from app.auth.database.engine import LONG_TIMEOUT, transaction
 from app.auth.database.models import (
     ENV_ID,
     Instant,
@@ -74,10 +74,10 @@ class Queries:
         """Each process has a name of its own: this one may have forked."""
         self._server = token_hex(8)
 
-    def news(self, known: Position, patience: float) -> News:
+    def news(self, known: Position, timeout: float) -> News:
         """What has changed since, and whether others wait for this server when they revoke.
 
-        The patience, in seconds, is that of a transaction.
+        The timeout, in seconds, is that of a transaction.
         """
         events, servers = api_key_events.c, api_key_servers.c
 
@@ -85,7 +85,7 @@ class Queries:
             return sa.select(column).order_by(events.id.desc()).limit(1).scalar_subquery()
 
         bound = sa.select(servers.max_staleness).where(servers.id == self._server)
-        with transaction(self._engine, patience=patience) as connection:
+        with transaction(self._engine, timeout=timeout) as connection:
             # In one statement: others wait for this server if they have changed anything since.
             query = sa.select(latest(events.id), latest(events.stamp), bound.scalar_subquery())
             event, stamp, counted = connection.execute(query).one()
@@ -141,7 +141,7 @@ class Queries:
 
     def notice(self, now: datetime) -> list[Finding]:
         """What has become unusual, told to one of all servers."""
-        with transaction(self._engine, patience=LONG_PATIENCE) as connection:
+        with transaction(self._engine, timeout=LONG_TIMEOUT) as connection:
             active = active_keys(connection, now)
             keys = (
                 key for key in active if not key.id.startswith(ENV_ID) or key.id in self._env_ids
@@ -189,7 +189,7 @@ class Queries:
                 connection.execute(number)
 
     def thin(self, now: datetime) -> int:
-        with transaction(self._engine, write=True, patience=LONG_PATIENCE) as connection:
+        with transaction(self._engine, write=True, timeout=LONG_TIMEOUT) as connection:
             return counts.thin(connection, now)
 
 

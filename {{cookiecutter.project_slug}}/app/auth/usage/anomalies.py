@@ -1,9 +1,8 @@
-"""What is unusual about how keys are used: six rules, whose numbers are yours to change."""
+"""What is unusual about how keys are used. The numbers in the rules are yours to change."""
 
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
 from datetime import datetime, timedelta
-from typing import Final
+from typing import Any, Final, NamedTuple
 
 import sqlalchemy as sa
 from pydantic import BaseModel
@@ -18,9 +17,12 @@ from app.auth.database.models import (
 )
 from app.auth.keys.views import KeyView
 
+MONTH: Final = timedelta(days=28)  # whole weeks, for many callers rest at weekends
+MAX_REFUSALS: Final = 1000  # of one network in a day
+
 
 class Finding(BaseModel):
-    """What `doctor` has found; about the service as a whole if there is no id."""
+    """What `doctor` finds: about a key, or without an id about the service as a whole."""
 
     id: str
     name: str
@@ -28,97 +30,71 @@ class Finding(BaseModel):
     advice: str
 
 
-MONTH: Final = timedelta(days=28)  # whole weeks, for many callers rest at weekends
+class Activity(NamedTuple):
+    """How a key is used: on its last day, and in the month before."""
+
+    busiest: int  # requests in the busiest hour of the last day
+    busiest_before: int  # requests in the busiest hour of the month before
+    denied: int  # requests of the last day that lacked a scope
+    networks: int  # networks on the busier one of today and yesterday
+    networks_before: int  # networks on the busiest day of the month before
 
 
-@dataclass(frozen=True, slots=True)
-class Habits:
-    """Of a key: how many requests there were in its busiest hour."""
-
-    busiest: int = 0  # of the last day
-    busiest_before: int = 0  # of the month before that
-    denied: int = 0  # requests of the last day, for want of a scope
-    networks: int = 0  # that it was used from on this day, or on the one before
-    networks_before: int = 0  # on the day with the most of them, in the month before that
-
-
-@dataclass(frozen=True, slots=True)
-class Rule:
-    """`is_broken` is asked with a key, its habits, and the time."""
-
-    problem: str
-    advice: str
-    is_broken: Callable[[KeyView, Habits, datetime], bool]
-
-
-def _has_habits(key: KeyView, now: datetime) -> bool:
-    """What a new key does is not unusual: nobody knows yet what is usual."""
-    return key.created_at < now - timedelta(days=7)
-
-
-RULES: Final = (
-    Rule(
-        "silent for 30 days",
-        "revoke it if nobody needs it any more",
-        lambda key, _, now: bool(key.last_used_at and key.last_used_at < now - timedelta(days=30)),
-    ),
-    Rule(
-        "used ten times as much as in any hour of a month",
-        "ask its owner; rotate it if that was somebody else",
-        lambda key, habits, now: (
-            _has_habits(key, now) and habits.busiest > max(1000, 10 * habits.busiest_before)
-        ),
-    ),
-    Rule(
-        "used from three times as many networks as on any day of a month",
-        "ask its owner who has it; rotate it if that was somebody else",
-        lambda key, habits, now: (
-            _has_habits(key, now) and habits.networks > max(10, 3 * habits.networks_before)
-        ),
-    ),
-    Rule(
-        "refused 100 times in a day for want of a scope",
-        "its owner tries what it may not; see the log",
-        lambda _, habits, __: habits.denied >= 100,
-    ),
-    Rule(
-        "its old secret is still in use, and ends within six hours",
-        "its owner has to move to the new one now",
-        lambda key, _, now: bool(
-            key.old_key_expires_at
-            and key.old_key_expires_at < now + timedelta(hours=6)
-            and key.old_key_last_used_at
-            and key.old_key_last_used_at > now - timedelta(hours=1)
-        ),
-    ),
-)
-KNOCKS: Final = 1000  # refusals of one network in a day
+def _problems(key: KeyView, activity: Activity, now: datetime) -> Iterator[tuple[str, str]]:
+    """What is unusual about a key, and what to do about it."""
+    if key.last_used_at and key.last_used_at < now - timedelta(days=30):
+        yield "silent for 30 days", "revoke it if nobody needs it any more"
+    if key.created_at < now - timedelta(days=7):  # nobody knows yet what is usual for a new key
+        if activity.busiest > max(1000, 10 * activity.busiest_before):
+            yield (
+                "used ten times as much as in any hour of a month",
+                "ask its owner; rotate it if that was somebody else",
+            )
+        if activity.networks > max(10, 3 * activity.networks_before):
+            yield (
+                "used from three times as many networks as on any day of a month",
+                "ask its owner who has it; rotate it if that was somebody else",
+            )
+    if activity.denied >= 100:
+        yield (
+            "refused 100 times in a day for want of a scope",
+            "its owner tries what it may not; see the log",
+        )
+    if (
+        (ends := key.old_key_expires_at)
+        and (used := key.old_key_last_used_at)
+        and ends < now + timedelta(hours=6)
+        and used > now - timedelta(hours=1)
+    ):
+        yield (
+            "its old secret is still in use, and ends within six hours",
+            "its owner has to move to the new one now",
+        )
 
 
 def examine_usage(
     connection: sa.Connection, keys: Iterable[KeyView], now: datetime
 ) -> Iterator[Finding]:
-    habits = _habits(connection, now)
+    requests, networks = _requests(connection, now), _networks(connection, now)
     for key in keys:
         if key.status == "active":
-            for rule in RULES:
-                if rule.is_broken(key, habits.get(key.id, Habits()), now):
-                    yield Finding(
-                        id=key.id, name=key.name, problem=rule.problem, advice=rule.advice
-                    )
-    refusal, count = api_key_refusals.c, sa.func.sum(api_key_refusals.c.refused)
-    networks = sa.select(refusal.network).where(refusal.starts_at >= now - DAY)
-    networks = networks.group_by(refusal.network).having(count >= KNOCKS)
-    for network in connection.scalars(networks.order_by(refusal.network)):
+            activity = Activity(*requests.get(key.id, (0, 0, 0)), *networks.get(key.id, (0, 0)))
+            for problem, advice in _problems(key, activity, now):
+                yield Finding(id=key.id, name=key.name, problem=problem, advice=advice)
+    refusal = api_key_refusals.c
+    query = sa.select(refusal.network).where(refusal.starts_at >= now - DAY)
+    query = query.group_by(refusal.network).having(sa.func.sum(refusal.refused) >= MAX_REFUSALS)
+    for network in connection.scalars(query.order_by(refusal.network)):
         yield Finding(
             id="",
             name="",
-            problem=f"{KNOCKS} requests or more without a key from {network} in a day",
+            problem=f"{MAX_REFUSALS} requests or more without a key from {network} in a day",
             advice="keep it out, or tell whoever it is; the log has the reasons",
         )
 
 
-def _habits(connection: sa.Connection, now: datetime) -> dict[str, Habits]:
+def _requests(connection: sa.Connection, now: datetime) -> dict[str, tuple[int, int, int]]:
+    """The first three numbers of each key's activity."""
     usage, secret = api_key_usage.c, api_key_secrets.c
     requests = sa.func.sum(usage.served + usage.refused).label("requests")
     hours = sa.select(
@@ -127,41 +103,36 @@ def _habits(connection: sa.Connection, now: datetime) -> dict[str, Habits]:
     hours = hours.join(api_key_secrets, secret.digest == usage.digest)
     hours = hours.where(usage.starts_at >= now - DAY - MONTH, usage.hours == 1)
     by_hour = hours.group_by(secret.key_id, usage.starts_at).subquery()
-    lately = by_hour.c.starts_at >= now - DAY
-    told = (
-        sa.func.max(sa.case((lately, by_hour.c.requests), else_=0)),
-        sa.func.max(sa.case((lately, 0), else_=by_hour.c.requests)),
-        sa.func.sum(sa.case((lately, by_hour.c.refused), else_=0)),
-    )
-    rows = connection.execute(sa.select(by_hour.c.key_id, *told).group_by(by_hour.c.key_id))
-    networks = _networks(connection, now)
-    return {
-        id: Habits(*(int(number) for number in (*requests, *networks.get(id, (0, 0)))))
-        for id, *requests in rows
-    }
+    is_recent = by_hour.c.starts_at >= now - DAY
+    denied = sa.func.sum(sa.case((is_recent, by_hour.c.refused), else_=0))
+    query = sa.select(by_hour.c.key_id, *_most(by_hour.c.requests, is_recent), denied)
+    rows = connection.execute(query.group_by(by_hour.c.key_id))
+    return {id: (int(busiest), int(before), int(denied)) for id, busiest, before, denied in rows}
 
 
 def _networks(connection: sa.Connection, now: datetime) -> dict[str, tuple[int, int]]:
-    """How many networks each key was used from lately, and at most on a day before."""
+    """The last two numbers of each key's activity."""
     network, secret = api_key_networks.c, api_key_secrets.c
     today = now.replace(hour=0, minute=0, second=0, microsecond=0)
     days = sa.select(secret.key_id, network.starts_at, sa.func.count().label("networks"))
     days = days.join(api_key_secrets, secret.digest == network.digest)
     days = days.where(network.starts_at >= today - DAY - MONTH)
     by_day = days.group_by(secret.key_id, network.starts_at).subquery()
-    lately = by_day.c.starts_at >= today - DAY
-    told = (
-        sa.func.max(sa.case((lately, by_day.c.networks), else_=0)),
-        sa.func.max(sa.case((lately, 0), else_=by_day.c.networks)),
-    )
-    rows = connection.execute(sa.select(by_day.c.key_id, *told).group_by(by_day.c.key_id))
-    return {id: (int(now), int(before)) for id, now, before in rows}
+    most = _most(by_day.c.networks, by_day.c.starts_at >= today - DAY)
+    rows = connection.execute(sa.select(by_day.c.key_id, *most).group_by(by_day.c.key_id))
+    return {id: (int(recent), int(before)) for id, recent, before in rows}
+
+
+def _most(number: Any, is_recent: Any) -> tuple[sa.Function[int], sa.Function[int]]:
+    """The largest number that is recent, and the largest before that."""
+    recent, before = sa.case((is_recent, number), else_=0), sa.case((is_recent, 0), else_=number)
+    return sa.func.max(recent), sa.func.max(before)
 
 
 def remember(
     connection: sa.Connection, findings: Iterable[Finding], now: datetime
 ) -> list[Finding]:
-    """Write down what is unusual. Gives what was not before."""
+    """Write the findings down. Returns those that are new."""
     known = api_key_findings.c
     found = {(finding.id, finding.problem): finding for finding in findings}
     before = {(row.key_id, row.problem) for row in connection.execute(sa.select(api_key_findings))}
@@ -172,4 +143,4 @@ def remember(
     if new:
         rows = [{"key_id": id, "problem": problem, "since": now} for id, problem in new]
         connection.execute(sa.insert(api_key_findings), rows)
-    return [found[each] for each in new]
+    return [found[item] for item in new]

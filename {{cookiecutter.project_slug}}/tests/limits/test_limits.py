@@ -1,0 +1,158 @@
+"""How often, and from where, a key may be used."""
+
+import sqlite3
+from collections.abc import Callable
+from contextlib import closing
+
+import pytest
+import sqlalchemy as sa
+
+from app.auth.errors import SettingsError
+from app.auth.keys.errors import InvalidError
+from app.auth.keys.service import KeyService
+from app.constants import MISSING_KEY_STATUS
+from app.limits import local
+from app.limits.limit import parse_limits
+from app.limits.local import LocalLimiter
+from tests.callers import Clock, answer_of, keys, run
+from tests.conftest import Server
+
+StartServer = Callable[..., Server]
+
+
+@pytest.fixture
+def ticks(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> Clock:
+    """The clock of the service, also for limits that slide."""
+    nanoseconds = lambda: round(clock.monotonic() * local.SECOND)  # noqa: E731
+    monkeypatch.setattr("app.limits.local.monotonic_ns", nanoseconds)
+    return clock
+
+
+def make(service: KeyService, limits: list[str], networks: list[str] | None = None) -> str:
+    restrictions = {"limits": limits, "networks": networks or []}
+    return service.create("key", restrictions=restrictions, actor="tests").key
+
+
+async def test_a_key_is_refused_over_its_limit_and_learns_when_to_come_back(
+    server: Server, ticks: Clock
+) -> None:
+    key = make(server.keys, ["2/minute"])
+    assert [await server.status(key) for _ in range(3)] == [200, 200, 429]
+    refused = await answer_of(server.api, key.encode())
+    assert refused.header("retry-after") == "60"
+    assert refused.header("ratelimit-policy") == '"minute";q=2;w=60'
+    assert (refused.header("ratelimit") or "").startswith('"minute";r=0;t=')
+    ticks.pass_time(60)
+    assert [await server.status(key) for _ in range(3)] == [200, 200, 429]
+
+
+async def test_steady_traffic_at_the_rate_is_never_refused(ticks: Clock) -> None:
+    async def nothing(*_: object) -> int:
+        return 0
+
+    limiter, limits = LocalLimiter(nothing, lambda: ticks.now), parse_limits(["10/second"])
+    for _ in range(100):
+        assert not (await limiter.charge("key", limits)).over
+        ticks.pass_time(0.1)
+
+
+async def test_several_limits_are_charged_all_or_none(server: Server, ticks: Clock) -> None:
+    key = make(server.keys, ["1/second", "2/hour"])
+    assert [await server.status(key) for _ in range(3)] == [200, 429, 429]
+    ticks.pass_time(1)
+    assert await server.status(key) == 200  # the refused ones cost nothing
+    ticks.pass_time(1)
+    assert await server.status(key) == 429
+
+
+async def test_both_secrets_of_a_rotation_share_a_limit(server: Server) -> None:
+    issued = server.keys.create("key", restrictions={"limits": ["2/hour"]}, actor="tests")
+    new = server.keys.rotate(issued.id, actor="tests").key
+    assert [await server.status(each) for each in (issued.key, new, issued.key, new)] == [
+        *(200, 200, 429, 429)
+    ]
+
+
+async def test_a_quota_survives_a_restart(start_server: StartServer) -> None:
+    first = start_server()
+    key = make(first.keys, ["3/month"])
+    assert [await first.status(key) for _ in range(2)] == [200, 200]
+    await first.store.flush(stopping=True)
+    second = start_server()
+    assert [await second.status(key) for _ in range(2)] == [200, 429]
+
+
+async def test_the_default_limit_is_for_keys_without_one(
+    monkeypatch: pytest.MonkeyPatch, start_server: StartServer
+) -> None:
+    monkeypatch.setenv("RATE_LIMIT", "1/hour")
+    server = start_server()
+    bound, freer = make(server.keys, []), make(server.keys, ["2/hour"])
+    assert [await server.status(bound) for _ in range(2)] == [200, 429]
+    assert [await server.status(freer) for _ in range(3)] == [200, 200, 429]
+
+
+async def test_a_key_from_another_address_is_a_stranger(server: Server) -> None:
+    key = make(server.keys, [], ["192.0.2.0/24", "2001:db8::/32"]).encode()
+    for client in ("192.0.2.9", "::ffff:192.0.2.9", "2001:db8::1"):
+        assert (await answer_of(server.api, key, client=(client, 1))).status == 200
+    stranger = await answer_of(server.api, headers=[(b"x-request-id", b"same")])
+    for client in ("192.0.3.9", "2001:db9::1", "a socket"):
+        same = {"client": (client, 1), "headers": [(b"x-request-id", b"same")]}
+        assert await answer_of(server.api, key, **same) == stranger
+    assert stranger.status == MISSING_KEY_STATUS
+
+
+@pytest.mark.parametrize(
+    ("restrictions", "problem"),
+    [
+        ({"limits": ["600/fortnight"]}, "is not a limit"),
+        ({"limits": ["1/hour", "2/hour"]}, "second limit per hour"),
+        ({"limits": ["20000/second"]}, "too many"),
+        ({"networks": ["10.0.0.1/8"]}, "write 10.0.0.0/8"),
+        ({"networks": ["everywhere"]}, "is no address"),
+        ({"moons": ["1"]}, "Nothing here enforces 'moons'"),
+    ],
+)
+def test_what_is_no_restriction_is_refused(
+    key_service: KeyService, restrictions: dict[str, list[str]], problem: str
+) -> None:
+    with pytest.raises(InvalidError, match=problem):
+        key_service.create("key", restrictions=restrictions, actor="tests")
+
+
+def test_the_command_line_restricts(database_url: sa.URL) -> None:
+    options = ("--limit", "9/minute", "--quota", "99/month", "--from", "10.0.0.0/8")
+    made = keys("create", "billing", *options)
+    assert made["limits"] == ["9/minute", "99/month"]
+    assert made["networks"] == ["10.0.0.0/8"]
+    assert keys("show", made["id"])["limits"] == made["limits"]
+    assert "give it as --quota" in run("keys", "create", "x", "--limit", "9/day").stderr
+    assert "give it as --limit" in run("keys", "create", "x", "--quota", "9/hour").stderr
+
+
+async def test_without_a_valkey_one_process_counts(
+    database_url: sa.URL, start_server: StartServer
+) -> None:
+    server = start_server()
+    make(server.keys, ["9/hour"])
+    with closing(sqlite3.connect(f"{database_url.database}-limits")) as other:
+        other.execute("BEGIN EXCLUSIVE")  # as another process does
+        with pytest.raises(SettingsError, match="VALKEY_URL: several processes count limits"):
+            async with server.api.router.lifespan_context(server.api):
+                pass
+    async with server.api.router.lifespan_context(server.api):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("RATE_LIMIT", "9/day"), ("RATE_LIMIT", "x"), ("VALKEY_URL", "swordfish")]
+)
+def test_a_bad_setting_is_named_without_its_value(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str
+) -> None:
+    monkeypatch.setenv(name, value)
+    result = run("keys", "list")
+    assert result.exit_code == 1
+    assert result.stderr.startswith(f"{name}: write ")
+    assert "swordfish" not in result.stderr
