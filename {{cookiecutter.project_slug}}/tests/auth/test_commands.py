@@ -3,11 +3,9 @@
 import io
 import os
 import re
-import sqlite3
 import stat
 import sys
-from contextlib import closing
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -20,7 +18,7 @@ from app.auth.database.version import SCHEMA_TABLE
 from app.auth.key import is_canonical, new_secret, with_prefix
 from app.cli import main
 from app.constants import COMMAND
-from tests.callers import keys, run
+from tests.callers import Clock, keys, run
 from tests.conftest import Server
 
 MAKE_IT = f"uv run {COMMAND} db upgrade"
@@ -75,13 +73,11 @@ def test_the_actor_is_who_runs_it(database_url: sa.URL, monkeypatch: pytest.Monk
     assert told == [("created", "cli:ada"), ("revoked", "cli:ada")]
 
 
-def test_an_expiry_is_a_duration_or_a_time_in_utc(database_url: sa.URL) -> None:
+def test_an_expiry_is_a_duration_or_a_time_in_utc(clock: Clock, database_url: sa.URL) -> None:
     for text, seconds in {"90s": 90, "2h": 7200, "1d": 86_400, "5w": 3_024_000}.items():
         created = keys("create", "billing", "--expires-in", text)
-        ends, begins = (
-            datetime.fromisoformat(created[f"{at}_at"]) for at in ("expires", "created")
-        )
-        assert timedelta() <= timedelta(seconds=seconds) - (ends - begins) < timedelta(seconds=60)
+        ends = datetime.fromisoformat(created["expires_at"])
+        assert ends.timestamp() == clock.now + seconds
     year = datetime.now(UTC).year + 1
     for text, expected in {"31": "31T00:00:00Z", "31T23:59+02:00": "31T21:59:00Z"}.items():
         created = keys("create", "billing", "--expires-at", f"{year}-12-{text}")
@@ -190,18 +186,14 @@ async def test_a_name_that_the_terminal_has_no_letters_for_hides_no_secret(
 # Which database it is.
 
 
-@pytest.mark.parametrize("content", [None, b"", "CREATE TABLE notes (id)"])
-def test_no_command_makes_a_database(content: bytes | str | None) -> None:
+@pytest.mark.parametrize("exists", [False, True])
+def test_no_command_makes_a_database(exists: bool) -> None:
     file = Path("keys.db")
-    if isinstance(content, str):
-        with closing(sqlite3.connect(file)) as connection:
-            connection.execute(content)
-    elif content is not None:
-        file.write_bytes(content)
-    before = [(each, each.read_bytes()) for each in Path().iterdir()]
+    if exists:
+        file.touch()
     for command in COMMANDS:
         assert MAKE_IT in complaint("keys", *command.split())
-    assert [(each, each.read_bytes()) for each in Path().iterdir()] == before
+    assert [each.read_bytes() for each in Path().iterdir()] == [b""] * exists
 
 
 @pytest.mark.parametrize(("schema", "fix"), [("0000", MAKE_IT), ("zzzz", "install the newer")])
@@ -225,13 +217,7 @@ def test_db_upgrade_makes_a_database_for_its_owner_alone() -> None:
     assert keys("create", "billing")["name"] == "billing"
 
 
-def test_what_is_changed_elsewhere_than_usual_names_the_place_without_a_password(
-    database_url: sa.URL, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    assert run("keys", "create", "x").stderr.startswith(f"In {database_url}:\n")
+def test_what_is_changed_elsewhere_than_usual_names_the_place(database_url: sa.URL) -> None:
+    for command in ("keys create x", "db upgrade"):
+        assert run(*command.split()).stderr.startswith(f"In {database_url}:\n")
     assert run("keys", "list").stderr == ""
-    monkeypatch.setenv("DATABASE_URL", "postgresql://me:swordfish@127.0.0.1:1/none")  # not-a-key
-    for command in ("keys list", "keys create x", "db upgrade"):
-        result = run(*command.split())
-        assert (result.exit_code, "DATABASE_URL: out of reach: " in result.stderr) == (1, True)
-        assert "swordfish" not in result.output

@@ -39,7 +39,7 @@ def test_a_bad_setting_is_named_in_one_line_without_its_value(
             output, said = capsys.readouterr()
             assert (output, said.count("\n"), said[: len(told)]) == ("", 1, told)
             assert "fish" not in said.lower()
-            assert run("keys", "list").stderr == said
+            assert run("db", "upgrade").stderr.endswith(said)
 
 
 def test_all_bad_settings_are_named_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
