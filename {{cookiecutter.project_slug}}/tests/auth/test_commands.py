@@ -139,10 +139,20 @@ MISTAKES = {
 }
 
 
-def test_what_cannot_be_done_is_explained_and_changes_nothing(database_url: sa.URL) -> None:
-    keys("create", "billing")
+def test_what_cannot_be_done_is_explained_and_changes_nothing(
+    server: Server, ids: list[str]
+) -> None:
+    active, rotated, revoked = (keys("create", "x")["id"] for _ in "123")
+    keys("rotate", rotated)
+    keys("revoke", revoked)
+    conflicts = {
+        f"rotate {ids[0]}": "lives in API_KEYS; create another key",
+        f"rotate {rotated}": "Two secrets",
+        f"rotate {revoked}": "is revoked; create another key",
+        f"rotate {active} --drop old --no-new": "to end the key, revoke it",
+    }
     before = keys("audit")
-    for command, fix in MISTAKES.items():
+    for command, fix in {**MISTAKES, **conflicts}.items():
         result = run("keys", *command.split())
         said = re.sub(r"\x1b\[[0-9;]*m|[\u2500-\u257f]", "", result.stderr)  # without frames
         assert (result.exit_code in (1, 2), result.stdout) == (True, ""), command

@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from app.auth.config.sources import FOLDER
 from app.auth.errors import SettingsError
 from app.auth.key import digest, new_secret
 from app.settings import Settings, load_settings
@@ -64,8 +63,6 @@ def test_the_environment_wins_over_the_file(
     shown = f"{settings!r} {settings} {settings.model_dump()} {settings.database_url}"
     assert "swordfish" not in shown
     assert secrets[0] not in f"{shown} {vars(settings)}"
-    monkeypatch.setenv("DATABASE_URL", "sqlite:///data/keys.db")
-    assert load_settings().database_url.database == f"{FOLDER / 'data' / 'keys.db'}"
     monkeypatch.setenv("SECRETS_DIR", f"{working_directory}")  # a file for each setting
     (working_directory / "KEY_PREFIX").write_text("mounted\n")
     assert load_settings().key_prefix == "mounted"

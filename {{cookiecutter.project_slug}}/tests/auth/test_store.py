@@ -44,10 +44,6 @@ def statements(
         sa.event.remove(sa.Engine, "after_cursor_execute", note)
 
 
-def count(seen: list[str], part: str) -> int:
-    return len([statement for statement in seen if part in statement])
-
-
 @pytest.fixture
 def file(database_url: sa.URL) -> Path:
     """The database."""
@@ -75,12 +71,13 @@ async def test_in_a_flood_of_unknown_keys_hardly_one_costs_a_query(
     with statements(NEWS, lambda _: clock.pass_time(0.01)) as seen:  # so long takes the question
         for _ in range(50):
             assert await server.status(new_secret()) == MISSING_KEY_STATUS
-    assert (count(seen, NEWS), count(seen, LOOK_UP)) == (1, 0)
+    assert [NEWS in each for each in seen].count(True) == 1
+    assert LOOK_UP not in f"{seen}"
     assert await server.admits(secrets[0]) == "+"
     clock.pass_time(60)
     with statements() as seen:  # many who wait cost one question
         assert await asyncio.gather(*(server.status(secrets[0]) for _ in range(9))) == [200] * 9
-    assert count(seen, NEWS) == 1
+    assert [NEWS in each for each in seen].count(True) == 1
 
 
 # Changes by others.
