@@ -16,8 +16,8 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app.auth import GuardedAPI, GuardedRouter, PublicRouter
 from app.auth.key import digest, new_secret, with_prefix
-from app.auth.log.formats import configure_logging
-from app.auth.log.record import Seen, request_id
+
+from app.auth.log import RequestRecord, configure_logging, request_id
 from app.constants import API_KEY_HEADER, MISSING_KEY_STATUS
 from tests.callers import Keys, answer_of, application, ask, on, with_every_kind
 
@@ -76,7 +76,7 @@ async def test_a_stranger_has_a_line_too(api: GuardedAPI, caplog: pytest.LogCapt
 
 
 async def test_observers_are_told_once_of_each_request(api: GuardedAPI, keys: Keys) -> None:
-    told: list[Seen] = []
+    told: list[RequestRecord] = []
     api.add_observer(told.append)
     secret = keys.issue()
     for secrets in ([secret], []):

@@ -108,11 +108,11 @@ async def test_an_answer_counts_from_when_it_was_asked_for(clock: Clock, server:
 
 async def test_what_was_read_before_a_revocation_does_not_undo_it(server: Server) -> None:
     key, loop = server.keys.create("key", actor=ME), asyncio.get_running_loop()
-    await server.store.catch_up()
+    await server.store.refresh()
 
     def revoke(_: object) -> None:
         server.keys.revoke(key.id, actor=ME)
-        asyncio.run_coroutine_threadsafe(server.store.catch_up(), loop).result(60)
+        asyncio.run_coroutine_threadsafe(server.store.refresh(), loop).result(60)
 
     with statements(LOOK_UP, revoke):
         assert await server.status(key.key) == MISSING_KEY_STATUS
@@ -174,7 +174,7 @@ async def test_a_running_server_notices_it_without_being_asked_and_is_back_by_it
 ) -> None:
     caplog.set_level("INFO", "app")
     server, give_up_at = start_server(key_max_staleness=1.0), time.monotonic() + 60
-    catch_up, faults = server.store.catch_up, [ValueError("whatever it is")]
+    refresh, faults = server.store.refresh, [ValueError("whatever it is")]
 
     async def is_said(text: str) -> bool:
         while text not in caplog.text:  # how soon depends on how busy this machine is
@@ -185,9 +185,9 @@ async def test_a_running_server_notices_it_without_being_asked_and_is_back_by_it
     async def fail_once() -> None:
         if faults:
             raise faults.pop()
-        await catch_up()
+        await refresh()
 
-    monkeypatch.setattr(server.store, "catch_up", fail_once)
+    monkeypatch.setattr(server.store, "refresh", fail_once)
     async with server.store.follow():
         assert await is_said("whatever it is")
         assert await is_said("The database is back")

@@ -37,7 +37,7 @@ def env_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, secrets: list[str]
     monkeypatch.setattr("app.auth.config.sources.ENV_FILE", tmp_path / ".env")
     monkeypatch.setattr("app.auth.store.env_file.MAX_AGE", 0.0)
     # Tests send more wrong keys than anybody else may.
-    monkeypatch.setattr("app.auth.access.throttle.BURST", inf)
+    monkeypatch.setattr("app.auth.access.clients.BURST", inf)
     monkeypatch.delenv("API_KEYS")
     (tmp_path / ".env").write_text(f"API_KEYS={','.join(secrets)}\n")
     return tmp_path / ".env"
@@ -47,7 +47,7 @@ def env_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, secrets: list[str]
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     """The time of the whole service, which passes when the test says so."""
     clock = Clock()
-    monkeypatch.setattr("app.auth.access.throttle.monotonic", clock.monotonic)
+    monkeypatch.setattr("app.auth.access.clients.monotonic", clock.monotonic)
     monkeypatch.setattr("app.auth.store.env_store.time", clock)
     return clock
 
