@@ -16,7 +16,6 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app.auth import GuardedAPI, GuardedRouter, PublicRouter
 from app.auth.key import digest, new_secret, with_prefix
-
 from app.auth.log import RequestRecord, configure_logging, request_id
 from app.constants import API_KEY_HEADER, MISSING_KEY_STATUS
 from tests.callers import Keys, answer_of, application, ask, on, with_every_kind
