@@ -37,7 +37,7 @@ TELLS = (  # reasons and outcomes
     "auth/log/record",
     "auth/store/queries",
     "limits/allowed_from",
-    "limits/rates",
+    "limits/policy",
 )
 
 ENDPOINTS = """

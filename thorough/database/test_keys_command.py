@@ -7,6 +7,7 @@ import stat
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,9 +18,8 @@ import sqlalchemy as sa
 from app.auth.cli.commands import _name_database
 from app.auth.config.settings import AuthSettings
 from app.auth.database import clock
-from app.auth.database.engine import connect, transaction
+from app.auth.database.engine import SCHEMA, SCHEMA_TABLE, connect, transaction
 from app.auth.database.models import LEAST_STALENESS, api_key_servers
-from app.auth.database.version import SCHEMA, SCHEMA_TABLE
 from app.auth.errors import SettingsError
 from app.auth.key import is_canonical
 from app.auth.keys.service import MANAGE
@@ -29,7 +29,7 @@ from app.constants import COMMAND
 from app.main import create_app
 from app.settings import load_settings
 from tests.callers import status_of
-from tests.thorough.commands import Project, complaint, finish, keys, run
+from tests.thorough.commands import Project, complaint, keys, run
 from tests.thorough.databases import PostgreSQLDatabases, SQLiteDatabases
 from tests.thorough.services import make_service, patient_settings
 
@@ -443,7 +443,8 @@ def test_no_command_turns_another_file_into_a_database_of_keys(
 def test_no_command_migrates(database_url: sa.URL, command: str) -> None:
     set_schema(database_url, "0001")
     hint = (
-        f"DATABASE_URL: its schema is older than the service; bring it up to date with: {MAKE_IT}"
+        "DATABASE_URL: a version that was never released made its tables;"
+        f" name a new database, and begin with: {MAKE_IT}"
     )
     assert complaint(*command.split()) == hint
     assert schema(database_url) == "0001"
@@ -595,18 +596,35 @@ def filled(
         yield project
 
 
+ELSEWHERE = """
+import sys
+from pathlib import Path
+from app.cli import main
+
+def run(*command: str) -> None:
+    sys.stdout.write(f"{main(command, standalone_mode=False)}\\n")
+
+run("keys", "doctor")
+run("db", "upgrade")
+Path(sys.argv[1]).write_text("DATABASE_URL=sqlite:///other.db\\n")
+run("db", "upgrade")
+run("keys", "list")
+"""
+
+
 def test_the_usual_database_lies_in_the_folder_of_the_project(
     project: Project, tmp_path: Path
 ) -> None:
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
-    assert project.run("-m", "app", "db", "upgrade", cwd=elsewhere)[0] == 0
-    assert project.database.exists()
-    project.env_file.write_text("DATABASE_URL=sqlite:///other.db\n")
-    done = project.run("-m", "app", "db", "upgrade", cwd=elsewhere)
-    where = sa.URL.create("sqlite", database=str(project.folder / "other.db"))
-    assert done == (0, "The schema is up to date.\n", f"In {where}:\n")
-    assert project.run("-m", "app", "keys", "list", cwd=elsewhere) == (0, "None.\n", "")
+    rc, output, said = project.run("-c", ELSEWHERE, f"{project.env_file}", cwd=elsewhere)
+    assert rc == 0, said
+    up_to_date = ["The schema is up to date.", "None"]
+    assert output.splitlines() == ["1", *up_to_date, *up_to_date, "None.", "None"]
+    missing, where = said.splitlines()
+    assert f"there is no {project.database};" in missing  # not even doctor makes one
+    assert where == f"In {sa.URL.create('sqlite', database=str(project.folder / 'other.db'))}:"
+    assert {path.name for path in project.folder.glob("*.db")} == {"keys.db", "other.db"}
     assert list(elsewhere.iterdir()) == []
 
 
@@ -617,14 +635,13 @@ def test_another_database_than_the_usual_one_is_named(capsys: pytest.CaptureFixt
     assert capsys.readouterr().err == "In sqlite:///other.db:\n"
 
 
-def test_not_even_doctor_makes_a_database(project: Project) -> None:
-    rc, output, said = project.run("-m", "app", "keys", "doctor")
-    assert (rc, output, said.count("\n")) == (1, "", 1)
-    assert f"there is no {project.database};" in said
-    assert not project.database.exists()
-
-
 NOT_SHOWN = "Standard output: {}. A secret that cannot be shown is not issued.\n"
+FULL = "No space left on device"
+
+
+class FullDisk(io.StringIO):
+    def write(self, _: str) -> int:
+        raise OSError(28, FULL)
 
 
 @pytest.fixture
@@ -636,137 +653,151 @@ def gone() -> Iterator[int]:
     os.close(gone)
 
 
-@not_on_windows
-def test_a_secret_that_cannot_be_shown_is_not_issued(filled: Project, gone: int) -> None:
-    id = keys("create", "billing")["id"]
-    before = keys("audit")
-    outputs: dict[str, dict[str, int | str]] = {
-        "it is closed": {"redirected": ">&-"},
-        "Broken pipe": {"stdout": gone},
-    }
-    if Path("/dev/full").exists():
-        outputs["No space left on device"] = {"redirected": ">/dev/full"}
-    commands = (["create", "x", "--json"], ["rotate", id])
-    running = [
-        (reason, filled.start("-m", "app", "keys", *command, **output))  # type: ignore[arg-type]
-        for reason, output in outputs.items()
-        for command in commands
-    ]
-    for reason, process in running:
-        assert finish(process) == (1, "", NOT_SHOWN.format(reason))
-    assert keys("audit") == before
+@pytest.fixture
+def broken_pipe(gone: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Standard output goes there."""
+    output = open(gone, "w", closefd=False)  # noqa: SIM115
+    monkeypatch.setattr(sys, "stdout", output)
+    yield
+    with suppress(OSError):
+        output.close()
 
 
-class FullDisk(io.StringIO):
-    def write(self, _: str) -> int:
-        raise OSError(28, "No space left on device")
+@pytest.fixture
+def closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdout", None)
+
+
+@pytest.fixture
+def full(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdout", FullDisk())
 
 
 @on_both
-@pytest.mark.parametrize("output", [None, FullDisk()], ids=["closed", "full"])
-@pytest.mark.parametrize("command", ["create x", "rotate ID --json"])
+@pytest.mark.parametrize(
+    ("output", "reason"),
+    [
+        ("closed", "it is closed"),
+        ("full", FULL),
+        pytest.param("broken_pipe", "Broken pipe", marks=not_on_windows),
+    ],
+)
+@pytest.mark.parametrize(
+    "command", ["create x", "create x --json", "rotate ID", "rotate ID --json"]
+)
 def test_without_an_output_nothing_is_changed(
     command: str,
-    output: FullDisk | None,
-    monkeypatch: pytest.MonkeyPatch,
+    output: str,
+    reason: str,
+    request: pytest.FixtureRequest,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     id = keys("create", "billing")["id"]
     before = keys("audit")
-    monkeypatch.setattr(sys, "stdout", output)
+    request.getfixturevalue(output)
     arguments = ["keys", *command.replace("ID", id).split()]
     assert main(arguments, standalone_mode=False) == 1
     assert sys.stdout is None  # Python has nothing to write at its end
-    reason = "No space left on device" if output else "it is closed"
     assert capsys.readouterr().err.endswith(NOT_SHOWN.format(reason))
     assert keys("audit") == before
 
 
-def test_where_standard_error_is_closed_the_rest_goes_on(
-    database_url: sa.URL, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(sys, "stderr", None)
-    main(["keys", "create", "billing"], standalone_mode=False)
-    assert sys.stderr is None
-    assert "billing" in capsys.readouterr().out
+@not_on_windows
+def test_a_process_that_cannot_show_a_secret_ends_in_one_line(filled: Project, gone: int) -> None:
+    before = keys("audit")
+    done = filled.run("-m", "app", "keys", "create", "x", "--json", stdout=gone)
+    assert done == (1, "", NOT_SHOWN.format("Broken pipe"))
+    assert keys("audit") == before
 
 
 @not_on_windows
+@pytest.mark.usefixtures("database_url")
 def test_what_only_reads_and_cannot_be_shown_speaks_of_no_secret(
-    filled: Project, gone: int
+    request: pytest.FixtureRequest, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    done = filled.run("-m", "app", "keys", "list", stdout=gone)
-    assert done == (1, "", "Standard output: Broken pipe.\n")
+    keys("list")
+    request.getfixturevalue("broken_pipe")
+    assert main(["keys", "list"], standalone_mode=False) == 1
+    assert capsys.readouterr().err == "Standard output: Broken pipe.\n"
 
 
 @not_on_windows
-def test_a_revocation_that_cannot_be_shown_is_done_and_said(filled: Project, gone: int) -> None:
+def test_a_revocation_that_cannot_be_shown_is_done_and_said(
+    database_url: sa.URL, request: pytest.FixtureRequest, capsys: pytest.CaptureFixture[str]
+) -> None:
     id = keys("create", "billing")["id"]
-    rc, _, said = filled.run("-m", "app", "keys", "revoke", id, stdout=gone)
+    request.getfixturevalue("broken_pipe")
+    assert main(["keys", "revoke", id], standalone_mode=False) == 1
     waited = f"Waiting {LEAST_STALENESS} s: then no server accepts it any more.\n"
-    assert (rc, said) == (1, waited + NOT_SHOWN.format("Broken pipe"))
+    assert capsys.readouterr().err.endswith(waited + NOT_SHOWN.format("Broken pipe"))
     assert keys("show", id)["status"] == "revoked"
 
 
-@not_on_windows
-def test_what_cannot_be_said_on_standard_error_stops_nothing(filled: Project) -> None:
-    id = keys("create", "billing")["id"]
-    command = ("-m", "app", "keys", "revoke", id)
-    running = [filled.start(*command, redirected=to) for to in ("2>&-", "2>/dev/full")]
-    for process in running:
-        rc, output, _ = finish(process)
-        assert (rc, "revoked" in output) == (0, True)
-    assert keys("show", id)["status"] == "revoked"
-
-
-@not_on_windows
-async def test_a_name_that_the_terminal_has_no_letters_for_hides_no_secret(
-    filled: Project,
+@pytest.mark.parametrize("errors", [None, FullDisk()], ids=["closed", "full"])
+def test_what_cannot_be_said_on_standard_error_stops_nothing(
+    errors: FullDisk | None,
+    database_url: sa.URL,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    import pwd
+    id = keys("create", "billing")["id"]
+    monkeypatch.setattr(sys, "stderr", errors)
+    main(["keys", "revoke", id], standalone_mode=False)
+    assert sys.stderr is None
+    assert "revoked" in capsys.readouterr().out
+    assert keys("show", id)["status"] == "revoked"
 
-    command = ["-m", "app", "keys", "create", "\U0001f389 party"]
+
+@not_on_windows
+def test_neither_does_it_make_a_process_fail(filled: Project) -> None:
+    id = keys("create", "billing")["id"]
+    rc, output, _ = filled.run("-m", "app", "keys", "revoke", id, redirected="2>/dev/full")
+    assert (rc, "revoked" in output) == (0, True)
+
+
+@on_both
+async def test_a_name_that_the_terminal_has_no_letters_for_hides_no_secret(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["create", "\U0001f389 party"]
     shown = []
     for encoding, name in (("cp1252", "\\U0001f389 party"), ("ascii", "\U0001f389 party")):
-        variables = {"PYTHONIOENCODING": encoding, "LOGNAME": "boss", "USER": "boss"}
-        rc, output, said = filled.run(*command, env=variables)
-        assert (rc, said) == (0, "Keep the key now: it is not shown again.\n")
-        fields = dict(re.split(": +", line) for line in output.splitlines())
+        output = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
+        with monkeypatch.context() as patched:
+            patched.setattr(sys, "stdout", output)
+            main(["keys", *command], standalone_mode=False)
+        output.flush()
+        lines = output.buffer.getvalue().decode().splitlines()
+        fields = dict(re.split(": +", line) for line in lines)
         assert fields["name"] == name
+        assert capsys.readouterr().err.endswith("Keep the key now: it is not shown again.\n")
         shown.append(fields["key"])
-        id = fields["id"]
-        assert keys("show", id)["created_by"] == f"cli:{pwd.getpwuid(os.getuid()).pw_name}"
-        command = ["-m", "app", "keys", "rotate", id]
+        command = ["rotate", fields["id"]]
     assert await in_force(*shown) == [True, True]
 
 
-def test_commands_load_no_web_framework_and_no_migrations(filled: Project) -> None:
-    script = """
+LOADS = """
 import sys
 from app.cli import main
 main(["keys", "create", "billing"], standalone_mode=False)
 main(["keys", "list"], standalone_mode=False)
-sys.stderr.write(" ".join(sys.modules))
+sys.stderr.write(f"{' '.join(sys.modules)}\\n")
+import app.main
+sys.stderr.write(f"{' '.join(sys.modules)}\\n")
 """
-    rc, _, modules = filled.run("-c", script)
-    assert rc == 0
-    slow = {
-        "fastapi",
-        "starlette",
-        "uvicorn",
-        "alembic",
-        "psycopg",
-        "sqlalchemy.dialects.postgresql",
-    }
-    assert slow.isdisjoint(modules.split())
-    assert {"typer", "sqlalchemy"} <= set(modules.split())
 
 
-def test_a_service_whose_tables_are_up_to_date_loads_no_migrations(filled: Project) -> None:
-    rc, modules, _ = filled.run("-c", "import sys, app.main; print(*sys.modules)")
-    assert rc == 0
-    assert "app.auth.store.cache" in modules.split()
-    assert "alembic" not in modules.split()
+def test_commands_load_no_web_framework_and_nothing_loads_migrations_in_vain(
+    filled: Project,
+) -> None:
+    rc, _, said = filled.run("-c", LOADS)
+    assert rc == 0, said
+    *_, of_commands, of_service = ({*line.split()} for line in said.splitlines())
+    slow = {"fastapi", "starlette", "uvicorn", "psycopg", "sqlalchemy.dialects.postgresql"}
+    assert of_commands.isdisjoint(slow)
+    assert of_commands >= {"typer", "sqlalchemy"}
+    assert of_service >= {"fastapi", "app.auth.store.cache"}
+    assert "alembic" not in of_service
 
 
 def test_a_database_without_an_encoding_keeps_keys_as_any_other(

