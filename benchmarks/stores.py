@@ -82,7 +82,7 @@ def new_store(backend: Backend, count: int = 0) -> sa.URL:
     url = backend.new()
     settings = load_settings().model_copy(update={"database_url": url})
     upgrade(url)
-    KeyService(settings).adopt_env_keys()
+    KeyService(settings).import_env_keys()
     if (others := count - len(settings.api_keys)) > 0:
         _add(url, others)
     if count and url.get_backend_name() == "postgresql":

@@ -82,7 +82,7 @@ def workspace() -> Iterator[None]:
         Path(".env").write_text(text, encoding="utf-8")
         set_env_file(Path(folder))
         import_module("app.main")
-        vars(import_module("app.auth.access.throttle"))["BURST"] = (
+        vars(import_module("app.auth.access.clients"))["BURST"] = (
             inf  # a refusal is what is measured
         )
         # Its lines are written as it writes them, but nobody is to read them.

@@ -8,8 +8,8 @@ import pytest
 from fastapi import WebSocket
 
 from app.auth import GuardedAPI, GuardedRouter, PublicRouter, require
+from app.auth.access.clients import MAX_ADDRESSES, REFILL, FailedAttempts
 from app.auth.access.rule import Refusal
-from app.auth.access.throttle import MAX_ADDRESSES, REFILL, FailedAttempts
 from app.auth.key import new_secret
 from app.constants import MISSING_KEY_STATUS
 from tests.callers import PROBE, Keys, answer_of, ask, status_of, with_probe
@@ -21,7 +21,7 @@ HERE, THERE = ("192.0.2.7", 1), ("192.0.2.8", 1)
 
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("app.auth.access.throttle.BURST", BURST)
+    monkeypatch.setattr("app.auth.access.clients.BURST", BURST)
 
 
 class Time:
@@ -33,7 +33,7 @@ class Time:
 
 @pytest.fixture
 def time() -> Iterator[Time]:
-    with patch("app.auth.access.throttle.monotonic", Time()) as time:
+    with patch("app.auth.access.clients.monotonic", Time()) as time:
         yield time
 
 
@@ -106,7 +106,7 @@ async def test_a_key_that_has_ended_is_told_no_more_there(
 ) -> None:
     await guess(api, BURST + 1)
     ended = keys.issue()
-    with patch.object(keys, "find", AsyncMock(return_value=Refusal("revoked key", "1"))):
+    with patch.object(keys, "lookup", AsyncMock(return_value=Refusal("revoked key", "1"))):
         assert await status_of(api, ended, client=THERE) == MISSING_KEY_STATUS
         answer = await answer_of(api, ended, client=HERE, headers=SAME)
     assert answer == await answer_of(api, new_secret().encode(), client=HERE, headers=SAME)

@@ -12,8 +12,7 @@ import pytest
 from uvicorn.logging import AccessFormatter, DefaultFormatter
 
 from app.auth import GuardedAPI, GuardedRouter
-from app.auth.log import formats
-from app.auth.log.formats import configure_logging
+from app.auth.log import configure_logging, formats
 from tests.callers import ask
 
 SERVICE, SPEAKER = logging.getLogger("app"), logging.getLogger("app.auth.speaker")

@@ -119,7 +119,7 @@ async def test_a_refusal_is_what_the_document_says(api: GuardedAPI, keys: Keys) 
 
     await assert_documented(MISSING_KEY_STATUS)
     await assert_documented(403, keys.issue("other"))
-    with patch.object(keys, "find", side_effect=StoreUnavailableError("The keys are away")):
+    with patch.object(keys, "lookup", side_effect=StoreUnavailableError("The keys are away")):
         answer = await assert_documented(503, keys.issue("scope"))
     assert answer.header("retry-after") == "1"
     assert b"away" not in answer.body

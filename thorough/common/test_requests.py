@@ -16,8 +16,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from app.auth import Caller, GuardedAPI, GuardedRouter, PublicRouter, require
 from app.auth.access.policy import Denial, Headers
 from app.auth.key import Key, digest, with_prefix
-from app.auth.log.formats import add_request_id
-from app.auth.log.record import Seen, request_id
+from app.auth.log import RequestRecord, add_request_id, request_id
 from app.constants import MISSING_KEY_STATUS
 from tests.callers import HEADER, Keys, answer_of, ask
 
@@ -203,7 +202,7 @@ async def test_whoever_wants_no_lines_has_none(
 
 
 async def test_each_request_is_told_once_to_who_counts(keys: Keys) -> None:
-    told: list[Seen] = []
+    told: list[RequestRecord] = []
     api = GuardedAPI(keys, observers=[told.append])
     router = GuardedRouter()
     router.add_api_route("/parts", lambda: StreamingResponse(iter(["one", "two"])))
@@ -258,7 +257,7 @@ class Once:
 
 
 async def test_a_limit_is_told_to_its_caller_and_to_who_counts(keys: Keys) -> None:
-    once, told = Once(), list[Seen]()
+    once, told = Once(), list[RequestRecord]()
     api = GuardedAPI(keys, policies=[once], observers=[told.append])
     router = GuardedRouter()
 

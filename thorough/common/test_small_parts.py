@@ -6,10 +6,10 @@ from unittest.mock import AsyncMock, Mock
 
 import pytest
 
-from app.auth.access.rule import Refusal, authenticate, take_secret
-from app.auth.access.throttle import FailedAttempts
+from app.auth.access.clients import FailedAttempts
+from app.auth.access.rule import Refusal, authenticate, extract_key
 from app.auth.key import is_scope, new_secret
-from app.auth.log.formats import configure_logging
+from app.auth.log import configure_logging
 from tests.callers import HEADER
 
 
@@ -23,7 +23,7 @@ def test_a_scope_is_spelled_in_words_and_colons(text: str, expected: bool) -> No
 async def test_the_reason_of_a_store_is_the_one_for_the_log() -> None:
     keys = Mock(find=AsyncMock(return_value=Refusal("revoked key", "1")))
     scope: dict[str, Any] = {"type": "http", "headers": [(HEADER, new_secret().encode())]}
-    take_secret(scope)
+    extract_key(scope)
     refusal = await authenticate(scope, keys, FailedAttempts())
     assert refusal == Refusal("revoked key", "1")
 

@@ -22,7 +22,7 @@ from websockets.sync.client import connect
 
 from app.auth import GuardedAPI, GuardedRouter, PublicRouter, require
 from app.auth.key import new_secret, with_prefix
-from app.auth.log.formats import configure_logging
+from app.auth.log import configure_logging
 from app.constants import API_KEY_HEADER, MISSING_KEY_STATUS
 from tests.callers import Keys, answer_of, ask, start_up
 from tests.thorough.servers import LiveServer
@@ -136,8 +136,8 @@ async def test_no_key_in_the_frames_of_an_error(
     for path in ("/endpoint", "/dependency", "/starlette", "/mount/x", "/" + 5000 * "9"):
         await frames_of(path, "http")
     await frames_of("/endpoint", "websocket")
-    for name in ("recall", "find"):
-        monkeypatch.setattr(keys, "recall", lambda _: None)
+    for name in ("cached", "find"):
+        monkeypatch.setattr(keys, "cached", lambda _: None)
         monkeypatch.setattr(keys, name, fails)
         await frames_of("/endpoint", "http")
 

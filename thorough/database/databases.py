@@ -13,11 +13,10 @@ from uuid import uuid4
 
 import sqlalchemy as sa
 
-from app.auth.database.engine import connect
+from app.auth.database.engine import SCHEMA, SCHEMA_TABLE, connect
 from app.auth.database.migrate import upgrade
 from app.auth.database.models import metadata
 from app.auth.database.owner_migrations import upgrade_tables
-from app.auth.database.version import SCHEMA, SCHEMA_TABLE
 from app.cli import MIGRATIONS
 
 with warnings.catch_warnings():

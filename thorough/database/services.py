@@ -4,7 +4,7 @@ import os
 from math import inf
 
 from app.auth import GuardedAPI
-from app.auth.access import throttle
+from app.auth.access import clients
 from app.auth.store import cache
 from app.settings import Settings, load_settings
 from tests import callers
@@ -26,6 +26,6 @@ def patient_settings() -> Settings:
 
 def start() -> GuardedAPI:
     """For `uvicorn --factory`. With TEST_FLUSH_EVERY, in seconds, it writes as often."""
-    vars(throttle)["BURST"] = inf  # tests send many wrong keys
+    vars(clients)["BURST"] = inf  # tests send many wrong keys
     cache.FLUSH_EVERY = float(os.environ.get("TEST_FLUSH_EVERY", cache.FLUSH_EVERY))
     return make_service(load_settings())

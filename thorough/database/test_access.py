@@ -32,8 +32,8 @@ from app.auth import Caller, GuardedAPI, GuardedRouter, get_caller
 from app.auth.database.clock import DAY
 from app.auth.database.engine import connect
 from app.auth.database.models import ENV_ID, api_key_events, api_key_servers
+from app.auth.errors import ConflictError
 from app.auth.key import Key, digest, id_of, new_secret, with_prefix
-from app.auth.keys.errors import ConflictError
 from app.auth.keys.service import KeyService
 from app.auth.store.cache import DatabaseKeyStore
 from app.constants import MISSING_KEY_STATUS
@@ -188,7 +188,7 @@ async def test_access_if_and_only_if_all_conditions_hold(
     standing: Callable[[KeyService, Clock, list[str]], str],
 ) -> None:
     secret = standing(key_service, clock, secrets)
-    await service.keys.find(b"")  # it has been at work before
+    await service.keys.lookup(b"")  # it has been at work before
     for spelling, spell in SPELLINGS.items():
         for copies in (0, 1, 2):
             status = await status_of(service, *[spell(secret).encode()] * copies)
@@ -446,7 +446,7 @@ class LifeOfKeys(RuleBasedStateMachine):
         assert isinstance(self.service.keys, DatabaseKeyStore)
         self.store = self.service.keys
         self.ending.callback(self.store.close)
-        self.runner.run(self.store.catch_up())
+        self.runner.run(self.store.refresh())
         self.latest = not_before(self.moments(), self.server_time)
         assert self.store._clock.now() == self.latest
 
@@ -464,20 +464,20 @@ class LifeOfKeys(RuleBasedStateMachine):
     @rule(secret=secrets, copies=st.integers(0, 2), spell=st.sampled_from([*SPELLINGS.values()]))
     def call(self, secret: str, copies: int, spell: Callable[[str], str]) -> None:
         right = copies == 1 and spell in (SPELLINGS["canonical"], SPELLINGS["with a prefix"])
-        granted = right and self.is_in_force(secret, self.catch_up())
+        granted = right and self.is_in_force(secret, self.refresh())
         status = self.runner.run(status_of(self.service, *[spell(secret).encode()] * copies))
         assert status == (200 if granted else MISSING_KEY_STATUS)
 
     @rule()
     def call_with_all(self) -> None:
-        now = self.catch_up()
+        now = self.refresh()
         for secret in self.issued:
-            found = self.runner.run(self.store.find(digest(secret.encode())))
+            found = self.runner.run(self.store.lookup(digest(secret.encode())))
             assert isinstance(found, Key) == self.is_in_force(secret, now)
 
-    def catch_up(self) -> float:
+    def refresh(self) -> float:
         """What counts as now for the service, which has heard of everything."""
-        self.runner.run(self.store.catch_up())
+        self.runner.run(self.store.refresh())
         return self.look_at_the_clock()
 
     def is_in_force(self, secret: str, now: float) -> bool:
@@ -656,7 +656,7 @@ async def test_known_and_unknown_keys_cost_the_same_work(
     for secret in (secrets[0], new_secret(), revoked(key_service, clock, secrets)):
         with (
             patch("app.auth.access.rule.digest", side_effect=digest) as digests,
-            patch.object(service.keys, "find", side_effect=service.keys.find) as lookups,
+            patch.object(service.keys, "lookup", side_effect=service.keys.lookup) as lookups,
         ):
             await status_of(service, secret.encode())
         work.append((digests.call_count, lookups.call_count))

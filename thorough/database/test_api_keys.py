@@ -75,7 +75,7 @@ def call(service: GuardedAPI, secrets: list[str]) -> Call:
         method: str, path: str = "", json: Any = None, by: str = secrets[0], **options: Any
     ) -> httpx.Response:
         assert isinstance(service.keys, DatabaseKeyStore)
-        await service.keys.catch_up()  # with what the test itself has just changed
+        await service.keys.refresh()  # with what the test itself has just changed
         raising = "content" not in options  # who breaks it by that wants to see how it answers
         headers = {API_KEY_HEADER: by} if by else {}
         options["headers"] = options.get("headers", {}) | headers
@@ -89,7 +89,7 @@ def call(service: GuardedAPI, secrets: list[str]) -> Call:
 
 async def get_in(service: GuardedAPI, *secrets: str) -> list[bool]:
     assert isinstance(service.keys, DatabaseKeyStore)
-    await service.keys.catch_up()
+    await service.keys.refresh()
     return [await status_of(service, secret.encode()) == 200 for secret in secrets]
 
 
@@ -418,7 +418,7 @@ async def test_a_key_that_has_ended_a_moment_ago_changes_nothing(
     before = key_service.events()
     # As a guard that has not heard of it yet.
     known = Key(caller.id, caller.name, frozenset(caller.scopes))
-    monkeypatch.setattr(service.keys, "recall", lambda _: known)
+    monkeypatch.setattr(service.keys, "cached", lambda _: known)
     for path, body in (
         ("", {"name": "billing"}),
         (f"/{other.id}/rotate", None),

@@ -19,13 +19,11 @@ import sqlalchemy as sa
 from alembic import command
 from alembic.script import ScriptDirectory
 
-from app.auth.database.engine import connect, transaction
+from app.auth.database.engine import SCHEMA, SCHEMA_TABLE, connect, schema_of, transaction
 from app.auth.database.migrate import MIGRATIONS, configuration, make_file, upgrade
 from app.auth.database.models import api_key_events, api_key_secrets, api_keys, metadata
-from app.auth.database.version import SCHEMA, SCHEMA_TABLE, schema_of
-from app.auth.errors import SettingsError, StoreUnavailableError
+from app.auth.errors import ConflictError, SettingsError, StoreUnavailableError
 from app.auth.key import digest, new_secret
-from app.auth.keys.errors import ConflictError
 from app.auth.keys.service import KeyService, open_service
 from app.auth.keys.views import IssuedKey
 from app.constants import COMMAND
@@ -40,7 +38,7 @@ LATER = datetime(2999, 1, 1, tzinfo=UTC)
 @pytest.fixture
 def key_service(database_url: sa.URL) -> KeyService:
     key_service = open_service(load_settings())
-    key_service.adopt_env_keys()
+    key_service.import_env_keys()
     return key_service
 
 
@@ -254,7 +252,7 @@ def test_each_change_leaves_one_event_that_says_who_and_what(
         ("revoked", "bob", key.id),
     ]
     assert [(action, actor) for action, actor, _ in told[:2]] == [("created", "API_KEYS")] * 2
-    key_service.adopt_env_keys()
+    key_service.import_env_keys()
     assert len(key_service.events()) == 6
 
 

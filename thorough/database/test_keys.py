@@ -7,6 +7,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
+from app.auth.errors import InvalidError
 from app.auth.key import (
     Key,
     _to_base62,
@@ -17,7 +18,6 @@ from app.auth.key import (
     with_prefix,
 )
 from app.auth.keys.change import check_name, check_scopes
-from app.auth.keys.errors import InvalidError
 
 SECRETS = st.uuids(version=4).map(str)
 PREFIXES = st.from_regex("[a-z][a-z0-9]{0,15}", fullmatch=True)

@@ -18,9 +18,8 @@ import sqlalchemy as sa
 from app.auth.cli.commands import _name_database
 from app.auth.config.settings import AuthSettings
 from app.auth.database import clock
-from app.auth.database.engine import connect, transaction
+from app.auth.database.engine import SCHEMA, SCHEMA_TABLE, connect, transaction
 from app.auth.database.models import LEAST_STALENESS, api_key_servers
-from app.auth.database.version import SCHEMA, SCHEMA_TABLE
 from app.auth.errors import SettingsError
 from app.auth.key import is_canonical
 from app.auth.keys.service import MANAGE

@@ -37,7 +37,7 @@ from app.limits.limit import (
 )
 from app.limits.local import SECOND, LocalLimiter
 from app.limits.policy import LimitPolicy
-from app.limits.process_lock import Hold
+from app.limits.process_lock import ProcessLock
 from app.settings import load_settings
 from tests.callers import answer_of, ask, status_of
 from tests.thorough.commands import PATIENCE, Project, complaint, keys, run
@@ -361,7 +361,7 @@ async def test_both_secrets_of_a_rotation_share_a_limit(
     assert await status_of(service, made.key.encode()) == 200
     renewed = key_service.rotate(made.id, actor="test")
     assert renewed.restrictions == {"limits": ["3/hour", "5/month"]}
-    await store.catch_up()
+    await store.refresh()
     statuses = [
         await status_of(service, key.encode())
         for key in (renewed.key, made.key, renewed.key, made.key)
@@ -423,7 +423,7 @@ async def test_the_default_holds_for_keys_without_one(
 async def test_who_is_over_a_limit_does_not_guess(
     service: GuardedAPI, key_with: MakeKey, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("app.auth.access.throttle.BURST", 3)
+    monkeypatch.setattr("app.auth.access.clients.BURST", 3)
     key = key_with("1/hour")
     assert [await status_of(service, key) for _ in range(10)] == [200] + [429] * 9
     assert await status_of(service, new_secret().encode()) == MISSING_KEY_STATUS
@@ -435,7 +435,7 @@ async def test_a_limited_key_that_is_revoked_is_refused_as_any_other(
     made = key_service.create("key", restrictions={"limits": ["1/hour"]}, actor="test")
     assert await status_of(service, made.key.encode()) == 200
     key_service.revoke(made.id, actor="test")
-    await store.catch_up()
+    await store.refresh()
     assert await status_of(service, made.key.encode()) == MISSING_KEY_STATUS
 
 
@@ -580,7 +580,7 @@ async def two_of_which_one_counts(
         key_service.create("key", restrictions={"limits": ["1/second"]}, actor="test")
         for service in ends:
             assert isinstance(service.keys, DatabaseKeyStore)
-            await service.keys.catch_up()
+            await service.keys.refresh()
         await until(lambda: any(policy_of(each)._said_not_alone for each in ends))
         counts, other = sorted(ends, key=lambda each: policy_of(each)._said_not_alone)
         assert not policy_of(counts)._said_not_alone
@@ -623,7 +623,7 @@ async def test_a_database_that_is_away_stops_nobody_from_looking(
         with patch.object(policy, "_counts_alone", side_effect=away) as asked:
             await until(lambda: asked.call_count > 1)
         key_service.create("key", restrictions={"limits": ["1/second"]}, actor="test")
-        await store.catch_up()
+        await store.refresh()
         await until(lambda: policy._hold._held is not None)
 
 
@@ -652,7 +652,7 @@ async def test_a_limit_that_comes_later_is_counted_apart_and_said_once(
         bounds = {"limits": ["1/hour"]}
         key = key_service.create("key", restrictions=bounds, actor="test").key.encode()
         for service, store in ((one, of_one), (two, of_two)):
-            await store.catch_up()
+            await store.refresh()
             assert await status_of(service, key) == 200
             assert await status_of(service, key) == 429
         await until(lambda: any(policy_of(each)._said_not_alone for each in (one, two)))
@@ -663,7 +663,7 @@ async def test_a_limit_that_comes_later_is_counted_apart_and_said_once(
 
 
 def test_what_is_held_ends_with_who_holds_it(database_url: sa.URL) -> None:
-    one, two = Hold(database_url), Hold(database_url)
+    one, two = ProcessLock(database_url), ProcessLock(database_url)
     try:
         assert one.take()
         assert one.take()
@@ -687,7 +687,7 @@ def test_what_is_held_ends_with_who_holds_it(database_url: sa.URL) -> None:
 def test_a_file_is_held_whatever_it_is_called(tmp_path: Path) -> None:
     (tmp_path / "link.db").symlink_to("keys.db")
     file, link = (
-        Hold(sa.URL.create("sqlite", database=str(tmp_path / name)))
+        ProcessLock(sa.URL.create("sqlite", database=str(tmp_path / name)))
         for name in ("keys.db", "link.db")
     )
     assert file.take()
@@ -700,7 +700,7 @@ def test_a_file_is_held_whatever_it_is_called(tmp_path: Path) -> None:
 def test_what_cannot_be_held_is_not_said_to_be_held_by_others(tmp_path: Path) -> None:
     (tmp_path / "keys.db-limits").write_text("no database" * 100)
     with pytest.raises(StoreUnavailableError, match="out of reach: file is not a database"):
-        Hold(sa.URL.create("sqlite", database=str(tmp_path / "keys.db"))).take()
+        ProcessLock(sa.URL.create("sqlite", database=str(tmp_path / "keys.db"))).take()
 
 
 # Several processes, as a supervisor starts them.

@@ -31,7 +31,7 @@ from app.auth.access.rule import OUT_OF_REACH
 from app.auth.errors import SettingsError, StoreUnavailableError
 from app.auth.key import Key, new_secret
 from app.auth.keys.service import KeyService
-from app.auth.log.record import Seen
+from app.auth.log import RequestRecord
 from app.auth.store.cache import DatabaseKeyStore
 from app.constants import API_KEY_HEADER, MISSING_KEY_STATUS
 from tests.callers import PROBE, Keys, answer_of, ask, status_of
@@ -156,7 +156,7 @@ async def test_keys_beyond_the_first_ten_thousand_are_told_together(
     )
     monkeypatch.setattr(metrics, "MOST_KEYS", len(metrics._keys) + 1)
     for key in (first, second, third, first):
-        metrics.observe(Seen("", "GET", key, route="/", status=200))
+        metrics.observe(RequestRecord("", "GET", key, route="/", status=200))
     counted = {each: value for each, value in told().items() if each[0].startswith("api_key_")}
     assert counted == {
         ("api_key_requests_total", first.id, "served"): 2,
@@ -255,7 +255,7 @@ async def test_a_database_out_of_reach_is_one_reason_whatever_it_says(
     caplog.set_level("INFO", "app")
     for path, type in (("/items/1", "http"), ("/scoped", "http"), ("/live", "websocket")):
         down = StoreUnavailableError(f"DATABASE_URL: out of reach, says {path}")
-        with patch.object(keys, "find", side_effect=down):
+        with patch.object(keys, "lookup", side_effect=down):
             await ask(api, new_secret().encode(), path=path, type=type)
         assert f"{down}" in caplog.text
     refusals = {each: value for each, value in told().items() if "refusals" in each[0]}
@@ -268,7 +268,7 @@ async def test_an_ended_key_is_told_by_its_reason_alone(
     issued = key_service.create("gone", actor="test")
     assert await status_of(service, issued.key.encode()) == 200
     key_service.revoke(issued.id, actor="test")
-    await store.catch_up()
+    await store.refresh()
     assert await status_of(service, issued.key.encode()) == MISSING_KEY_STATUS
     counted = told()
     assert counted["api_key_requests_total", issued.id, "served"] == 1
@@ -375,7 +375,7 @@ async def test_it_tells_how_old_the_keys_and_the_written_usage_are(
     failed_at = time.monotonic()
     _, after = await ages()
     assert before < after
-    await store.catch_up()
+    await store.refresh()
     await store.flush()
     read, written = await ages()
     assert max(read, written) <= time.monotonic() - failed_at

@@ -5,8 +5,8 @@ import pytest
 import sqlalchemy as sa
 
 from app.auth import GuardedAPI
+from app.auth.errors import ForbiddenError
 from app.auth.key import Key, new_secret
-from app.auth.keys.errors import ForbiddenError
 from app.auth.keys.service import MANAGE, KeyService
 from app.auth.store.cache import DatabaseKeyStore
 from app.constants import API_KEY_HEADER, MISSING_KEY_STATUS

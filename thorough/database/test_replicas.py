@@ -30,7 +30,7 @@ from app.auth.keys.views import IssuedKey
 from app.auth.store.cache import RECHECK, DatabaseKeyStore
 from app.auth.usage import report
 from app.constants import API_KEY_HEADER, COMMAND, MISSING_KEY_STATUS
-from app.limits.process_lock import Hold
+from app.limits.process_lock import ProcessLock
 from app.settings import load_settings
 from tests.callers import PROBE, status_of
 from tests.thorough.databases import PostgreSQLDatabases, SQLiteDatabases, postgresql
@@ -399,7 +399,7 @@ async def test_a_database_that_freezes_holds_up_neither_who_counts_limits_nor_a_
     postgresql_in_trouble: OwnPostgreSQL, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("app.auth.database.engine.TIMEOUT", 1.0)
-    hold = Hold(load_settings().database_url)
+    hold = ProcessLock(load_settings().database_url)
     assert await asyncio.to_thread(hold.take)
     postgresql_in_trouble.freeze()
     try:

@@ -9,8 +9,7 @@ import sqlalchemy as sa
 from pydantic import ValidationError
 
 from app.auth.config.sources import FOLDER
-from app.auth.database.engine import connect
-from app.auth.database.version import check_schema
+from app.auth.database.engine import check_schema, connect
 from app.auth.errors import SettingsError, StoreUnavailableError
 from app.auth.key import digest, new_secret, with_prefix
 from app.constants import COMMAND

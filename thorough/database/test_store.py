@@ -150,12 +150,12 @@ async def test_a_warm_request_costs_one_digest_no_query_and_no_write(
 async def test_unknown_keys_cost_no_query_and_no_memory(
     service: GuardedAPI, store: DatabaseKeyStore
 ) -> None:
-    await store.catch_up()
+    await store.refresh()
     store._trusted_until = store._ask_strangers_at = inf
     known = len(store._known)
     with statements() as seen:
         for _ in range(1000):
-            assert await store.find(digest(new_secret().encode())) is UNKNOWN
+            assert await store.lookup(digest(new_secret().encode())) is UNKNOWN
         assert await status_of(service, new_secret().encode()) == MISSING_KEY_STATUS
     assert (seen, len(store._known), store._secrets, store._used) == ([], known, {}, {})
 
@@ -164,7 +164,7 @@ async def test_a_key_that_was_not_asked_about_yet_costs_one_query(
     service: GuardedAPI, store: DatabaseKeyStore, key_service: KeyService
 ) -> None:
     _, secret = make(key_service)
-    await store.catch_up()
+    await store.refresh()
     store._trusted_until, store._ask_strangers_at = inf, -inf
     with statements() as seen:
         assert await status_of(service, secret) == 200
@@ -176,9 +176,11 @@ async def test_a_key_that_was_not_asked_about_yet_costs_one_query(
 async def test_many_who_wait_cost_one_question(
     service: GuardedAPI, store: DatabaseKeyStore, secrets: list[str]
 ) -> None:
-    await store.catch_up()
+    await store.refresh()
     store._trusted_until = -inf
-    with patch.object(store._queries, "news", side_effect=store._queries.news) as questions:
+    with patch.object(
+        store._queries, "news", side_effect=store._queries.changes_since
+    ) as questions:
         calls = (status_of(service, secrets[0].encode()) for _ in range(50))
         assert await asyncio.gather(*calls) == [200] * 50
     assert questions.call_count == 1
@@ -187,9 +189,11 @@ async def test_many_who_wait_cost_one_question(
 async def test_many_strangers_at_once_cost_one_question(
     service: GuardedAPI, store: DatabaseKeyStore
 ) -> None:
-    await store.catch_up()
+    await store.refresh()
     store._trusted_until, store._ask_strangers_at = inf, -inf
-    with patch.object(store._queries, "news", side_effect=store._queries.news) as questions:
+    with patch.object(
+        store._queries, "news", side_effect=store._queries.changes_since
+    ) as questions:
         calls = (status_of(service, new_secret().encode()) for _ in range(50))
         assert await asyncio.gather(*calls) == [MISSING_KEY_STATUS] * 50
     assert questions.call_count == 1
@@ -203,7 +207,7 @@ async def test_memory_holds_the_keys_in_use_up_to_a_bound(
 ) -> None:
     monkeypatch.setattr("app.auth.store.cache.MOST_IN_MEMORY", 3)
     issued = [make(key_service)[1] for _ in range(5)]
-    await store.catch_up()
+    await store.refresh()
     for secret in issued * 2:
         assert await status_of(service, secret) == 200
         assert len(store._secrets) <= 3
@@ -249,7 +253,7 @@ async def test_more_changes_than_can_be_followed_one_by_one_are_not_missed(
     assert await status_of(service, secret) == 200
     key_service.revoke(gone.id, actor="test")
     others = [make(key_service)[1] for _ in range(3)]
-    await store.catch_up()
+    await store.refresh()
     assert await status_of(service, secret) == MISSING_KEY_STATUS
     assert [await status_of(service, other) for other in others] == [200] * 3
     assert "another history" not in caplog.text
@@ -259,12 +263,12 @@ async def test_what_was_read_before_a_revocation_does_not_undo_it(
     service: GuardedAPI, store: DatabaseKeyStore, key_service: KeyService
 ) -> None:
     issued, secret = make(key_service)
-    await store.catch_up()
+    await store.refresh()
     with held(store, "secret") as read:
         call = asyncio.create_task(status_of(service, secret))
         await asyncio.to_thread(read.worked.wait)
         key_service.revoke(issued.id, actor="test")
-        await store.catch_up()
+        await store.refresh()
         read.go_on.set()
         assert await call == MISSING_KEY_STATUS
     assert await status_of(service, secret) == MISSING_KEY_STATUS
@@ -281,7 +285,7 @@ async def test_what_was_asked_before_a_change_does_not_tell_of_it(
         await asyncio.to_thread(question.worked.wait)
         key_service.revoke(issued.id, actor="test")
         late = asyncio.create_task(status_of(service, secret))
-        caught_up = asyncio.create_task(store.catch_up())
+        caught_up = asyncio.create_task(store.refresh())
         await asyncio.sleep(0)
         question.go_on.set()
         assert (await early, await late) == (200, MISSING_KEY_STATUS)
@@ -293,7 +297,7 @@ async def test_who_gives_up_waiting_takes_nothing_from_the_others(
     service: GuardedAPI, store: DatabaseKeyStore, key_service: KeyService
 ) -> None:
     _, secret = make(key_service)
-    await store.catch_up()
+    await store.refresh()
     for name, calls in (("news", 1), ("secret", 2)):  # a question is one for all who wait
         forget_when_it_asked(store)
         store._secrets.clear()
@@ -340,12 +344,12 @@ async def test_what_was_read_of_another_history_is_not_kept(
 ) -> None:
     backup = Backup(database_url)
     _, lost = make(key_service)
-    await store.catch_up()
+    await store.refresh()
     with held(store, "secret") as read:
         call = asyncio.create_task(status_of(service, lost))
         await asyncio.to_thread(read.worked.wait)
         backup.restore()
-        await store.catch_up()
+        await store.refresh()
         read.go_on.set()
         assert await call == MISSING_KEY_STATUS
 
@@ -356,7 +360,7 @@ async def test_a_history_that_changes_while_it_is_read_is_read_again(
     backup = Backup(database_url)
     _, secret = make(key_service)
     with held(store, "digests") as reading:
-        catching_up = asyncio.create_task(store.catch_up())
+        catching_up = asyncio.create_task(store.refresh())
         await asyncio.to_thread(reading.worked.wait)
         backup.restore()
         _, other = make(key_service)
@@ -374,10 +378,10 @@ async def test_a_server_that_another_history_does_not_know_is_soon_counted_again
 ) -> None:
     with connect(database_url).begin() as connection:
         connection.execute(sa.delete(api_key_servers))
-    await running.catch_up()
+    await running.refresh()
     assert (running._staleness(), key_service.longest_staleness()) == (LEAST_STALENESS,) * 2
     await running.flush()
-    await running.catch_up()
+    await running.refresh()
     assert (running._staleness(), key_service.longest_staleness()) == (30.0, 30.0)
 
 
@@ -420,7 +424,7 @@ async def test_a_link_that_names_another_file_is_followed(
             with sqlite_databases.fresh(tmp_path / "other") as other:
                 link.unlink()
                 link.symlink_to(f"{other.database}")
-            key_service.adopt_env_keys()
+            key_service.import_env_keys()
             _, found = make(key_service)
             await until_status(service, lost, MISSING_KEY_STATUS)
             await until_status(service, found, 200)
@@ -444,11 +448,11 @@ async def test_others_wait_for_a_server_from_its_start_to_its_stop(
     store: DatabaseKeyStore, key_service: KeyService
 ) -> None:
     store._max_staleness = 2.5
-    await store.catch_up()
+    await store.refresh()
     assert (store._staleness(), key_service.longest_staleness()) == (LEAST_STALENESS,) * 2
     async with store.follow():
         assert (store._staleness(), key_service.longest_staleness()) == (2.5, 2.5)
-    await store.catch_up()
+    await store.refresh()
     assert (store._staleness(), key_service.longest_staleness()) == (LEAST_STALENESS,) * 2
     assert store._trusted_until <= store._asked_at + LEAST_STALENESS
 
@@ -466,15 +470,15 @@ async def test_a_busy_database_does_not_keep_a_service_from_starting(
 async def test_an_answer_from_before_others_wait_is_trusted_as_if_they_did_not(
     store: DatabaseKeyStore,
 ) -> None:
-    await store.catch_up()
+    await store.refresh()
     with held(store, "news") as question:
-        catching_up = asyncio.create_task(store.catch_up())
+        catching_up = asyncio.create_task(store.refresh())
         await asyncio.to_thread(question.worked.wait)
         await store.flush()
         question.go_on.set()
         await catching_up
     assert store._staleness() == LEAST_STALENESS
-    await store.catch_up()
+    await store.refresh()
     assert store._staleness() == 30.0
 
 
@@ -641,8 +645,8 @@ async def test_a_key_that_was_made_is_told_even_if_the_keys_are_out_of_reach_jus
     with patch.object(store._queries, "news", side_effect=StoreUnavailableError("down")):
         made = await client.post("/api-keys", headers=headers, json={"name": "key"})
     assert made.status_code == 201
-    await store.catch_up()
-    assert await store.find(digest(made.json()["key"].encode())) is not UNKNOWN
+    await store.refresh()
+    assert await store.lookup(digest(made.json()["key"].encode())) is not UNKNOWN
 
 
 async def test_a_question_that_hangs_is_given_up_and_asked_anew(
@@ -674,14 +678,14 @@ async def test_answers_that_hang_keep_no_question_waiting(
 ) -> None:
     warm, cold = make(key_service)[1], [make(key_service)[1] for _ in range(40)]
     assert await status_of(service, warm) == 200
-    await store.catch_up()
+    await store.refresh()
     store._max_staleness = 30.0
     with held(store, "secret", calls=40) as read:
         calls = [asyncio.create_task(status_of(service, secret)) for secret in cold]
         await asyncio.to_thread(read.worked.wait)
         forget_when_it_asked(store)
         assert await status_of(service, warm) == 200
-        await store.catch_up()
+        await store.refresh()
         read.go_on.set()
         assert await asyncio.gather(*calls) == [200] * 40
 
@@ -690,7 +694,7 @@ async def test_an_answer_that_hangs_is_out_of_reach(
     service: GuardedAPI, store: DatabaseKeyStore, key_service: KeyService
 ) -> None:
     _, secret = make(key_service)
-    await store.catch_up()
+    await store.refresh()
     store._max_staleness, store._trusted_until = 0.1, inf
     with held(store, "secret"):
         assert await status_of(service, secret) == 503
@@ -801,7 +805,7 @@ async def test_writing_it_touches_nothing_else_and_goes_only_forward(
     store._used[digest(secret)] = 1.0
     await store.flush()
     assert key_service.get(issued.id).last_used_at == last
-    await store.catch_up()
+    await store.refresh()
     assert await status_of(service, secret) == MISSING_KEY_STATUS
 
 
@@ -873,7 +877,7 @@ async def test_many_uses_are_written_in_several_transactions(
 ) -> None:
     monkeypatch.setattr("app.auth.store.queries.FLUSH_AT_ONCE", 2)
     issued = [make(key_service, name) for name in "abcde"]
-    await store.catch_up()
+    await store.refresh()
     for _, secret in issued:
         assert await status_of(service, secret) == 200
     commits: list[sa.Connection] = []

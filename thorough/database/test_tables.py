@@ -11,10 +11,9 @@ import sqlalchemy as sa
 from alembic import command
 from alembic.util import CommandError
 
-from app.auth.database.engine import connect, transaction
+from app.auth.database.engine import SCHEMA_TABLE, connect, transaction
 from app.auth.database.migrate import upgrade
 from app.auth.database.owner_migrations import configuration, upgrade_tables
-from app.auth.database.version import SCHEMA_TABLE
 from app.auth.errors import SettingsError, StoreUnavailableError
 from app.cli import MIGRATIONS
 from app.settings import load_settings

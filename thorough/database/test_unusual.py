@@ -219,7 +219,7 @@ async def test_keys_that_api_keys_no_longer_names_are_nobodys(
     caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    key_service.adopt_env_keys()
+    key_service.import_env_keys()
     now = datetime.now(UTC).replace(minute=0, second=0, microsecond=0)
     row = {"starts_at": now, "hours": 1, "served": 0, "refused": 100}
     with transaction(key_service.engine, write=True) as connection:

@@ -166,7 +166,7 @@ async def test_whoever_comes_while_the_keys_are_out_of_reach_is_no_stranger(
     service: GuardedAPI, store: DatabaseKeyStore, key_service: KeyService
 ) -> None:
     secret = new_secret().encode()
-    with patch.object(store, "find", side_effect=StoreUnavailableError("DATABASE_URL: gone")):
+    with patch.object(store, "lookup", side_effect=StoreUnavailableError("DATABASE_URL: gone")):
         assert await status_of(service, secret) == 503
     await store.flush()
     assert of_all(key_service, WEEK).strangers == []
@@ -256,7 +256,7 @@ async def test_usage_is_told_by_hour_and_by_secret(
         issued = key_service.create("key", ["a:b"], actor="test")
         await status_of(service, issued.key.encode())
         renewed = key_service.rotate(issued.id, actor="test")
-        await store.catch_up()
+        await store.refresh()
         time.return_value += 7200
         for secret in (issued.key, renewed.key, renewed.key):
             await status_of(service, secret.encode())
@@ -431,7 +431,7 @@ async def test_a_page_of_keys_is_told_by_day_in_one_request(
         one, two, other = (key_service.create("key", actor="test") for _ in range(3))
         await status_of(service, one.key.encode())
         renewed = key_service.rotate(one.id, overlap=timedelta(days=3), actor="test")
-        await store.catch_up()
+        await store.refresh()
         for after in (2 * 3600, 22 * 3600):  # the same day, and the next
             time.return_value += after
             for secret in (one.key, renewed.key, other.key):

@@ -208,7 +208,7 @@ def test_no_key_and_no_digest_is_in_it(url: str, key_service: KeyService) -> Non
 async def _use(secret: bytes) -> None:
     service, store = a_service()
     async with service.router.lifespan_context(service):
-        await store.catch_up()
+        await store.refresh()
         assert await status_of(service, secret) == 200
 
 

@@ -207,8 +207,8 @@ async def test_unknown_and_revoked_keys_cost_the_same_work(
     for secret in (secrets[0], new_secret()):
         with (
             patch("app.auth.access.rule.digest", side_effect=digest) as digests,
-            patch.object(service.keys, "recall", side_effect=service.keys.recall) as recalls,
-            patch.object(service.keys, "find", side_effect=service.keys.find) as lookups,
+            patch.object(service.keys, "cached", side_effect=service.keys.cached) as recalls,
+            patch.object(service.keys, "lookup", side_effect=service.keys.lookup) as lookups,
         ):
             await status_of(service, secret.encode())
         work.append([mock.call_count for mock in (digests, recalls, lookups)])

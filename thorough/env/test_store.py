@@ -54,7 +54,7 @@ async def test_no_endpoint_asks_for_a_scope_since_every_key_has_all(service: Gua
 async def test_an_address_that_guesses_is_slowed_but_for_valid_keys(
     service: GuardedAPI, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("app.auth.access.throttle.BURST", 2)
+    monkeypatch.setattr("app.auth.access.clients.BURST", 2)
     statuses = [await status_of(service, new_secret().encode()) for _ in range(4)]
     assert statuses == [MISSING_KEY_STATUS] * 3 + [429]
     assert await status_of(service, A.encode()) == 200

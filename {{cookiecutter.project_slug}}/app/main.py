@@ -9,7 +9,7 @@ from app import (
 from app.auth import GuardedAPI
 from app.auth.errors import SettingsError, StoreUnavailableError
 from app.auth.keys.service import open_service
-from app.auth.log.formats import configure_logging
+from app.auth.log import configure_logging
 from app.auth.store.cache import DatabaseKeyStore
 from app.console import router as console  # part: management
 from app.docs import router as docs
@@ -26,7 +26,7 @@ def create_app(settings: Settings) -> GuardedAPI:
     store = DatabaseKeyStore(settings)
     policies = make_policies(settings, store)
     service = open_service(settings, policies, migrate=True)
-    service.adopt_env_keys()
+    service.import_env_keys()
     app = GuardedAPI(
         store,
         policies=policies,

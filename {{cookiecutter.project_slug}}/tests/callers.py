@@ -109,14 +109,14 @@ class Keys:
         self._keys[digest(secret)] = Key(f"key-{len(self._keys)}", "key", frozenset(scopes))
         return secret
 
-    def recall(self, digest: bytes) -> Key | None:
+    def cached(self, digest: bytes) -> Key | None:
         self.asked += 1
         return self._keys[digest] if digest in self._in_use else None
 
-    def knows(self, digest: bytes) -> bool:
+    def may_exist(self, digest: bytes) -> bool:
         return digest in self._keys
 
-    async def find(self, digest: bytes) -> Key | Refusal:
+    async def lookup(self, digest: bytes) -> Key | Refusal:
         self.found += 1
         self._in_use |= {digest} & self._keys.keys()
         return self._keys.get(digest, UNKNOWN)

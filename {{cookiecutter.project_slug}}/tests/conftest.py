@@ -59,7 +59,7 @@ def working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, secrets: 
     monkeypatch.setenv("DATABASE_URL", f"sqlite:///{tmp_path}/keys.db")
     monkeypatch.setenv("API_KEYS", ",".join(secrets))
     # Tests send more wrong keys than anybody else may.
-    monkeypatch.setattr("app.auth.access.throttle.BURST", inf)
+    monkeypatch.setattr("app.auth.access.clients.BURST", inf)
     return tmp_path
 
 
@@ -68,7 +68,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     """The time of the whole service, which passes when the test says so."""
     clock = Clock()
     monkeypatch.setattr("app.auth.database.clock.time", lambda: clock.now)
-    for module in ("access.throttle", "store.cache"):
+    for module in ("access.clients", "store.cache"):
         monkeypatch.setattr(f"app.auth.{module}.monotonic", clock.monotonic)
     return clock
 
@@ -114,7 +114,7 @@ class Server:
 
     async def admits(self, *secrets: str) -> str:
         """`+` for each that gets in, `-` for each that does not, once it has heard of all changes."""
-        await self.store.catch_up()
+        await self.store.refresh()
         signs = {200: "+", MISSING_KEY_STATUS: "-"}
         return "".join([signs[await self.status(secret)] for secret in secrets])
 

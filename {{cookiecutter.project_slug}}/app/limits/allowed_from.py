@@ -5,7 +5,7 @@ from contextlib import AbstractAsyncContextManager, nullcontext
 from functools import lru_cache
 from ipaddress import IPv4Network, IPv6Network, ip_interface
 
-from app.auth.access.addresses import address_of
+from app.auth.access.clients import address_of
 from app.auth.access.policy import Denial, Headers
 from app.auth.key import Key
 

@@ -24,7 +24,7 @@ from app.limits.limit import (
     written,
 )
 from app.limits.local import LocalLimiter
-from app.limits.process_lock import Hold
+from app.limits.process_lock import ProcessLock
 
 logger = logging.getLogger(__name__)
 
@@ -52,7 +52,7 @@ class LimitPolicy:
         self._default, self._database_url, self._store = default, database_url, store
         self._shares = bool(valkey_url)
         self._limiter = open_limiter(valkey_url, store) if store else None
-        self._hold = Hold(database_url)
+        self._hold = ProcessLock(database_url)
         self._engine = connect(database_url)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="api-key-limits")
         self._has_limits = bool(default)

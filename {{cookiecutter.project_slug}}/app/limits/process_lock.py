@@ -10,7 +10,7 @@ from sqlalchemy import exc
 from app.auth.database.engine import LOCK, connect, cut_off_in_time, out_of_reach
 
 
-class Hold:
+class ProcessLock:
     """What one process has at a time, of all that use the database; it ends with the process."""
 
     def __init__(self, url: sa.URL) -> None:

@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from app.auth.access.policy import Policy
+from app.auth.errors import ForbiddenError
 from app.auth.key import Key
 from app.auth.keys.change import Change
-from app.auth.keys.errors import ForbiddenError
 from app.auth.keys.views import KeyView
 
 

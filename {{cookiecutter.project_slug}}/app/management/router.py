@@ -19,14 +19,14 @@ from app.auth.access.dependencies import Caller, require
 from app.auth.access.openapi import described
 from app.auth.access.routers import GuardedRoute, GuardedRouter, Handler
 from app.auth.access.rule import PROBLEM_JSON
-from app.auth.errors import StoreUnavailableError
-from app.auth.key import Key
-from app.auth.keys.errors import (
+from app.auth.errors import (
     ConflictError,
     ForbiddenError,
     KeyServiceError,
     NotFoundError,
+    StoreUnavailableError,
 )
+from app.auth.key import Key
 from app.auth.keys.service import MANAGE, KeyService
 from app.auth.keys.views import LONGEST, EventView, IssuedKey, KeyView
 from app.auth.usage import report
@@ -104,7 +104,7 @@ async def _changed(request: Request, change: Callable[[], T]) -> T:
     """Make a change, in a thread for it waits for the database; here it holds at once."""
     changed = await run_in_threadpool(change)
     with suppress(StoreUnavailableError):  # it was made all the same, and the secret is shown once
-        await request.app.keys.catch_up()
+        await request.app.keys.refresh()
     return changed
 
 

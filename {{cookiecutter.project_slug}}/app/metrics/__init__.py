@@ -30,7 +30,7 @@ from prometheus_client.registry import Collector
 from app.auth import GuardedRouter, require
 from app.auth.access.rule import OUT_OF_REACH
 from app.auth.errors import SettingsError
-from app.auth.log.record import Seen
+from app.auth.log import RequestRecord
 from app.auth.store.cache import DatabaseKeyStore
 
 FOLDER: Final = "PROMETHEUS_MULTIPROC_DIR"  # where several processes put what they count
@@ -82,16 +82,16 @@ def _add_refusal(reason: str) -> Callable[[], None]:
     return _refusals.labels(reason).inc
 
 
-def observe(seen: Seen) -> None:
+def observe(record: RequestRecord) -> None:
     """Counts a request."""
-    route = seen.route or ""
-    _add_request(route, seen.method if seen.method in _METHODS else "other", seen.status)()
-    if seen.key:
-        _add_use(seen.key.id, seen.outcome)()
-    if seen.refusal:
-        _add_refusal(seen.refusal)()
+    route = record.route or ""
+    _add_request(route, record.method if record.method in _METHODS else "other", record.status)()
+    if record.key:
+        _add_use(record.key.id, record.outcome)()
+    if record.refusal:
+        _add_refusal(record.refusal)()
     else:
-        _add_seconds(route)(seen.seconds)
+        _add_seconds(route)(record.seconds)
 
 
 def prepare() -> None:

@@ -14,9 +14,8 @@ from types import SimpleNamespace
 import pytest
 import sqlalchemy as sa
 
-from app.auth.database.engine import connect
+from app.auth.database.engine import SCHEMA_TABLE, connect
 from app.auth.database.models import api_key_servers
-from app.auth.database.version import SCHEMA_TABLE
 from app.auth.key import is_canonical, new_secret, with_prefix
 from app.cli import main
 from app.constants import COMMAND

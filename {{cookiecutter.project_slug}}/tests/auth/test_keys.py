@@ -14,8 +14,8 @@ from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 
 from app.auth.database.models import metadata
+from app.auth.errors import ConflictError, InvalidError, NotFoundError
 from app.auth.key import digest, new_secret, with_prefix
-from app.auth.keys.errors import ConflictError, InvalidError, NotFoundError
 from app.auth.keys.service import KeyService
 from app.auth.keys.views import IssuedKey
 from app.settings import load_settings

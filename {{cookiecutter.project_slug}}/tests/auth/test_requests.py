@@ -10,7 +10,7 @@ from starlette.types import Receive, Scope, Send
 
 from app.auth import GuardedAPI, GuardedRouter, PublicRouter
 from app.auth.key import digest, with_prefix
-from app.auth.log.record import Seen, request_id
+from app.auth.log import RequestRecord, request_id
 from app.constants import MISSING_KEY_STATUS
 from tests.callers import Keys, answer_of, ask, with_every_kind
 
@@ -71,7 +71,7 @@ async def test_a_request_of_a_stranger_has_a_line_too(
 
 
 async def test_observers_are_told_once_of_each_request(api: GuardedAPI, keys: Keys) -> None:
-    told: list[Seen] = []
+    told: list[RequestRecord] = []
     api.add_observer(told.append)
     secret = keys.issue()
     for secrets in ([secret], []):

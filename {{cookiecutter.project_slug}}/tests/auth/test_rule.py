@@ -91,7 +91,7 @@ async def test_known_and_unknown_keys_cost_the_same_work(api: GuardedAPI, keys: 
 async def test_where_the_keys_are_out_of_reach_callers_are_told_to_try_again(
     api: GuardedAPI, keys: Keys
 ) -> None:
-    with patch.object(keys, "find", side_effect=StoreUnavailableError("no route to host")):
+    with patch.object(keys, "lookup", side_effect=StoreUnavailableError("no route to host")):
         answer = await answer_of(api, keys.issue())
     assert (answer.status, answer.header("retry-after")) == (503, "1")
     assert b"no route" not in answer.body
@@ -104,7 +104,7 @@ async def guess(api: GuardedAPI, times: int, client: tuple[str, int] = HERE) -> 
 async def test_who_guesses_is_slowed_and_valid_keys_of_that_address_get_in(
     api: GuardedAPI, keys: Keys, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("app.auth.access.throttle.BURST", 5)
+    monkeypatch.setattr("app.auth.access.clients.BURST", 5)
     for _ in range(10):  # who sends no key does not guess
         assert await status_of(api, client=HERE) == MISSING_KEY_STATUS
     assert await guess(api, 6) == [MISSING_KEY_STATUS] * 6

@@ -13,7 +13,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app.auth import GuardedAPI, GuardedRouter, PublicRouter
 from app.auth.key import new_secret, with_prefix
-from app.auth.log.formats import configure_logging
+from app.auth.log import configure_logging
 from app.constants import API_KEY_HEADER
 from tests.callers import Keys, answer_of, application, ask, on
 

@@ -110,11 +110,11 @@ async def test_an_answer_counts_from_the_moment_when_it_was_asked_for(
 
 async def test_what_was_read_before_a_revocation_does_not_undo_it(server: Server) -> None:
     key, loop = server.keys.create("key", actor=ME), asyncio.get_running_loop()
-    await server.store.catch_up()
+    await server.store.refresh()
 
     def revoke() -> None:
         server.keys.revoke(key.id, actor=ME)
-        asyncio.run_coroutine_threadsafe(server.store.catch_up(), loop).result(60)
+        asyncio.run_coroutine_threadsafe(server.store.refresh(), loop).result(60)
 
     with statements(LOOK_UP, revoke):
         assert await server.status(key.key) == MISSING_KEY_STATUS

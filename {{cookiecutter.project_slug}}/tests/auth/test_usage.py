@@ -54,7 +54,7 @@ async def test_strangers_count_by_reason_and_network_and_never_by_what_they_sent
     await ask(server.api, unknown, client=("192.0.2.7", 1))
     await ask(server.api, gone.key.encode(), client=("198.51.100.1", 1))
     await ask(server.api, path="/docs", client=("192.0.2.7", 1))  # asks nobody for a key
-    with patch.object(server.store, "find", side_effect=StoreUnavailableError("gone")):
+    with patch.object(server.store, "lookup", side_effect=StoreUnavailableError("gone")):
         await ask(server.api, gone.key.encode())  # who may be no stranger
     await server.store.flush()
     strangers = of_all(server.keys.engine, WEEK).strangers

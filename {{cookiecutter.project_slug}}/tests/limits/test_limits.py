@@ -7,8 +7,7 @@ from contextlib import closing
 import pytest
 import sqlalchemy as sa
 
-from app.auth.errors import SettingsError
-from app.auth.keys.errors import InvalidError
+from app.auth.errors import InvalidError, SettingsError
 from app.auth.keys.service import KeyService
 from app.constants import MISSING_KEY_STATUS
 from app.limits import local

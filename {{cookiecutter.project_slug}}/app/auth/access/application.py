@@ -27,7 +27,6 @@ from app.auth.access.middleware import Guard
 from app.auth.access.openapi import complete
 from app.auth.access.policy import Policy
 from app.auth.access.request_log import RequestLog
-from app.auth.access.route_checks import FaultyRoutes, check_places, places_in
 from app.auth.access.routers import (
     Dependencies,
     GuardedRouter,
@@ -38,10 +37,10 @@ from app.auth.access.routers import (
     scopes_in,
     with_scopes_of,
 )
-from app.auth.access.rule import KeyStore, take_secret
-from app.auth.access.selfcheck import check_guard
+from app.auth.access.rule import KeyStore, extract_key
+from app.auth.access.selfcheck import FaultyRoutes, check_guard, check_places, places_in
 from app.auth.errors import SettingsError, StoreUnavailableError, UnguardedRouteError
-from app.auth.log.record import Observer
+from app.auth.log import Observer
 
 
 class GuardedAPI(FastAPI):
@@ -89,7 +88,7 @@ class GuardedAPI(FastAPI):
         if scope["type"] == "lifespan":
             send = self._in_one_line(send)
         else:
-            take_secret(scope)
+            extract_key(scope)
         await FastAPI.__call__(self, scope, receive, send)  # faster than super()
 
     def _in_one_line(self, send: Send) -> Send:

@@ -9,11 +9,11 @@ from starlette.middleware.exceptions import ExceptionMiddleware
 from starlette.routing import BaseRoute
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from app.auth.access.clients import FailedAttempts
 from app.auth.access.policy import Admission, Headers, Policy
-from app.auth.access.rule import API, CALLER, MEANT, OFFERED, KeyStore, authenticate
-from app.auth.access.throttle import FailedAttempts
+from app.auth.access.rule import API, CALLER, MATCHED_ROUTE, PRESENTED, KeyStore, authenticate
 from app.auth.key import Key
-from app.auth.log.record import SEEN
+from app.auth.log import RECORD
 
 _NO_STORE: Final = (b"cache-control", b"no-store")
 _FOR_WHOM: Final = re.compile(rb"private|public|s-maxage|no-store", re.IGNORECASE)
@@ -54,10 +54,10 @@ class Guard:
 
     def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
         # What nobody has to wait for takes no coroutine of its own either.
-        offered = scope.get(OFFERED)
+        offered = scope.get(PRESENTED)
         if (
             isinstance(offered, tuple)
-            and (caller := self._keys.recall(offered[0]))
+            and (caller := self._keys.cached(offered[0]))
             and not (caller.restrictions or self._concerns(caller))
         ):
             return self._let_in(caller, scope, receive, _not_stored(send))
@@ -68,8 +68,8 @@ class Guard:
 
     def _let_in(self, caller: Key, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
         scope[CALLER], scope[API] = caller, self._api
-        if seen := scope.get(SEEN):
-            seen.key, (seen.digest, _) = caller, scope[OFFERED]
+        if record := scope.get(RECORD):
+            record.key, (record.digest, _) = caller, scope[PRESENTED]
         return self._app(scope, receive, send)
 
     async def _decide(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -97,7 +97,7 @@ class Guard:
         elif self._api.is_public(route):
             await self._app(scope, receive, send)
         else:
-            scope[MEANT] = route
+            scope[MATCHED_ROUTE] = route
             await caller(scope, receive, send)
 
 

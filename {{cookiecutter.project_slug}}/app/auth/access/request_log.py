@@ -13,9 +13,9 @@ from opentelemetry import trace
 from starlette.applications import Starlette
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app.auth.access.rule import OFFERED, route_of
+from app.auth.access.rule import PRESENTED, route_of
 from app.auth.key import canonical, digest, masked
-from app.auth.log.record import SEEN, Observer, Seen, request_id
+from app.auth.log import RECORD, Observer, RequestRecord, request_id
 
 logger = logging.getLogger(__name__)
 
@@ -39,12 +39,12 @@ class RequestLog:
         self._paths: dict[int, str] | None = None  # as declared, by the id() of the route
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "lifespan" or SEEN in scope:  # one of these lies around this one
+        if scope["type"] == "lifespan" or RECORD in scope:  # one of these lies around this one
             await self._app(scope, receive, send)
             return
         client, _ = scope.get("client") or ("", 0)
         method = "WS" if scope["type"] == "websocket" else scope["method"]
-        seen = scope[SEEN] = Seen(client, method)
+        record = scope[RECORD] = RequestRecord(client, method)
         began_at, api = time.perf_counter(), scope["app"]
         id = _id_of(scope)
         id_before = request_id.set(id)
@@ -53,14 +53,14 @@ class RequestLog:
             _mask(span, scope)
 
         def begin(status: int) -> None:
-            seen.status = status
+            record.status = status
             if self._observers:
-                seen.seconds = time.perf_counter() - began_at
-                self._find_route(seen, scope, api)
+                record.seconds = time.perf_counter() - began_at
+                self._find_route(record, scope, api)
             for observe in self._observers:
-                observe(seen)
-            if seen.key:
-                span.set_attribute("api_key.id", seen.key.id)
+                observe(record)
+            if record.key:
+                span.set_attribute("api_key.id", record.key.id)
 
         def send_with_headers(message: Message) -> Awaitable[None]:
             type = message["type"]
@@ -72,22 +72,22 @@ class RequestLog:
                 message["headers"] = [*headers, *missing.items()]
             elif type == "websocket.accept":
                 begin(101)
-            elif type == "websocket.close" and not seen.status:
+            elif type == "websocket.close" and not record.status:
                 begin(403)  # is what the server makes of it
             return send(message)
 
         try:
             await self._app(scope, receive, send_with_headers)
         finally:
-            if not seen.status:  # it got no answer at all
+            if not record.status:  # it got no answer at all
                 begin(0)
             if logger.isEnabledFor(logging.INFO):
-                self._find_route(seen, scope, api)
-                _log(scope, seen, 1000 * (time.perf_counter() - began_at))
+                self._find_route(record, scope, api)
+                _log(scope, record, 1000 * (time.perf_counter() - began_at))
             request_id.reset(id_before)
 
-    def _find_route(self, seen: Seen, scope: Scope, api: Starlette) -> None:
-        if seen.route is not None:
+    def _find_route(self, record: RequestRecord, scope: Scope, api: Starlette) -> None:
+        if record.route is not None:
             return
         if self._paths is None:
             contexts = list(iter_route_contexts(api.routes))
@@ -97,7 +97,7 @@ class RequestLog:
                 for each in contexts
                 if times[id(each.original_route)] == 1
             }
-        seen.route = self._paths.get(id(scope.get("route"))) or route_of(scope)
+        record.route = self._paths.get(id(scope.get("route"))) or route_of(scope)
 
 
 def _id_of(scope: Scope) -> str:
@@ -112,8 +112,8 @@ def _id_of(scope: Scope) -> str:
 
 def _is_key(value: bytes, scope: Scope) -> bool:
     hashed = digest(canonical(value).lower())
-    offered, keys = scope.get(OFFERED), scope["app"].keys
-    return (isinstance(offered, tuple) and offered[0] == hashed) or bool(keys.knows(hashed))
+    offered, keys = scope.get(PRESENTED), scope["app"].keys
+    return (isinstance(offered, tuple) and offered[0] == hashed) or bool(keys.may_exist(hashed))
 
 
 def _mask(span: trace.Span, scope: Scope) -> None:
@@ -123,21 +123,21 @@ def _mask(span: trace.Span, scope: Scope) -> None:
         span.set_attribute("url.query", masked(query))
 
 
-def _log(scope: Scope, seen: Seen, milliseconds: float) -> None:
-    key_id = seen.key.id if seen.key else ""
+def _log(scope: Scope, record: RequestRecord, milliseconds: float) -> None:
+    key_id = record.key.id if record.key else ""
     logger.info(
         "%s %s %s %d in %.1f ms%s",
-        seen.client,
-        seen.method,
-        seen.route or repr(masked(scope["path"])),
-        seen.status,
+        record.client,
+        record.method,
+        record.route or repr(masked(scope["path"])),
+        record.status,
         milliseconds,
         f", key {key_id}" if key_id else "",
         extra={
-            "client": seen.client,
-            "method": seen.method,
-            "route": seen.route,
-            "status": seen.status,
+            "client": record.client,
+            "method": record.method,
+            "route": record.route,
+            "status": record.status,
             "duration_ms": round(milliseconds, 1),
             "key_id": key_id,
         },

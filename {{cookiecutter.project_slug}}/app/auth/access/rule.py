@@ -14,20 +14,22 @@ from starlette.routing import Match
 from starlette.types import Receive, Scope, Send
 from starlette.websockets import WebSocketClose
 
+from app.auth.access.clients import FailedAttempts
 from app.auth.access.policy import Admission, Denial, Policy
-from app.auth.access.throttle import FailedAttempts
 from app.auth.errors import StoreUnavailableError
 from app.auth.key import Key, canonical, digest, id_of, is_spelled_right, masked
-from app.auth.log.record import SEEN
+from app.auth.log import RECORD
 from app.constants import API_KEY_HEADER, MISSING_KEY_STATUS
 
 logger = logging.getLogger(__name__)
 
 CALLER: Final = "app.caller"
 """Where the ASGI scope of a request says who calls: a `Key`, or the `Refusal` of a stranger."""
-OFFERED: Final = "app.offered"  # what came in place of a key, until that is known
+PRESENTED: Final = "app.presented"  # what came in place of a key, until that is known
 API: Final = "app.api"  # the application that was asked for the caller
-MEANT: Final = "app.meant"  # the route of the application that a stranger is refused on
+MATCHED_ROUTE: Final = (
+    "app.matched_route"  # the route of the application that a stranger is refused on
+)
 
 _HEADER: Final = API_KEY_HEADER.lower().encode()
 PROBLEM_JSON: Final = "application/problem+json"
@@ -41,15 +43,15 @@ class KeyStore(Protocol):
     has_scopes: bool
     """Whether keys differ in their scopes. If not, each has all, and nothing can ask for one."""
 
-    def recall(self, digest: bytes) -> Key | None:
+    def cached(self, digest: bytes) -> Key | None:
         """The key with this SHA-256 digest, if it is in force and that is known right now."""
         ...
 
-    def knows(self, digest: bytes) -> bool:
+    def may_exist(self, digest: bytes) -> bool:
         """Whether a key may have this SHA-256 digest, for all that is known without asking."""
         ...
 
-    async def find(self, digest: bytes) -> "Key | Refusal":
+    async def lookup(self, digest: bytes) -> "Key | Refusal":
         """The key with this SHA-256 digest if it is in force; UNKNOWN if there never was one.
 
         Raises StoreUnavailableError if nobody can tell.
@@ -98,20 +100,24 @@ class Refusal:
         await (self.answer if can_respond(scope) else _hang_up)(scope, receive, send)
 
     def log(self, scope: Scope) -> None:
-        seen = scope.get(SEEN)
-        if seen:
-            seen.refusal = self.reason
+        record = scope.get(RECORD)
+        if record:
+            record.refusal = self.reason
             if self.limited:
-                seen.key, seen.limited, (seen.digest, _) = self.limited, True, scope[OFFERED]
+                record.key, record.limited, (record.digest, _) = (
+                    self.limited,
+                    True,
+                    scope[PRESENTED],
+                )
         span = trace.get_current_span()
         if not (logger.isEnabledFor(logging.INFO) or span.is_recording()):
             return
         path, (client, _) = masked(scope["path"]), scope.get("client") or ("", 0)
         reason = self.cause or self.reason
-        # No router has seen the request, so nobody else can tell which endpoint it was meant for.
+        # No router has record the request, so nobody else can tell which endpoint it was meant for.
         route = route_of(scope)
-        if seen:
-            seen.route = route
+        if record:
+            record.route = route
         if span.is_recording():
             span.set_attributes({"api_key.id": self.key_id, "api_key.refusal": reason})
             if route:
@@ -146,7 +152,9 @@ def route_of(scope: Scope) -> str:
     if "app_root_path" in scope:  # as it was before a mount took a part of the path
         scope = {**scope, "root_path": scope["app_root_path"]}
     partial = ""
-    for route in iter_route_contexts([scope[MEANT]] if MEANT in scope else api.routes):
+    for route in iter_route_contexts(
+        [scope[MATCHED_ROUTE]] if MATCHED_ROUTE in scope else api.routes
+    ):
         try:
             match, _ = route.matches(scope)
         except Exception:  # say, a number with too many digits: no router gets further either
@@ -162,7 +170,7 @@ def can_respond(scope: Scope) -> bool:
     return scope["type"] == "http" or "websocket.http.response" in (scope.get("extensions") or {})
 
 
-def take_secret(scope: Scope) -> None:
+def extract_key(scope: Scope) -> None:
     """Take the secret out of the request, so that nothing that runs later can show it.
 
     Its digest is what `authenticate` goes by.
@@ -188,11 +196,11 @@ def take_secret(scope: Scope) -> None:
     if chunked:
         scope["headers"] = headers.copy()  # without the trailers that are still to come
     if secret is None or reason:
-        scope[OFFERED] = Refusal(reason or "no key")
+        scope[PRESENTED] = Refusal(reason or "no key")
         return
     if b"-" not in secret:  # no UUID: one with a prefix, or none at all
         secret = canonical(secret)
-    scope[OFFERED] = digest(secret), is_spelled_right(secret)
+    scope[PRESENTED] = digest(secret), is_spelled_right(secret)
 
 
 async def authenticate(
@@ -204,17 +212,17 @@ async def authenticate(
     Every secret that arrives, known or not, costs one digest and one lookup; no lookup from an
     address that guesses: it gets 429 for every key that lets nobody in.
     """
-    offered = scope[OFFERED]
+    offered = scope[PRESENTED]
     if isinstance(offered, Refusal):
         return offered
     hashed, may_be_one = offered
     client, _ = scope.get("client") or ("", 0)
     slowed = attempts.are_too_many(client)
-    if slowed and not keys.knows(hashed):
+    if slowed and not keys.may_exist(hashed):
         attempts.add(client)
         return _SLOWED
     try:
-        found = await keys.find(hashed)
+        found = await keys.lookup(hashed)
         decision = await _admit(found, client, policies) if isinstance(found, Key) else found
     except StoreUnavailableError as error:
         return Refusal(OUT_OF_REACH, answer=_out_of_reach, cause=f"{error}")

@@ -1,18 +1,163 @@
-"""Whether the guard works with the FastAPI that is installed."""
+"""Whether the guard holds: with the FastAPI that is installed, and with the routes as declared."""
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from types import SimpleNamespace
-from typing import Any
+from typing import Annotated, Any, ForwardRef, Literal, NamedTuple, get_args, get_origin
 
-from fastapi import APIRouter, FastAPI
-from starlette.types import Scope
+from fastapi import APIRouter, FastAPI, params
+from fastapi.dependencies.models import Dependant
+from starlette.applications import Starlette
+from starlette.routing import BaseRoute, Host, Mount, Router
+from starlette.types import ASGIApp, Receive, Scope, Send
 
-from app.auth.access.dependencies import require
-from app.auth.access.route_checks import places_in, unread_at
-from app.auth.access.routers import GuardedRouter, PublicRouter, leaves_of
+from app.auth.access.dependencies import get_caller, require
+from app.auth.access.routers import GuardedRouter, PublicRouter, dependant_of, leaves_of
 from app.auth.access.rule import API, CALLER, Refusal, logger
 from app.auth.errors import UnguardedRouteError
 from app.auth.key import Key
+
+
+class Place(NamedTuple):
+    """A route, or a router with what it asks for everything on it."""
+
+    name: str
+    asks: Dependant
+    returns: tuple[Any, ...] = ()  # what FastAPI makes of the annotation, as its fields
+    routes: list[BaseRoute] | None = None  # of a router
+
+
+def places_in(app: Any, path: str = "", included_with: Iterable[Any] = ()) -> Iterator[Place]:
+    """In an application or a router; also in nested routers and mounted applications."""
+    router = getattr(app, "router", app)
+    for route in router.routes:
+        yield from _places_at(route, path)
+    asks = dependant_of([*included_with, *getattr(router, "dependencies", ())])
+    yield Place(f"{path or '/'} ({type(app).__name__})", asks, routes=router.routes)
+
+
+def _places_at(route: Any, path: str = "") -> Iterator[Place]:
+    if inner := getattr(route, "original_router", None):
+        how = route.include_context
+        yield from places_in(inner, path + how.prefix, how.dependencies)
+    elif isinstance(route, Mount | Host):
+        app: Any = route.app
+        while app is not None and not isinstance(app, Starlette | Router):
+            app = getattr(app, "app", None)  # it is middleware
+        if app is not None:
+            yield from places_in(app, path + getattr(route, "path", ""))
+    elif isinstance(dependant := getattr(route, "dependant", None), Dependant):
+        fields = (getattr(route, f"{name}_field", None) for name in ("response", "stream_item"))
+        yield Place(f"{path}{route.path} ({route.name})", dependant, tuple(filter(None, fields)))
+
+
+def check_places(places: Iterable[Place], *, has_scopes: bool) -> None:
+    """Raises UnguardedRouteError if FastAPI cannot read an annotation, or if a scope is asked for
+    and no key can lack one."""
+    unread, asked = dict[tuple[int, str], str](), dict[str, str]()
+    for place in places:
+        for call, name in unread_at(place):
+            of = "" if call is place.asks.call else f" of {_name_of(call)}"
+            unread.setdefault((id(call), name), f"{name}{of} in {place.name}")
+        for scope in _asked_of_keys(place.asks):
+            asked.setdefault(scope, f"{scope} for {place.name}")
+    if unread:
+        raise UnguardedRouteError(
+            f"Annotations that FastAPI cannot read: {', '.join(unread.values())}. Import the names"
+            " in them outside `if TYPE_CHECKING`, and put no quotes inside; a dependency is the"
+            " whole annotation, not a part as in `Caller | None`."
+        )
+    if asked and not has_scopes:
+        raise UnguardedRouteError(
+            f"Scopes that restrict nobody: {', '.join(asked.values())}. Every key has all of them:"
+            " ask for none, and tell keys apart by `caller.id`."
+        )
+
+
+def _name_of(call: Any) -> str:
+    call = getattr(call, "func", call)  # of a partial
+    return str(getattr(call, "__name__", type(call).__name__))
+
+
+def unread_at(place: Place) -> Iterator[tuple[Any, str]]:
+    """A function, and the parameter of it (or `return`) whose annotation FastAPI cannot read.
+
+    FastAPI takes such a parameter for one of the query or the body: what it depends on is lost.
+    """
+    pending = [place.asks]
+    for dependant in pending:
+        pending += dependant.dependencies
+        fields = [*dependant.path_params, *dependant.query_params, *dependant.header_params]
+        for field in (*fields, *dependant.cookie_params, *dependant.body_params):
+            annotation = field.field_info.annotation
+            if _is_unresolved(annotation) or _has_dependency(annotation):
+                yield dependant.call, field.name
+    if any(_is_unresolved(field.field_info.annotation) for field in place.returns):
+        yield place.asks.call, "return"
+
+
+def _is_unresolved(annotation: Any) -> bool:
+    return any(isinstance(part, str | ForwardRef) for part in _parts(annotation))
+
+
+def _has_dependency(annotation: Any) -> bool:
+    return any(isinstance(part, params.Depends) for part in _parts(annotation, aliases=True))
+
+
+def _parts(annotation: Any, *, aliases: bool = False) -> Iterator[Any]:
+    """It and what is in it, also behind the names of `type X = ...`: those Pydantic resolves."""
+    parts = [annotation]
+    for part in parts:
+        yield part
+        args = get_args(part)
+        if get_origin(part) is Literal:
+            args = ()
+        elif get_origin(part) is Annotated:  # text that it has besides is no annotation
+            args = (args[0], *(each for each in args[1:] if not isinstance(each, str)))
+        parts += args
+        value = getattr(part, "__value__", None) if aliases else None
+        if value is not None and not any(value is each for each in parts):
+            parts.append(value)
+
+
+def _asked_of_keys(dependant: Dependant, above: tuple[str, ...] = ()) -> Iterator[str]:
+    scopes = (*above, *(dependant.own_oauth_scopes or ()))
+    if dependant.call is get_caller:
+        yield from scopes
+    for dependency in dependant.dependencies:
+        yield from _asked_of_keys(dependency, scopes)
+
+
+class FaultyRoutes:
+    """Middleware: what stops the start does not answer either, if it is added after the start or
+    if no start is run (`--lifespan off`, mounted in another application)."""
+
+    def __init__(self, app: ASGIApp, api: Any) -> None:
+        self._app, self._api = app, api
+        self._lists: list[list[BaseRoute]] = []
+        self._count = -1
+        self._faults: list[tuple[BaseRoute, str]] = []
+
+    def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
+        if scope["type"] != "lifespan":
+            if sum(map(len, self._lists)) != self._count:  # quick, for each request asks
+                self._look()
+            if self._faults:
+                going_to_answer = self._api.route_for(scope)
+                for route, fault in self._faults:
+                    if route is going_to_answer:
+                        raise UnguardedRouteError(fault)
+        return self._app(scope, receive, send)
+
+    def _look(self) -> None:
+        lists = [place.routes for place in places_in(self._api)]
+        self._lists = [each for each in lists if each is not None]
+        self._count = sum(map(len, self._lists))
+        self._faults.clear()
+        for route in self._api.routes:
+            try:
+                check_places(_places_at(route), has_scopes=self._api.keys.has_scopes)
+            except UnguardedRouteError as error:
+                self._faults.append((route, f"{error}"))
 
 
 async def check_guard(application: Callable[[Any], Any]) -> None:

@@ -313,7 +313,7 @@ def changing(ctx: typer.Context) -> Generator[KeyService]:
     with one_line_errors(" A secret that cannot be shown is not issued."):
         settings = wiring_of(ctx).load_settings()
         service = _open(ctx, settings)
-        service.adopt_env_keys()
+        service.import_env_keys()
         _name_database(settings)
         yield service
 

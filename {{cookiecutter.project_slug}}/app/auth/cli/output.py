@@ -11,8 +11,7 @@ from math import ceil
 import typer
 from pydantic import BaseModel
 
-from app.auth.errors import SettingsError, StoreUnavailableError
-from app.auth.keys.errors import KeyServiceError
+from app.auth.errors import KeyServiceError, SettingsError, StoreUnavailableError
 from app.auth.keys.views import IssuedKey
 from app.auth.usage.counts import OUTCOMES
 from app.auth.usage.report import UsageView

@@ -20,6 +20,8 @@ from app.constants import COMMAND
 
 TIMEOUT: Final = 5.0  # seconds until a database that does not answer counts as out of reach
 LONG_TIMEOUT: Final = 600.0  # seconds for a change to all keys, perhaps millions
+SCHEMA: Final = "0005"  # the newest revision in `migrations`
+SCHEMA_TABLE: Final = "api_keys_schema"
 LOCK: Final = int.from_bytes(b"api_keys")  # of PostgreSQL's advisory locks
 
 
@@ -251,6 +253,43 @@ def _begin_in_sqlite(timeout: float, connection: sa.Connection) -> None:
             sleep(0.002)
     finally:
         run(f"PRAGMA busy_timeout = {round(timeout * 1000)}")
+
+
+# The schema.
+
+
+def check_schema(engine: sa.Engine) -> None:
+    """Raises SettingsError if the database has no schema or another one, and
+    StoreUnavailableError."""
+    upgrade = f"uv run {COMMAND} db upgrade"
+    if engine.dialect.name == "sqlite" and file_of(Path(f"{engine.url.database}")) is None:
+        raise SettingsError(
+            f"DATABASE_URL: there is no {engine.url.database};"
+            f" start the service, or make it with: {upgrade}"
+        )
+    with transaction(engine) as connection:
+        found = schema_of(connection)
+    if found is None:
+        raise SettingsError(f"DATABASE_URL: no keys were ever kept there; begin with: {upgrade}")
+    if found > SCHEMA:
+        raise SettingsError(
+            "DATABASE_URL: its schema is newer than the service; install the newer service"
+        )
+    if found < SCHEMA:
+        raise SettingsError(
+            "DATABASE_URL: a version that was never released made its tables;"
+            f" name a new database, and begin with: {upgrade}"
+        )
+
+
+def schema_of(connection: sa.Connection) -> str | None:
+    """The revision of the tables; None if there are none, "" if they have no revision."""
+    inspector = sa.inspect(connection)
+    if inspector.has_table(SCHEMA_TABLE):
+        version = sa.column("version_num", sa.String())
+        newest = sa.select(sa.func.max(version)).select_from(sa.table(SCHEMA_TABLE))
+        return connection.scalar(newest)
+    return "" if inspector.has_table("api_keys") else None
 
 
 def out_of_reach(error: Exception, url: sa.URL) -> StoreUnavailableError:

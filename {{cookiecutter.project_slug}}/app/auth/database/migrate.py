@@ -7,8 +7,7 @@ import sqlalchemy as sa
 from alembic import command
 from alembic.config import Config
 
-from app.auth.database.engine import LONG_TIMEOUT, connect, transaction
-from app.auth.database.version import check_schema, schema_of
+from app.auth.database.engine import LONG_TIMEOUT, check_schema, connect, schema_of, transaction
 from app.auth.errors import StoreUnavailableError
 
 MIGRATIONS: Final = Path(__file__).parent / "migrations"

@@ -18,8 +18,7 @@ from alembic.runtime.migration import MigrationContext, MigrationInfo
 from alembic.util import CommandError
 from sqlalchemy import event, exc
 
-from app.auth.database.engine import connect, transaction
-from app.auth.database.version import check_schema
+from app.auth.database.engine import check_schema, connect, transaction
 from app.auth.errors import SettingsError, StoreUnavailableError
 
 TIMEOUT: Final = 3600.0  # seconds for tables of any size, and for migrations that came first

@@ -10,8 +10,8 @@ from typing import Any, Literal
 import sqlalchemy as sa
 
 from app.auth.database.models import api_key_events, api_key_secrets, api_keys
+from app.auth.errors import InvalidError
 from app.auth.key import is_scope
-from app.auth.keys.errors import InvalidError
 from app.auth.keys.views import AT_ONCE, KeyView, get_view, select_views, shown
 
 # Printable for Unicode, but nothing that somebody could see.

@@ -14,7 +14,7 @@ import sqlalchemy as sa
 from app.auth.access.policy import Policy, parse_restrictions
 from app.auth.config.settings import AuthSettings
 from app.auth.database import clock
-from app.auth.database.engine import LONG_TIMEOUT, connect, transaction
+from app.auth.database.engine import LONG_TIMEOUT, check_schema, connect, transaction
 from app.auth.database.models import (
     ENV_ID,
     LEAST_STALENESS,
@@ -23,11 +23,9 @@ from app.auth.database.models import (
     api_key_servers,
     api_keys,
 )
-from app.auth.database.version import check_schema
-from app.auth.errors import SettingsError, StoreUnavailableError
+from app.auth.errors import ConflictError, InvalidError, SettingsError, StoreUnavailableError
 from app.auth.key import digest, id_of, new_secret, with_prefix
 from app.auth.keys.change import Change, check_name, check_scopes
-from app.auth.keys.errors import ConflictError, InvalidError
 from app.auth.keys.views import (
     AT_ONCE,
     LONGEST,
@@ -69,7 +67,7 @@ class KeyService:
         self._prefix = settings.key_prefix
         self._env_keys = {ENV_ID + id_of(hashed): hashed for hashed in settings.api_keys}
 
-    def adopt_env_keys(self) -> None:
+    def import_env_keys(self) -> None:
         """Let the database know the keys of API_KEYS; one that was revoked there stays revoked."""
 
         def unknown(connection: sa.Connection) -> list[str]:

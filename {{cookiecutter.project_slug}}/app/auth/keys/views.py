@@ -8,8 +8,8 @@ import sqlalchemy as sa
 from pydantic import BaseModel, Field
 
 from app.auth.database.models import api_key_secrets, api_keys
+from app.auth.errors import NotFoundError
 from app.auth.key import Key, masked
-from app.auth.keys.errors import NotFoundError
 
 OVERLAP: Final = timedelta(hours=24)
 LONGEST: Final = timedelta(days=36_500)

@@ -23,8 +23,8 @@ from app.auth.database.engine import TIMEOUT, connect
 from app.auth.database.models import LEAST_STALENESS
 from app.auth.errors import StoreUnavailableError
 from app.auth.key import Key
-from app.auth.log.record import Seen
-from app.auth.store.queries import NOWHERE, Position, Queries, Secret
+from app.auth.log import RequestRecord
+from app.auth.store.queries import NOWHERE, Cursor, Queries, Secret
 from app.auth.usage.counts import Counts
 
 logger = logging.getLogger(__name__)
@@ -77,15 +77,15 @@ class DatabaseKeyStore:
         self._saw_an_end = False
         self._problem = ""  # the one with writing, as the log has it
 
-    def observe(self, seen: Seen) -> None:
+    def observe(self, record: RequestRecord) -> None:
         """What a key is used for, and who is refused without one."""
         now = self._clock.now()
-        if seen.key:
-            self._counts.use(seen.digest, now, seen.outcome, seen.client)
-            if not seen.limited:
-                self._used[seen.digest] = now
-        elif seen.refusal and seen.refusal != OUT_OF_REACH:  # who may be no stranger
-            self._counts.refuse(seen.client, now, seen.refusal)
+        if record.key:
+            self._counts.use(record.digest, now, record.outcome, record.client)
+            if not record.limited:
+                self._used[record.digest] = now
+        elif record.refusal and record.refusal != OUT_OF_REACH:  # who may be no stranger
+            self._counts.refuse(record.client, now, record.refusal)
 
     def now(self) -> float:
         """Seconds since the epoch, by a clock that does not go back."""
@@ -105,16 +105,16 @@ class DatabaseKeyStore:
 
     # What the guard asks.
 
-    def recall(self, digest: bytes) -> Key | None:
+    def cached(self, digest: bytes) -> Key | None:
         secret = self._secrets.get(digest)
         if secret is None or monotonic() > self._trusted_until:
             return None
         return secret.key if secret.ends_at > self._clock.now() else None
 
-    async def find(self, digest: bytes) -> Key | Refusal:
+    async def lookup(self, digest: bytes) -> Key | Refusal:
         came_at = monotonic()
         if came_at > self._trusted_until:
-            await self._know_since(came_at)
+            await self._ensure_fresh(came_at)
         secret = self._secrets.get(digest) or await self._look_up(digest, came_at)
         if secret is None:
             return UNKNOWN
@@ -124,7 +124,7 @@ class DatabaseKeyStore:
         self._saw_an_end |= secret.ends_at > self._written_at
         return Refusal(secret.ended, secret.key.id)
 
-    def knows(self, digest: bytes) -> bool:
+    def may_exist(self, digest: bytes) -> bool:
         start = _start_of(digest)
         place = bisect_left(self._known, start)
         return place < len(self._known) and self._known[place] == start
@@ -132,15 +132,15 @@ class DatabaseKeyStore:
     async def is_reachable(self) -> bool:
         try:
             if monotonic() > self._trusted_until:
-                await self._know_since(monotonic())
+                await self._ensure_fresh(monotonic())
         except StoreUnavailableError:
             return False
         return True
 
     async def _look_up(self, digest: bytes, came_at: float) -> Secret | None:
-        if not self.knows(digest) and came_at > self._ask_strangers_at:
-            await self._know_since(came_at)
-        while self.knows(digest):
+        if not self.may_exist(digest) and came_at > self._ask_strangers_at:
+            await self._ensure_fresh(came_at)
+        while self.may_exist(digest):
             changes = self.changes
             give_up_at = came_at + self._max_staleness
             secret = await self._run(self._threads, give_up_at, self._queries.secret, digest)
@@ -155,36 +155,36 @@ class DatabaseKeyStore:
 
     # What it asks the database.
 
-    async def catch_up(self) -> None:
+    async def refresh(self) -> None:
         """Hear of every change up to now. Raises StoreUnavailableError."""
-        await self._know_since(monotonic())
+        await self._ensure_fresh(monotonic())
 
-    async def _know_since(self, moment: float) -> None:
+    async def _ensure_fresh(self, moment: float) -> None:
         """Know what was so then or later: no answer counts that was asked for before."""
         give_up_at = monotonic() + self._max_staleness
         while self._asked_at < moment:
-            await _in_time(give_up_at, self._question())
+            await _in_time(give_up_at, self._poll())
 
-    def _question(self, timeout: float | None = None) -> asyncio.Task[None]:
+    def _poll(self, timeout: float | None = None) -> asyncio.Task[None]:
         """One to the database, however many wait for the answer."""
         if not self._asking or self._asking.done():
-            self._asking = asyncio.create_task(self._ask(timeout or self._timeout))
+            self._asking = asyncio.create_task(self._refresh_now(timeout or self._timeout))
             # Somebody has to take an error: all who waited for the answer may have given up.
             self._asking.add_done_callback(lambda asked: asked.cancelled() or asked.exception())
         return self._asking
 
-    async def _ask(self, seconds: float) -> None:
-        threads, news_since = self._asking_threads, self._queries.news
+    async def _refresh_now(self, seconds: float) -> None:
+        threads, news_since = self._asking_threads, self._queries.changes_since
         while True:
             asked_at = monotonic()
             give_up_at = asked_at + seconds
             news = await self._run(threads, give_up_at, news_since, self._position, seconds)
             if news.changed is not None:
                 break
-            await self._learn_everything(news.position)
+            await self._reload(news.position)
         for digest in news.changed:
             self._secrets.pop(digest, None)
-            if not self.knows(digest):
+            if not self.may_exist(digest):
                 insort(self._known, _start_of(digest))
         self.changes += bool(news.changed)
         self._position, self._counted = news.position, news.counted
@@ -198,7 +198,7 @@ class DatabaseKeyStore:
         counted = self._counted if monotonic() < self._counted_until else 0.0
         return max(counted, LEAST_STALENESS)
 
-    async def _learn_everything(self, position: Position) -> None:
+    async def _reload(self, position: Cursor) -> None:
         self._trusted_until = -inf
         known, after, threads = array("Q"), b"", self._asking_threads
         while digests := await self._run(threads, None, self._queries.digests, after):
@@ -233,12 +233,12 @@ class DatabaseKeyStore:
         """
         self._queries.name_server()
         await self.flush(starting=True)
-        await _in_time(None, self._question(TIMEOUT))  # no busy machine keeps it from starting
+        await _in_time(None, self._poll(TIMEOUT))  # no busy machine keeps it from starting
         if ahead := self._clock.ahead:
             logger.warning("The keys' database says %s. Is this machine's clock right?", ahead)
         stop = asyncio.Event()
         work = [
-            asyncio.create_task(_keep_doing(self.catch_up, lambda: self._staleness() / 4, stop)),
+            asyncio.create_task(_keep_doing(self.refresh, lambda: self._staleness() / 4, stop)),
             asyncio.create_task(_keep_doing(self.flush, lambda: FLUSH_EVERY, stop)),
         ]
         try:
@@ -277,7 +277,7 @@ class DatabaseKeyStore:
                 await self._run(self._threads, None, self._queries.note_networks, networks)
                 self._counts.noted(networks)
             if not (starting or stopping):  # nobody is to wait for it
-                await self._look_back(now)
+                await self._housekeep(now)
         except BaseException as error:
             self._used, self._saw_an_end = used | self._used, True
             if not isinstance(error, StoreUnavailableError):  # it was given up halfway
@@ -291,7 +291,7 @@ class DatabaseKeyStore:
             self._silent_until = began_at + SEEN_EVERY
             self._wrote_at = began_at
 
-    async def _look_back(self, now: datetime) -> None:
+    async def _housekeep(self, now: datetime) -> None:
         """What is due every few minutes, or once a day."""
         if now.date() != self._thinned_on:
             await self._run(self._threads, None, self._queries.thin, now)

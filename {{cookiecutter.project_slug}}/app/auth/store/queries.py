@@ -41,19 +41,19 @@ class Secret:
 
 
 @dataclass(frozen=True, slots=True)
-class Position:
+class Cursor:
     """How far the events are known. The stamp is random: another history has another one."""
 
     event: int
     stamp: bytes
 
 
-NOWHERE: Final = Position(-1, b"")
+NOWHERE: Final = Cursor(-1, b"")
 
 
 @dataclass(frozen=True, slots=True)
-class News:
-    position: Position
+class Changes:
+    position: Cursor
     changed: Sequence[bytes] | None  # digests; None if all may have changed
     counted: float  # seconds that others wait for this server
 
@@ -74,7 +74,7 @@ class Queries:
         """Each process has a name of its own: this one may have forked."""
         self._server = token_hex(8)
 
-    def news(self, known: Position, timeout: float) -> News:
+    def changes_since(self, known: Cursor, timeout: float) -> Changes:
         """What has changed since, and whether others wait for this server when they revoke.
 
         The timeout, in seconds, is that of a transaction.
@@ -89,7 +89,7 @@ class Queries:
             # In one statement: others wait for this server if they have changed anything since.
             query = sa.select(latest(events.id), latest(events.stamp), bound.scalar_subquery())
             event, stamp, counted = connection.execute(query).one()
-            news = News(Position(event or 0, stamp or b""), [], counted or 0.0)
+            news = Changes(Cursor(event or 0, stamp or b""), [], counted or 0.0)
             if news.position == known:
                 return news
             at_known = sa.select(events.stamp).where(events.id == known.event)

@@ -9,7 +9,7 @@ from typing import Any, Final, Literal, get_args
 
 import sqlalchemy as sa
 
-from app.auth.access.addresses import network_of
+from app.auth.access.clients import network_of
 from app.auth.database.models import (
     LONGEST_REASON,
     api_key_networks,

@@ -8,7 +8,7 @@ import sys
 from app import routes
 from app.auth import GuardedAPI
 from app.auth.errors import SettingsError
-from app.auth.log.formats import configure_logging
+from app.auth.log import configure_logging
 from app.auth.store.env_store import open_store
 from app.docs import router as docs
 from app.openapi import ABOUT

@@ -42,7 +42,7 @@ def env_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, secrets: list[str]
     monkeypatch.setattr("app.auth.config.sources.ENV_FILE", tmp_path / ".env")
     monkeypatch.setattr("app.auth.store.env_file.MAX_AGE", 0.0)
     # Tests send more wrong keys than anybody else may.
-    monkeypatch.setattr("app.auth.access.throttle.BURST", inf)
+    monkeypatch.setattr("app.auth.access.clients.BURST", inf)
     names = {*Settings.model_fields, "secrets_dir", "secrets_vault"}
     for name in [name for name in os.environ if name.lower() in names]:
         monkeypatch.delenv(name)
@@ -54,7 +54,7 @@ def env_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, secrets: list[str]
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     """The time of the whole service, which passes when the test says so."""
     clock = Clock()
-    monkeypatch.setattr("app.auth.access.throttle.monotonic", clock.monotonic)
+    monkeypatch.setattr("app.auth.access.clients.monotonic", clock.monotonic)
     monkeypatch.setattr("app.auth.store.env_store.time", clock)
     return clock
 

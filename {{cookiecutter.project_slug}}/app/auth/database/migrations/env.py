@@ -2,8 +2,8 @@
 
 from alembic import context
 
+from app.auth.database.engine import SCHEMA_TABLE
 from app.auth.database.models import metadata
-from app.auth.database.version import SCHEMA_TABLE
 
 context.configure(
     connection=context.config.attributes["connection"],

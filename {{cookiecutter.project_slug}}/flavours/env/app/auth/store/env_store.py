@@ -37,13 +37,13 @@ class EnvKeyStore:
         self._trusted_until = 0.0 if followed else math.inf
         self._seen = b""
 
-    def recall(self, digest: bytes) -> Key | None:
+    def cached(self, digest: bytes) -> Key | None:
         return self._keys.get(digest) if time.monotonic() < self._trusted_until else None
 
-    def knows(self, digest: bytes) -> bool:
+    def may_exist(self, digest: bytes) -> bool:
         return digest in self._keys
 
-    async def find(self, digest: bytes, client: str = "") -> Key | Refusal:
+    async def lookup(self, digest: bytes, client: str = "") -> Key | Refusal:
         self._look()  # also for an unknown key, which may be new
         return self._keys.get(digest, UNKNOWN)
 

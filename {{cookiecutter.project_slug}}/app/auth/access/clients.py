@@ -1,9 +1,9 @@
-"""Slows addresses down that send many wrong keys."""
+"""Where callers come from, and which addresses send too many wrong keys."""
 
+from functools import lru_cache
+from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 from time import monotonic
 from typing import Final
-
-from app.auth.access.addresses import network_of
 
 BURST: Final = 100  # wrong keys that an address may send at once
 REFILL: Final = 1.0  # seconds after which it may send one more
@@ -35,3 +35,26 @@ class FailedAttempts:
 def _source(client: str) -> str:
     """Whoever has an IPv6 address has its whole network."""
     return network_of(client, 32, 64)
+
+
+def address_of(client: str) -> IPv4Address | IPv6Address | None:
+    """IPv4 in the form of IPv6 becomes IPv4. None if there is no address, as for a Unix socket."""
+    try:
+        address = ip_address(client.partition("%")[0])  # without the name of an interface
+    except ValueError:
+        return None
+    return getattr(address, "ipv4_mapped", None) or address
+
+
+def network_of(client: str, bits: int, ipv6_bits: int) -> str:
+    """The network of the address, with a prefix of so many bits, or `local`."""
+    # A proxy may pass on any text for an address. No address is longer, and no text is kept.
+    return _network_of(client[:64], bits, ipv6_bits)
+
+
+@lru_cache(10_000)
+def _network_of(client: str, bits: int, ipv6_bits: int) -> str:
+    address = address_of(client)
+    if address is None:
+        return "local"
+    return f"{ip_network((address, bits if address.version == 4 else ipv6_bits), strict=False)}"

@@ -1,17 +1,52 @@
-"""Logging: a format where nobody has chosen one, and no key in the lines of the server.
+"""The log: what is known of a request, and the form of the lines.
 
 In a `logging` configuration of your own, the filter `add_request_id` gives `%(request_id)s`.
 """
 
 import logging
+from collections.abc import Callable
+from contextvars import ContextVar
+from dataclasses import dataclass
 from typing import Final, Literal
 
 from pythonjsonlogger.core import RESERVED_ATTRS
 from pythonjsonlogger.json import JsonFormatter
 from uvicorn.logging import ColourizedFormatter
 
-from app.auth.key import masked
-from app.auth.log.record import request_id
+from app.auth.key import Key, masked
+
+RECORD: Final = "app.record"
+"""Where the ASGI scope of a request holds its record. Copies of the scope share it."""
+
+request_id: Final[ContextVar[str]] = ContextVar("request_id", default="")
+"""The id of the request that is being answered, for your own log lines and calls."""
+
+
+@dataclass(slots=True)
+class RequestRecord:
+    """A request and its answer."""
+
+    client: str  # its address
+    method: str  # WS for a WebSocket
+    key: Key | None = None
+    digest: bytes = b""  # of the key's secret
+    refusal: str = ""  # the reason, if it was refused
+    limited: bool = False  # a policy held the key back
+    route: str | None = None  # as it was declared; None until somebody looks for it
+    status: int = 0  # 101 for a WebSocket that was opened
+    seconds: float = 0.0  # until the answer began
+
+    @property
+    def outcome(self) -> Literal["served", "refused", "limited"]:
+        """What became of a request with a key in force."""
+        if not self.refusal:
+            return "served"
+        return "limited" if self.limited else "refused"
+
+
+Observer = Callable[[RequestRecord], None]
+"""Is called once a request, when its answer begins."""
+
 
 _FORMATTERS: Final = {
     "text": logging.Formatter(
