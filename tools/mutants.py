@@ -37,6 +37,7 @@ RESTARTED = Mutant(
     "sys.exit(3)",
     "sys.exit(1)",
     "settings",
+    lean=True,
 )
 
 # What is in both flavours is broken in the small one, whose tests are fast.
@@ -53,8 +54,10 @@ ENV = [
     Mutant(
         "an unknown key gets in",
         "app/auth/access/rule.py",
-        "    if found is UNKNOWN:\n",
-        '    if found is UNKNOWN:\n        return Key("", "", frozenset())\n    if found is UNKNOWN:\n',
+        "    if decision is UNKNOWN:\n",
+        "    if decision is UNKNOWN:\n"
+        '        return Admission(Key("", "", frozenset()))\n'
+        "    if decision is UNKNOWN:\n",
         "access",
         lean=True,
     ),
@@ -140,14 +143,14 @@ ENV = [
     # Nobody gets in on old knowledge.
     Mutant(
         "what a vault said last counts from its answer on, not from the question",
-        "app/auth/store/env_store.py",
+        "app/vaults/key_store.py",
         'asked_at, ""',
         'time.monotonic(), ""',
         "vault_keys",
     ),
     Mutant(
         "a vault that is silent holds up the end",
-        "app/auth/store/env_store.py",
+        "app/vaults/key_store.py",
         'name="api-keys-vault", daemon=True',
         'name="api-keys-vault"',
         "vault_keys",
@@ -287,9 +290,9 @@ ENV = [
     # A refused request is not read, and runs no handler and no dependency.
     Mutant(
         "the body is read before the check",
-        "app/auth/access/application.py",
-        "            caller = await access.authenticate(",
-        "            await receive()\n            caller = await access.authenticate(",
+        "app/auth/access/middleware.py",
+        "            decision = await authenticate(",
+        "            await receive()\n            decision = await authenticate(",
         "guard",
         lean=True,
     ),
@@ -336,18 +339,18 @@ ENV = [
     Mutant(
         "the routes are checked before a lifespan adds some",
         "app/auth/access/application.py",
-        "                async with self.keys.follow(), lifespan(app) as state:\n"
+        "                    state = await running.enter_async_context(lifespan(app))\n"
         "                    self.check_routes()  # now, for a lifespan may have added some\n",
-        "                self.check_routes()\n"
-        "                async with self.keys.follow(), lifespan(app) as state:\n",
+        "                    self.check_routes()\n"
+        "                    state = await running.enter_async_context(lifespan(app))\n",
         "guard",
         lean=True,
     ),
     Mutant(
         "a route that comes later is public",
-        "app/auth/access/application.py",
+        "app/auth/access/middleware.py",
         "elif self._api.is_public(route):",
-        "elif not _is_in(route, self._api._guarded):",
+        'elif not any(each is route for each in vars(self._api)["_guarded"]):',
         "guard",
         lean=True,
     ),
@@ -372,25 +375,18 @@ ENV = [
         "guard",
         lean=True,
     ),
-    Mutant(
-        "strangers are shown any frontend",
-        "app/auth/access/application.py",
-        "ExceptionMiddleware(api.frontends, api.exception_handlers)",
-        "ExceptionMiddleware(api.router, api.exception_handlers)",
-        "guard",
-    ),
     # A release of FastAPI that goes past the guard does not start.
     Mutant(
         "the start-up does not ask whether FastAPI asks the guard",
         "app/auth/access/application.py",
-        "            await check_guard()\n",
-        "            pass\n",
+        "                await check_guard(type(self))\n",
+        "                pass\n",
         "guard",
         lean=True,
     ),
     Mutant(
         "the start-up overlooks strangers who get in",
-        "app/auth/access/application.py",
+        "app/auth/access/selfcheck.py",
         'strangers != {"/public"}',
         "not strangers",
         "guard",
@@ -407,7 +403,7 @@ ENV = [
     ),
     Mutant(
         "endpoints do not ask for their scopes",
-        "app/auth/access/rule.py",
+        "app/auth/access/dependencies.py",
         "        if lacking := caller.lacks(needed.scopes):",
         "        if lacking := caller.lacks([]):",
         "scopes",
@@ -504,7 +500,7 @@ ENV = [
     ),
     Mutant(
         "annotations that FastAPI represents otherwise do not stop the start-up",
-        "app/auth/access/application.py",
+        "app/auth/access/selfcheck.py",
         '        or unread != ["key", "return"]\n',
         "",
         "guard",
@@ -518,7 +514,7 @@ ENV = [
     ),
     Mutant(
         "keys of the flavour env can be asked for scopes",
-        "app/auth/store.py",
+        "app/auth/store/env_store.py",
         "    has_scopes = False",
         "    has_scopes = True",
         "store",
@@ -526,7 +522,7 @@ ENV = [
     # One check a request, however many requirements nest.
     Mutant(
         "an application in another one checks again",
-        "app/auth/access/application.py",
+        "app/auth/access/middleware.py",
         "        caller = scope.get(CALLER)\n        if caller is None:",
         "        caller = None\n        if caller is None:",
         "guard",
@@ -536,8 +532,8 @@ ENV = [
     Mutant(
         "the caller is told the reason",
         "app/auth/access/rule.py",
-        "(self.answer if _can_respond(scope) else _hang_up)",
-        "(_problem(MISSING_KEY_STATUS, self.reason) if _can_respond(scope) else _hang_up)",
+        "(self.answer if can_respond(scope) else _hang_up)",
+        "(problem(MISSING_KEY_STATUS, self.reason) if can_respond(scope) else _hang_up)",
         "access",
         lean=True,
     ),
@@ -545,8 +541,8 @@ ENV = [
     Mutant(
         "an unknown key costs another look",
         "app/auth/access/rule.py",
-        "    if found is UNKNOWN:\n",
-        '    if found is UNKNOWN and await keys.lookup(b""):\n',
+        "    if decision is UNKNOWN:\n",
+        '    if decision is UNKNOWN and await keys.find(b""):\n',
         "access",
         lean=True,
     ),
@@ -561,7 +557,7 @@ ENV = [
     # The refusal is documented on every guarded operation.
     Mutant(
         "the refusals are not documented",
-        "app/auth/access/application.py",
+        "app/auth/access/openapi.py",
         "{**refusals, **operation",
         "{**operation",
         "openapi",
@@ -569,7 +565,7 @@ ENV = [
     ),
     Mutant(
         "the key is not documented",
-        "app/auth/access/application.py",
+        "app/auth/access/openapi.py",
         'operation.setdefault("security", [{get_caller.scheme_name: []}] if guarded else [])',
         "pass",
         "openapi",
@@ -578,13 +574,13 @@ ENV = [
     Mutant(
         "the document does not know routes that come later",
         "app/auth/access/application.py",
-        "        if document is known:",
-        "        if known:",
+        "        if document is not known:",
+        "        if not known:",
         "openapi",
     ),
     Mutant(
         "two operations have one id",
-        "app/auth/access/application.py",
+        "app/auth/access/openapi.py",
         "names[context.name] == 1 and ",
         "",
         "openapi",
@@ -629,8 +625,8 @@ ENV = [
     ),
     Mutant(
         "a copy of the scope hides the key from the log",
-        "app/auth/access/application.py",
-        "            seen.key, (seen.digest, _) = caller, scope[PRESENTED]\n",
+        "app/auth/access/middleware.py",
+        "            record.key, (record.digest, _) = caller, scope[PRESENTED]\n",
         "            pass\n",
         "requests",
     ),
@@ -644,8 +640,8 @@ ENV = [
     Mutant(
         "an answer to an error has no headers",
         "app/auth/access/application.py",
-        "return self._around(stack) if self._around else stack",
-        "return stack",
+        "        return RequestLog(super().build_middleware_stack(), self._observers)",
+        "        return super().build_middleware_stack()",
         "requests",
     ),
     Mutant(
@@ -687,7 +683,7 @@ ENV = [
     # No cache between keeps a guarded answer, unless the endpoint says so.
     Mutant(
         "caches keep the answer to a caller",
-        "app/auth/access/application.py",
+        "app/auth/access/middleware.py",
         "                headers.append(_NO_STORE)",
         "                pass",
         "traces",
@@ -695,7 +691,7 @@ ENV = [
     ),
     Mutant(
         "caches keep an answer of which it is said for how long, but not for whom",
-        "app/auth/access/application.py",
+        "app/auth/access/middleware.py",
         "if not _FOR_WHOM.search(value):",
         'if value == b"":',
         "traces",
@@ -818,19 +814,67 @@ ENV = [
 # Broken in the flavour `database`.
 DATABASE = [
     # Access if and only if, over the whole life of a key.
+    # A restriction that nothing enforces refuses.
+    Mutant(
+        "a restriction that nothing enforces lets its key in",
+        "app/auth/access/rule.py",
+        "    if unenforced:\n",
+        "    if None:\n",
+        "access",
+        lean=True,
+    ),
+    Mutant(
+        "such a key gets in once it was looked up",
+        "app/auth/access/middleware.py",
+        "not (caller.restrictions or self._concerns(caller))",
+        "not self._concerns(caller)",
+        "access",
+        lean=True,
+    ),
+    Mutant(
+        "the database lets a restriction be changed",
+        "app/auth/database/migrations/versions/0005_api_keys.py",
+        " OR NEW.restrictions <> OLD.restrictions",
+        "",
+        "changes",
+        lean=True,
+    ),
+    Mutant(
+        "a policy does not run with the service",
+        "app/auth/access/application.py",
+        "                    for policy in self.policies:\n"
+        "                        await running.enter_async_context(policy.running())\n",
+        "",
+        "limits",
+    ),
+    Mutant(
+        "a frontend is taken without a word",
+        "app/auth/access/application.py",
+        "        refuse_frontend()\n",
+        "        pass\n",
+        "guard",
+    ),
+    Mutant(
+        "the doctor does not tell of a restriction that nothing enforces",
+        "app/auth/usage/doctor.py",
+        "key.restrictions.keys() - set(enforced)",
+        "key.restrictions.keys() - key.restrictions.keys()",
+        "doctor",
+        lean=True,
+    ),
     Mutant(
         "a key that expires while it is in use stays in",
         "app/auth/store/cache.py",
-        "        if secret.ends_at <= now:\n            return None",
-        "        if secret.ends_at <= 0:\n            return None",
+        "return secret.key if secret.ends_at > self._clock.now() else None",
+        "return secret.key",
         "access",
         lean=True,
     ),
     Mutant(
         "an expired key gets in",
         "app/auth/store/cache.py",
-        "        if secret.ends_at <= now:\n            # So",
-        "        if secret.ends_at <= 0:\n            # So",
+        "        if secret.ends_at > self._clock.now():\n            return secret.key\n",
+        "        if secret.ends_at > 0:\n            return secret.key\n",
         "access",
         lean=True,
     ),
@@ -916,7 +960,7 @@ DATABASE = [
     # A revocation is final, also beside another history of the database.
     Mutant(
         "the database lets a revocation be undone",
-        "app/auth/database/migrations/versions/0002_what_has_ended.py",
+        "app/auth/database/migrations/versions/0005_api_keys.py",
         '"OLD.revoked_at IS NOT NULL AND NEW.revoked_at IS DISTINCT FROM OLD.revoked_at"',
         '"OLD.id = NEW.name"',
         "changes",
@@ -924,7 +968,7 @@ DATABASE = [
     ),
     Mutant(
         "the database lets keys be replaced",
-        "app/auth/database/migrations/versions/0002_what_has_ended.py",
+        "app/auth/database/migrations/versions/0005_api_keys.py",
         '("api_keys", "INSERT", "id = NEW.id")',
         '("api_keys", "INSERT", "id = NEW.name")',
         "changes",
@@ -933,8 +977,8 @@ DATABASE = [
     Mutant(
         "what was read before a revocation undoes it",
         "app/auth/store/cache.py",
-        "            if changes == self._changes:",
-        "            if changes <= self._changes:",
+        "            if changes == self.changes:",
+        "            if changes <= self.changes:",
         "store",
         lean=True,
     ),
@@ -958,8 +1002,8 @@ DATABASE = [
     Mutant(
         "old knowledge counts while the database is out of reach",
         "app/auth/store/cache.py",
-        "        if monotonic() > self._trusted_until:\n            return None",
-        "        if monotonic() > self._trusted_until + 5.0:\n            return None",
+        "        if secret is None or monotonic() > self._trusted_until:",
+        "        if secret is None or monotonic() > self._trusted_until + 5.0:",
         "store",
         lean=True,
     ),
@@ -1011,7 +1055,7 @@ DATABASE = [
     ),
     Mutant(
         "what has expired is not put down as ended",
-        "app/auth/keys/service.py",
+        "app/auth/keys/change.py",
         "        self.end(secret.key_id == id, secret.expires_at <= self.now)\n",
         "",
         "changes",
@@ -1019,7 +1063,7 @@ DATABASE = [
     ),
     Mutant(
         "the database lets what has ended come back",
-        "app/auth/database/migrations/versions/0002_what_has_ended.py",
+        "app/auth/database/migrations/versions/0005_api_keys.py",
         '"OLD.ended_at IS NOT NULL AND NEW.ended_at IS DISTINCT FROM OLD.ended_at"',
         '"OLD.digest <> OLD.digest"',
         "changes",
@@ -1028,7 +1072,7 @@ DATABASE = [
     # A rotation leaves one or two secrets, whatever happens meanwhile.
     Mutant(
         "the database lets a key have two current secrets",
-        "app/auth/database/migrations/versions/0002_what_has_ended.py",
+        "app/auth/database/migrations/versions/0005_api_keys.py",
         "            unique=True,",
         "            unique=False,",
         "changes",
@@ -1036,7 +1080,7 @@ DATABASE = [
     ),
     Mutant(
         "a change and its event are two transactions",
-        "app/auth/keys/service.py",
+        "app/auth/keys/change.py",
         "            event = {",
         '            self.connection.exec_driver_sql("COMMIT")\n'
         '            self.connection.exec_driver_sql("BEGIN")\n'
@@ -1070,7 +1114,7 @@ DATABASE = [
     ),
     Mutant(
         "a rotation lets the old secret live longer",
-        "app/auth/keys/service.py",
+        "app/auth/keys/change.py",
         "where(secret.digest == hashed, later)",
         "where(secret.digest == hashed)",
         "changes access",
@@ -1078,7 +1122,7 @@ DATABASE = [
     ),
     Mutant(
         "the database lets a secret be moved to another key",
-        "app/auth/database/migrations/versions/0002_what_has_ended.py",
+        "app/auth/database/migrations/versions/0005_api_keys.py",
         "NEW.digest <> OLD.digest OR NEW.key_id <> OLD.key_id OR OLD.expires_at",
         "NEW.digest <> OLD.digest OR OLD.expires_at",
         "changes",
@@ -1157,7 +1201,7 @@ DATABASE = [
     ),
     Mutant(
         "the database lets events be changed",
-        "app/auth/database/migrations/versions/0002_what_has_ended.py",
+        "app/auth/database/migrations/versions/0005_api_keys.py",
         '("api_key_events", "UPDATE", "true")',
         '("api_key_events", "UPDATE", "OLD.id < 0")',
         "changes",
@@ -1181,23 +1225,23 @@ DATABASE = [
     ),
     Mutant(
         "a manager grants what it lacks",
-        "app/auth/keys/service.py",
-        "self._may_have(change, by, scopes, expires_at)",
-        "self._may_have(change, by, [], expires_at)",
+        "app/management/delegation.py",
+        "self.caller.lacks(key.scopes)",
+        "self.caller.lacks([])",
         "api_keys",
     ),
     Mutant(
         "a manager makes what outlives it",
-        "app/auth/keys/service.py",
-        "self._may_have(change, by, scopes, expires_at)",
-        "self._may_have(change, by, scopes)",
+        "app/management/delegation.py",
+        "        if end and (",
+        "        if not end and (",
         "api_keys",
     ),
     Mutant(
         "a manager takes over a key that may do more",
         "app/auth/keys/service.py",
-        "self._may_have(change, by, key.scopes, key.expires_at)",
-        "self._may_have(change, by, [], key.expires_at)",
+        "        authorize(change, key)\n",
+        "",
         "api_keys",
     ),
     Mutant(
@@ -1219,7 +1263,7 @@ DATABASE = [
     ),
     Mutant(
         "a name that the terminal has no letters for hides the secret",
-        "app/auth/cli/commands.py",
+        "app/auth/cli/output.py",
         'reconfigure(errors="backslashreplace")',
         'reconfigure(errors="strict")',
         "keys_command",
@@ -1235,8 +1279,8 @@ DATABASE = [
     Mutant(
         "commands migrate",
         "app/auth/cli/commands.py",
-        "service = open_service(settings)\n        service",
-        "service = open_service(settings, migrate=True)\n        service",
+        "return open_service(settings, wiring_of(ctx).make_policies(settings))",
+        "return open_service(settings, wiring_of(ctx).make_policies(settings), migrate=True)",
         "keys_command",
         lean=True,
     ),
@@ -1251,15 +1295,15 @@ DATABASE = [
     Mutant(
         "secrets are stored in the clear",
         "app/auth/keys/service.py",
-        "change.add(id, name, scopes, hashed, created_by=actor, expires_at",
-        "change.add(id, name, scopes, hashed, created_by=secret, expires_at",
+        'more = {"created_by": actor, ',
+        'more = {"created_by": secret, ',
         "secrecy",
         lean=True,
     ),
     # No key in a log, an error or a document.
     Mutant(
         "a key that is taken for an id is shown",
-        "app/auth/keys/service.py",
+        "app/auth/keys/views.py",
         "{masked(id)!r}",
         "{id!r}",
         "secrecy",
@@ -1321,8 +1365,8 @@ DATABASE = [
     Mutant(
         "two migrate at the same time",
         "app/auth/database/migrate.py",
-        "transaction(engine, write=True)",
-        "transaction(engine)",
+        "timeout=LONG_TIMEOUT), write=True)",
+        "timeout=LONG_TIMEOUT))",
         "changes",
     ),
     Mutant(
@@ -1362,8 +1406,8 @@ DATABASE = [
     Mutant(
         "a stranger's method is a label",
         "app/metrics/__init__.py",
-        'seen.method if seen.method in _METHODS else "other"',
-        "seen.method",
+        'record.method if record.method in _METHODS else "other"',
+        "record.method",
         "metrics",
     ),
     Mutant(
@@ -1382,16 +1426,16 @@ DATABASE = [
     ),
     Mutant(
         "the first limit is noticed when its key is used",
-        "app/auth/store/cache.py",
-        "self._looked_for_limits_at != (changes := self._changes)",
-        "self._looked_for_limits_at == -1 and (changes := 0) == 0",
+        "app/limits/policy.py",
+        "self._looked_at != changes:",
+        "self._looked_at == -1:",
         "limits",
     ),
     Mutant(
         "who once did not count alone never looks again",
-        "app/auth/store/cache.py",
-        "        self._said_not_alone = not alone\n",
-        "        self._said_not_alone |= not alone\n",
+        "app/limits/policy.py",
+        "                self._said_not_alone = not alone\n",
+        "                self._said_not_alone |= not alone\n",
         "limits",
     ),
     Mutant(
@@ -1410,9 +1454,9 @@ DATABASE = [
     ),
     Mutant(
         "a day that is told as a whole is left out",
-        "app/auth/usage/counts.py",
-        "start >= hour.replace(hour=0)))",
-        "start >= hour))",
+        "app/auth/usage/report.py",
+        "(start >= hour.replace(hour=0)))",
+        "(start >= hour))",
         "usage",
     ),
     Mutant(
@@ -1452,7 +1496,7 @@ DATABASE = [
     ),
     Mutant(
         "what is refused for want of a scope counts as served",
-        "app/auth/access/request_log.py",
+        "app/auth/log.py",
         "        if not self.refusal:",
         "        if self.status:",
         "usage",
@@ -1482,14 +1526,14 @@ DATABASE = [
     # Limits hold, for a key as a whole, and are told.
     Mutant(
         "a window is a moment too long",
-        "app/limits/rates.py",
+        "app/limits/local.py",
         "self._times[0] <= now - self._span",
         "self._times[0] < now - self._span",
         "limits",
     ),
     Mutant(
         "what one limit refuses is charged to others",
-        "app/limits/rates.py",
+        "app/limits/local.py",
         "        if over is None:\n"
         "            for count in counts:\n"
         "                count.add(now)\n",
@@ -1500,98 +1544,98 @@ DATABASE = [
     ),
     Mutant(
         "who waits as told is refused once more",
-        "app/limits/rates.py",
+        "app/limits/local.py",
         "            if (needed := count.wait(now, moment)) > wait:",
         "            if (needed := count.wait(now, moment)) > 0.0:",
         "limits",
     ),
     Mutant(
         "a second that has begun is not waited for",
-        "app/limits/rates.py",
+        "app/limits/limit.py",
         'f"{ceil(charge.wait)}"',
         'f"{int(charge.wait)}"',
         "limits",
     ),
     Mutant(
         "a default is forgotten for who has a quota",
-        "app/limits/rates.py",
+        "app/limits/limit.py",
         "own if any(limit.seconds for limit in own) else",
         "own if own else",
         "limits",
     ),
     Mutant(
         "a start forgets what was used of a quota",
-        "app/limits/rates.py",
+        "app/limits/local.py",
         "await self._used(key_id, begins_at))",
         "0)",
         "limits",
     ),
     Mutant(
         "a quota begins once for each who finds out",
-        "app/limits/rates.py",
+        "app/limits/local.py",
         "        if not self.covers(moment):  # or another",
         "        if True:  # or another",
         "limits",
     ),
     Mutant(
         "a clock that was far ahead ends a quota for good",
-        "app/limits/rates.py",
+        "app/limits/local.py",
         "self.ends_at - 2 * CALENDAR[self.limit.period] <= moment < self.ends_at",
         "moment < self.ends_at",
         "limits",
     ),
     Mutant(
         "who came before midnight takes a day back",
-        "app/limits/rates.py",
+        "app/limits/local.py",
         "self.ends_at - 2 * CALENDAR[self.limit.period] <= moment",
         "self.ends_at - CALENDAR[self.limit.period] <= moment",
         "limits",
     ),
     Mutant(
         "counts of keys that rest take memory",
-        "app/limits/rates.py",
+        "app/limits/local.py",
         "len(self._counts) >= self._forget_at:",
         "len(self._counts) >= 10**9:",
         "limits",
     ),
     Mutant(
         "a quota is forgotten while its key rests",
-        "app/limits/rates.py",
+        "app/limits/local.py",
         "isinstance(count, _Sliding) and count.is_idle(now)",
         "isinstance(count, _Quota) or count.is_idle(now)",
         "limits",
     ),
     Mutant(
         "each secret of a key has the limit for itself",
-        "app/auth/store/cache.py",
-        "charge(secret.key.id, secret.limits)",
-        "charge(digest.hex(), secret.limits)",
+        "app/limits/policy.py",
+        "charge(key.id, limits)",
+        'charge(f"{id(key)}", limits)',
         "limits",
     ),
     Mutant(
         "a key that was seen is let in without a charge",
-        "app/auth/store/cache.py",
-        "secret is None or secret.limits or secret.networks",
-        "secret is None or secret.networks",
+        "app/auth/access/middleware.py",
+        "            and not (caller.restrictions or self._concerns(caller))\n",
+        "",
         "limits",
     ),
     Mutant(
         "who is over a limit counts as who guesses",
         "app/auth/access/rule.py",
-        "not isinstance(found, Refusal) or found.limited",
-        "not isinstance(found, Refusal)",
+        "isinstance(decision, Admission) or decision.limited:",
+        "isinstance(decision, Admission):",
         "limits",
     ),
     Mutant(
         "who gets in is not told what is left",
-        "app/auth/access/application.py",
+        "app/auth/access/middleware.py",
         '[*message.get("headers", ()), *more]',
         '[*message.get("headers", ())]',
         "limits",
     ),
     Mutant(
         "what a limit refuses counts as refused",
-        "app/auth/access/request_log.py",
+        "app/auth/log.py",
         '"limited" if self.limited else "refused"',
         '"refused"',
         "limits",
@@ -1605,59 +1649,52 @@ DATABASE = [
     ),
     Mutant(
         "several processes count apart and do not say so",
-        "app/auth/database/engine.py",
+        "app/limits/process_lock.py",
         "        return self._held is not None",
         "        return True",
         "limits",
     ),
     Mutant(
         "who stops keeps others from counting",
-        "app/auth/database/engine.py",
+        "app/limits/process_lock.py",
         "        if held:\n            held.close()\n",
         "",
         "limits",
     ),
     Mutant(
         "a hold outlives the server that gave it",
-        "app/auth/database/engine.py",
+        "app/limits/process_lock.py",
         "                self.release()\n",
         "                pass\n",
         "limits",
     ),
     Mutant(
         "a database that freezes holds up who counts limits",
-        "app/auth/database/engine.py",
-        "                with _cut_off_in_time(self._held):\n"
+        "app/limits/process_lock.py",
+        "                with cut_off_in_time(self._held):\n"
         '                    self._held.exec_driver_sql("SELECT 1")\n',
         '                self._held.exec_driver_sql("SELECT 1")\n',
         "replicas",
     ),
     Mutant(
         "who names a file by a link counts apart",
-        "app/auth/database/engine.py",
+        "app/limits/process_lock.py",
         'Path(f"{url.database}").resolve()  # a link',
         'Path(f"{url.database}")  # a link',
         "limits",
     ),
     Mutant(
         "a database that freezes holds up a stop",
-        "app/auth/database/engine.py",
+        "app/limits/process_lock.py",
         "            held.invalidate()",
         "            pass",
         "replicas",
     ),
     Mutant(
-        "a limit that comes later is counted apart",
-        "app/auth/store/cache.py",
-        "                    self._has_limits |= bool(secret.limits)\n",
-        "",
-        "limits",
-    ),
-    Mutant(
         "a limit of a key that was revoked keeps others out",
-        "app/auth/store/queries.py",
-        '            api_keys.c.limits != "", api_keys.c.revoked_at.is_(None)\n',
-        '            api_keys.c.limits != ""\n',
+        "app/limits/policy.py",
+        "where(limited, api_keys.c.revoked_at.is_(None))",
+        "where(limited)",
         "limits",
     ),
     # So they do over servers, and without Valkey each counts for itself.
@@ -1750,27 +1787,13 @@ DATABASE = [
     # A key is used from where it may be, and no manager hands on more than it has.
     Mutant(
         "who calls from elsewhere uses up a limit",
-        "app/auth/store/cache.py",
-        "        if secret.networks and not is_within(client, secret.networks):\n"
-        '            return Refusal("a key from another address than its own", secret.key.id)\n'
-        "        if not secret.limits:\n"
-        "            self._used[digest] = now\n"
-        "            return secret.key\n"
-        "        charge = await self._limiter.charge(secret.key.id, secret.limits)\n",
-        "        if secret.limits:\n"
-        "            charge = await self._limiter.charge(secret.key.id, secret.limits)\n"
-        "        if secret.networks and not is_within(client, secret.networks):\n"
-        '            return Refusal("a key from another address than its own", secret.key.id)\n'
-        "        if not secret.limits:\n"
-        "            self._used[digest] = now\n"
-        "            return secret.key\n",
-        "networks",
-    ),
-    Mutant(
-        "a key that was seen gets in from elsewhere",
-        "app/auth/store/cache.py",
-        "secret is None or secret.limits or secret.networks",
-        "secret is None or secret.limits",
+        "app/policies.py",
+        "    policies.append(AddressPolicy())\n"
+        "    limits = (settings.rate_limit, settings.valkey_url, settings.database_url)\n"
+        "    policies.append(LimitPolicy(*limits, store))\n",
+        "    limits = (settings.rate_limit, settings.valkey_url, settings.database_url)\n"
+        "    policies.append(LimitPolicy(*limits, store))\n"
+        "    policies.append(AddressPolicy())\n",
         "networks",
     ),
     Mutant(
@@ -1782,38 +1805,24 @@ DATABASE = [
     ),
     Mutant(
         "a manager renews a key that is freer",
-        "app/auth/keys/service.py",
-        '        self._may_be_as_free(change, by, " ".join(key.limits), " ".join(key.networks))\n',
-        "",
+        "app/management/delegation.py",
+        "        for policy in self.policies:\n",
+        "        for policy in self.policies[:0]:\n",
         "networks",
     ),
     Mutant(
         "a manager without a limit of his own is freer than the default",
-        "app/auth/keys/service.py",
-        "with_default(parse_limits(each), self._rate_limit)",
-        "parse_limits(each)",
+        "app/limits/policy.py",
+        "theirs = with_default(parse_limits(outer), self._default)",
+        "theirs = parse_limits(outer)",
         "networks",
     ),
     Mutant(
         "a manager makes a key that may send more",
-        "app/auth/keys/service.py",
-        "if not limits_are_within(",
-        "if not by.id and not limits_are_within(",
+        "app/limits/policy.py",
+        "        if not are_within(with_default(parse_limits(inner), self._default), theirs):",
+        "        if theirs is None:",
         "networks",
-    ),
-    Mutant(
-        "SQLite lets a key move to other addresses",
-        "app/auth/database/migrations/versions/0004_limits.py",
-        "WHEN NEW.networks <> OLD.networks BEGIN",
-        "WHEN false BEGIN",
-        "changes",
-    ),
-    Mutant(
-        "PostgreSQL lets a key move to other addresses",
-        "app/auth/database/migrations/versions/0004_limits.py",
-        "WHEN (NEW.networks <> OLD.networks)",
-        "WHEN (false)",
-        "changes",
     ),
     # From where keys are used is noted in little space, and what is unusual is told once.
     Mutant(

@@ -11,8 +11,8 @@ from typing import Literal
 import pytest
 from uvicorn.logging import AccessFormatter, DefaultFormatter
 
-from app.auth import GuardedAPI, GuardedRouter
-from app.auth.log import configure_logging, formats
+from app.auth import GuardedAPI, GuardedRouter, log
+from app.auth.log import configure_logging
 from tests.callers import ask
 
 SERVICE, SPEAKER = logging.getLogger("app"), logging.getLogger("app.auth.speaker")
@@ -20,7 +20,7 @@ SERVICE, SPEAKER = logging.getLogger("app"), logging.getLogger("app.auth.speaker
 
 @pytest.fixture(autouse=True)
 def nobody_has_configured(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(formats, "_level", logging.NOTSET)
+    monkeypatch.setattr(log, "_level", logging.NOTSET)
     last, level = logging.lastResort, SERVICE.level
     assert last
     of_last = last.level, last.formatter

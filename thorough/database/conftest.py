@@ -51,13 +51,21 @@ def postgresql_databases() -> Iterator[PostgreSQLDatabases]:
         databases.drop()
 
 
+# What these modules prove is the same on every database: their service uses SQLite.
+OF_NO_DATABASE = {
+    f"tests.thorough.test_{name}"
+    for name in (
+        *("any_bytes", "guard", "guesses", "metrics", "networks", "openapi", "requests"),
+        *("scopes", "traces", "valkey"),
+    )
+}
+
+
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """What uses a database runs on both, if it does not name one."""
-    if (
-        "databases" in metafunc.fixturenames
-        and metafunc.definition.get_closest_marker("sqlite") is None
-    ):
-        metafunc.parametrize("databases", ["sqlite", "postgresql"], indirect=True)
+    """All other tests that use a database run on both."""
+    if "databases" in metafunc.fixturenames:
+        both = metafunc.module.__name__ not in OF_NO_DATABASE
+        metafunc.parametrize("databases", ["sqlite", "postgresql"][: 1 + both], indirect=True)
 
 
 @pytest.fixture

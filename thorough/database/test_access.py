@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from math import inf
+from types import SimpleNamespace
 from typing import Annotated, Any, ClassVar, Literal
 from unittest.mock import patch
 
@@ -161,6 +162,14 @@ def from_elsewhere(key_service: KeyService, clock: Clock, env: list[str]) -> str
     return key_service.create("key", restrictions=bounds, actor="test").key
 
 
+def restricted_by_what_nothing_enforces(
+    key_service: KeyService, clock: Clock, env: list[str]
+) -> str:
+    part = SimpleNamespace(name="tides", parse=list)  # gone when the key is used
+    with patch.object(key_service, "policies", [part]):
+        return key_service.create("key", restrictions={"tides": ["low"]}, actor="test").key
+
+
 STANDINGS: dict[Callable[[KeyService, Clock, list[str]], str], bool] = {
     in_api_keys: True,
     created: True,
@@ -168,6 +177,7 @@ STANDINGS: dict[Callable[[KeyService, Clock, list[str]], str], bool] = {
     overlapping: True,
     within_its_bounds: True,
     from_elsewhere: False,
+    restricted_by_what_nothing_enforces: False,
     never_issued: False,
     in_api_keys_revoked: False,
     expired: False,

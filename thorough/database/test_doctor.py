@@ -48,7 +48,8 @@ def a_key(**differences: Any) -> KeyView:
 
 
 def problems(key: KeyView) -> list[str]:
-    return [finding.problem for finding in examine([key], {"reports:read", MANAGE}, NOW)]
+    found = examine([key], {"reports:read", MANAGE}, NOW, enforced=["tides"])
+    return [finding.problem for finding in found]
 
 
 HEALTHY: dict[str, dict[str, Any]] = {
@@ -59,9 +60,13 @@ HEALTHY: dict[str, dict[str, Any]] = {
     "expires later": {"expires_at": NOW + EXPIRING},
     "rotated in time": {"issued_at": NOW - ROTATION},
     "a wildcard above what is asked for": {"scopes": ["reports:*", "keys:*"]},
+    "restricted by what is enforced": {"restrictions": {"tides": ["low"]}},
 }
 
 FINDINGS: dict[str, dict[str, Any]] = {
+    "refused, for nothing here enforces its moon": {
+        "restrictions": {"moon": ["full"], "tides": ["low"]}
+    },
     "never used": {"created_at": NOW - UNUSED - MOMENT, "last_used_at": None},
     "expires on 2030-06-28": {"expires_at": NOW + EXPIRING - MOMENT},
     "not rotated since 2030-03-16": {"issued_at": NOW - ROTATION - MOMENT},

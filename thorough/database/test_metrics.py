@@ -2,6 +2,7 @@
 
 import os
 import re
+import runpy
 import signal
 import sys
 import time
@@ -34,7 +35,7 @@ from app.auth.log import RequestRecord
 from app.auth.store.cache import DatabaseKeyStore
 from app.constants import API_KEY_HEADER, MISSING_KEY_STATUS
 from tests.callers import PROBE, Keys, answer_of, ask, status_of
-from tests.thorough.commands import Project
+from tests.thorough.commands import ROOT
 from tests.thorough.test_replicas import PATIENCE, Line, Replica, started
 
 Series = tuple[str, ...]  # a name, and the values of its labels in the order of their names
@@ -509,6 +510,11 @@ def test_a_folder_is_made_and_found_again(tmp_path: Path, monkeypatch: pytest.Mo
     assert [path.name for path in folder.iterdir()] == ["counter_1.db"]
 
 
-def test_a_folder_that_cannot_be_used_ends_the_start(tmp_path: Path) -> None:
-    ended = Project(tmp_path).run("-c", "import app.main", env={metrics.FOLDER: f"{tmp_path}"})
-    assert ended == (3, "", f"{NO_FOLDER}\n")
+def test_a_folder_that_cannot_be_used_ends_the_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "notes.txt").touch()
+    monkeypatch.setenv(metrics.FOLDER, f"{tmp_path}")
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(f"{ROOT}/app/main.py")
+    assert (ended.value.code, *capsys.readouterr()) == (3, "", f"{NO_FOLDER}\n")
