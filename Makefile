@@ -5,12 +5,13 @@ export UV_PYTHON_DOWNLOADS ?= never
 BIN := .venv/$(if $(filter Windows_NT,$(OS)),Scripts,bin)
 READY := .venv/.ready
 
-.PHONY: help demo test fast add-ons image browser prometheus bench mutants soak release-check render lint hooks clean
+.PHONY: help demo test fast matrix add-ons image browser prometheus bench mutants soak release-check render lint hooks clean
 
 help:
 	@echo 'make demo     render the default project, start it, call it, stop it'
 	@echo 'make test     every test of the template'
 	@echo 'make fast     only the tests that need no installation'
+	@echo 'make matrix   every combination of parts, installed, checked and tested'
 	@echo 'make add-ons  what people add to a service works with it'
 	@echo 'make image    images are built and run, by docker or podman; needs nginx as well'
 	@echo 'make browser  the pages /docs and /console in Chromium, as Debian has it'
@@ -19,9 +20,9 @@ help:
 	@echo 'make mutants  break the generated guard on purpose; its tests must notice'
 	@echo 'make soak     let generated services live a hard life, for MINUTES (5)'
 	@echo 'make release-check'
-	@echo '           every Python here, lowest and newest versions; a service of the last tag, updated'
+	@echo '           every Python here, lowest and newest versions; projects of the last release, updated'
 	@echo 'make bench    what the guard costs, beside others'
-	@echo 'make render   render both flavours into .cache/rendered, to try an edit'
+	@echo 'make render   render the default and both flavours, with every part, into .cache/rendered'
 	@echo 'make lint     style and types of the template'
 	@echo 'make hooks    run the checks before every commit'
 
@@ -36,10 +37,13 @@ demo: $(READY)
 	$(BIN)/python -m tools.demo
 
 test: $(READY) lint
-	$(BIN)/pytest -n 2 --dist loadgroup -m 'not add_ons and not image and not browser and not prometheus'
+	$(BIN)/pytest -n 2 --dist loadgroup -m 'not matrix and not add_ons and not image and not browser and not prometheus'
 
 fast: $(READY)
 	$(BIN)/pytest -m 'not slow'
+
+matrix: $(READY)
+	$(BIN)/pytest -n 2 --dist loadgroup -m matrix
 
 add-ons: $(READY)
 	$(BIN)/pytest -n 2 -m add_ons

@@ -284,3 +284,13 @@ def render_afresh(folder: Path, answers: Mapping[str, str] | None = None) -> Pro
     shutil.rmtree(folder, ignore_errors=True)
     keep_home_clean(folder / "cookiecutter-home")
     return render(copy_template(folder / "template"), folder, answers)
+
+
+def clone_template(target: Path) -> Path:
+    """The template's repository with its history, and what is not committed yet as a commit."""
+    run("git", "clone", "--quiet", ROOT, target, cwd=ROOT)
+    run("git", "rm", "-r", "--quiet", ".", cwd=target)
+    copy_template(target)
+    run("git", "add", "--all", cwd=target)
+    run("git", "commit", "--quiet", "--allow-empty", "--message", "As it is here", cwd=target)
+    return target

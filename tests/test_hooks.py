@@ -183,6 +183,40 @@ def test_what_is_to_be_skipped_is_not_touched(rendered: Rendered, choice: Choice
     }
 
 
+MARKED = """top <!-- part: limits -->
+
+all
+one # part: metrics
+\ttwo  // part: limits, metrics, vaults
+three; # part: limits, vaults
+
+four "# part: limits" stays
+five\t<!-- part: database -->
+six # part: env
+
+last # part: limits
+
+"""
+SETTLED = """all
+one
+\ttwo
+
+four "# part: limits" stays
+five
+"""
+
+
+def test_marks_of_every_kind_are_settled(template: Path, tmp_path: Path) -> None:
+    changed = shutil.copytree(template, tmp_path / "changed")
+    for name in ("marked.txt", "deploy/marked", "app/limits_of_ours.py", "app/limits/marked.py"):
+        (changed / TOP / name).write_text(MARKED, "utf-8")
+    project = render(changed, tmp_path / "output", {"metrics": "yes"})
+    assert project.read("marked.txt") == SETTLED
+    assert project.read("deploy/marked") == SETTLED
+    assert project.read("app/limits_of_ours.py") == SETTLED
+    assert not (project.path / "app" / "limits").exists()
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="links need a privilege on Windows")
 def test_a_link_in_the_place_of_the_keys_is_not_followed(
     rendered: Rendered, output: Path, tmp_path: Path

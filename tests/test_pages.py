@@ -1,22 +1,20 @@
 """The pages: they are short, and everything that they name exists."""
 
 import ast
-import json
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.parts import ALL, NONE, PATHS, Choice, marked_lines, sources
 from tests.project import FLAVOURS, ROOT, TOP, Project
 from tests.reader import chapter, page
 
 Rendered = Callable[..., Project]
 
-PARTS = {
-    "database": ("limits", "management", "metrics", "vaults", "deploy"),
-    "env": ("vaults", "deploy"),
-}
+CHOICES = [*NONE.values(), *ALL.values()]
+
 REPOSITORY = "https://github.com/org/fastapi-apikey-template/blob/main/"
 PAGES = sorted(ROOT.glob("*.md")) + sorted(ROOT.glob("docs/*.md")) + [ROOT / "benchmarks/README.md"]
 README = {"database": 200, "env": 130}  # lines
@@ -24,10 +22,6 @@ OF_TEMPLATE = {"README.md": 110, "CONTRIBUTING.md": 110}
 OF_PART = 60
 # What backticks around a path of the project or of the template look like.
 NAMED = re.compile(r"`((?:app|tests|deploy|docs|thorough|tools|hooks|findings|\.github)/[\w./-]*)`")
-
-
-def answers(flavour: str, everything: bool) -> dict[str, str]:
-    return {"key_store": flavour, **dict.fromkeys(PARTS[flavour] * everything, "yes")}
 
 
 def functions(place: Path) -> set[str]:
@@ -50,15 +44,12 @@ def rows(text: str) -> Iterator[list[str]]:
 # Length.
 
 
-@pytest.mark.parametrize("everything", [False, True])
-@pytest.mark.parametrize("flavour", FLAVOURS)
-def test_the_readme_of_a_project_is_short(
-    rendered: Rendered, flavour: str, everything: bool
-) -> None:
-    project = rendered(answers(flavour, everything))
-    assert len(project.read("README.md").splitlines()) <= README[flavour]
+@pytest.mark.parametrize("choice", CHOICES, ids=str)
+def test_the_readme_of_a_project_is_short(rendered: Rendered, choice: Choice) -> None:
+    project = rendered(choice.answers)
+    assert len(project.read("README.md").splitlines()) <= README[choice.flavour]
     readmes = list(project.path.glob("app/*/README.md"))
-    assert len(readmes) == len({*PARTS[flavour]} - {"deploy"}) * everything
+    assert {path.parent.name for path in readmes} == choice.parts - {"deploy"}
     for path in readmes:
         assert len(path.read_text("utf-8").splitlines()) <= OF_PART, path
 
@@ -91,12 +82,9 @@ def test_links_of_the_template_lead_somewhere(path: Path) -> None:
     assert missing_links(path.read_text("utf-8"), path.parent) == []
 
 
-@pytest.mark.parametrize("everything", [False, True])
-@pytest.mark.parametrize("flavour", FLAVOURS)
-def test_links_and_names_of_a_project_lead_somewhere(
-    rendered: Rendered, flavour: str, everything: bool
-) -> None:
-    project = rendered(answers(flavour, everything))
+@pytest.mark.parametrize("choice", CHOICES, ids=str)
+def test_links_and_names_of_a_project_lead_somewhere(rendered: Rendered, choice: Choice) -> None:
+    project = rendered(choice.answers)
     for path in project.path.rglob("*.md"):
         text = path.read_text("utf-8")
         assert missing_links(text, path.parent) == [], path
@@ -106,18 +94,15 @@ def test_links_and_names_of_a_project_lead_somewhere(
 
 @pytest.mark.parametrize("flavour", FLAVOURS)
 def test_a_readme_names_no_part_that_was_not_chosen(rendered: Rendered, flavour: str) -> None:
-    text = rendered(answers(flavour, everything=False)).read("README.md")
-    for part in PARTS["database"]:
+    text = rendered(NONE[flavour].answers).read("README.md")
+    for part in ALL["database"].parts:
         assert f"app/{part}" not in text
 
 
-@pytest.mark.parametrize("everything", [False, True])
-@pytest.mark.parametrize("flavour", FLAVOURS)
-def test_the_readme_names_all_that_there_is(
-    rendered: Rendered, flavour: str, everything: bool
-) -> None:
+@pytest.mark.parametrize("choice", CHOICES, ids=str)
+def test_the_readme_names_all_that_there_is(rendered: Rendered, choice: Choice) -> None:
     """Each file and folder in `app/`, and each package of the machinery."""
-    project = rendered(answers(flavour, everything))
+    project = rendered(choice.answers)
     text = project.read("README.md")
     for path in project.path.glob("app/*"):
         if "__" not in path.name:
@@ -128,7 +113,7 @@ def test_the_readme_names_all_that_there_is(
 
 
 def test_names_of_the_pages_lead_somewhere(rendered: Rendered) -> None:
-    project = rendered(answers("database", everything=True))
+    project = rendered(ALL["database"].answers)
     for path in PAGES:
         if path.name in ("CHANGELOG.md", "UPGRADING.md"):  # they tell of what was
             continue
@@ -139,23 +124,26 @@ def test_names_of_the_pages_lead_somewhere(rendered: Rendered) -> None:
             assert any(place.exists() for place in places), f"{path}: {name}"
 
 
-@pytest.mark.parametrize("part", sorted({*PARTS["database"]} - {"deploy"}))
-def test_a_part_tells_all_that_goes_with_it(part: str) -> None:
-    """The folders, and the files that have lines of the part."""
-    told = chapter((ROOT / TOP / "app" / part / "README.md").read_text("utf-8"), "Take it out")
-    named = set(re.findall(r"`([^`]+)`", told))
-    parts = json.loads((ROOT / "cookiecutter.json").read_text("utf-8"))["_parts"]
-    folders = {f"{name}/" if not Path(name).suffix else name for name in parts[part]}
-    assert folders <= named
-    mark = re.compile(rf"(?:#|//|<!--) part: (?:[a-z]+, )*{part}\b", re.MULTILINE)
-    for folder in (ROOT / TOP, ROOT / TOP / "flavours/env"):
-        for path in folder.rglob("*"):
-            name = path.relative_to(folder).as_posix()
-            if path.suffix in (".md", ".js", ".css") or name.startswith("flavours/"):
-                continue
-            if path.is_file() and mark.search(path.read_text("utf-8")):
-                inside = any(name.startswith(each) for each in folders)
-                assert inside or name in named, f"{name} has lines of {part}"
+@pytest.mark.parametrize(
+    ("flavour", "part"),
+    [(each, part) for each in FLAVOURS for part in sorted(ALL[each].parts - {"deploy"})],
+)
+def test_a_part_tells_all_that_goes_with_it(rendered: Rendered, flavour: str, part: str) -> None:
+    """Its paths, and the files that have lines of it."""
+    choice = ALL[flavour]
+    told = chapter(rendered(choice.answers).read(f"app/{part}/README.md"), "Take it out")
+    named = {name.rstrip("/") for name in re.findall(r"`([^`]+)`", told)}
+    files = sources(ROOT, choice)
+    paths = {
+        path for path in PATHS[part] if any(f"{name}/".startswith(f"{path}/") for name in files)
+    }
+    assert paths <= named
+    for name, source in files.items():
+        is_of_a_part = name.startswith("app/") and name.endswith("/README.md")
+        if is_of_a_part or any(f"{name}/".startswith(f"{path}/") for path in paths):
+            continue
+        marked = [parts for _, parts, _ in marked_lines(source.read_text("utf-8"))]
+        assert part not in marked or name in named, f"{name} has lines of {part}"
 
 
 # What they promise.
@@ -175,7 +163,7 @@ def test_each_promise_names_its_tests() -> None:
     assert list(dict.fromkeys(numbers)) == [f"G{number}" for number in range(1, 36)]
     for number, promise, flavour, *cells in told:
         assert promise.endswith(".")
-        assert set(re.findall(r"`(\w+)`", flavour)) <= {*FLAVOURS, *PARTS["database"]}
+        assert set(re.findall(r"`(\w+)`", flavour)) <= {*FLAVOURS, *ALL["database"].parts}
         for cell, defined in zip(cells, (lean, thorough), strict=True):
             named = named_in(cell)
             assert named <= defined, f"{number} {promise} {named - defined}"

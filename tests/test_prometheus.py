@@ -31,7 +31,7 @@ Rendered = Callable[..., Project]
 
 CONFIGURATIONS = ("prometheus.yaml", "kubernetes.yaml")
 JOB = "my-api-service"
-PARTS = {"metrics": "yes", "limits": "yes"}
+PARTS = {"metrics": "yes", "limits": "yes", "deploy": "yes"}
 TELLS = (  # reasons and outcomes
     "auth/access/rule",
     "auth/log/record",

@@ -1,18 +1,21 @@
-"""Render both flavours into .cache/rendered, or one into a folder, again over what is there.
+"""Render into .cache/rendered the default and both flavours with every part.
 
-Edit the plain files of the template, render, and run `uv run pytest` in the rendered project.
+`python -m tools.render FOLDER ANSWER=VALUE...` renders one project into a folder. What is there
+already is written over. Edit the plain files of the template, render, and run `uv run pytest` in
+the rendered project.
 """
 
 import os
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from tests.project import FLAVOURS, ROOT, Project, copy_template, keep_home_clean, render
+from tests.project import EVERYTHING, ROOT, Project, copy_template, keep_home_clean, render
 
+RENDERED = {"default": {}, **EVERYTHING}
 # Lists what was rendered into a folder: that may be removed again, and nothing else there.
 LIST = ".rendered"
 
@@ -30,12 +33,12 @@ def silence() -> Iterator[None]:
         os.close(kept)
 
 
-def render_over(folder: Path, flavour: str) -> None:
+def render_over(folder: Path, answers: Mapping[str, str]) -> None:
     """Only what has changed is written, so that caches stay good; `.env` and `.venv` stay too."""
     with TemporaryDirectory() as name, silence():
         keep_home_clean(Path(name) / "home")
         template = copy_template(Path(name) / "template")
-        new = render(template, Path(name) / "output", {"key_store": flavour})
+        new = render(template, Path(name) / "output", answers)
         changed = replace(folder, new)
     if "pyproject.toml" in changed or not (folder / ".venv").exists():
         Project(folder).run("uv", "sync", "--quiet")
@@ -62,12 +65,12 @@ def replace(folder: Path, new: Project) -> set[str]:
     return changed
 
 
-def main(folder: str = "", flavour: str = "") -> None:
+def main(folder: str = "", *answers: str) -> None:
     if folder:
-        render_over(Path(folder), flavour)
+        render_over(Path(folder), dict(answer.split("=", 1) for answer in answers))
     else:
-        for each in FLAVOURS:
-            render_over(ROOT / ".cache" / "rendered" / each, each)
+        for name in RENDERED:
+            render_over(ROOT / ".cache" / "rendered" / name, RENDERED[name])
 
 
 if __name__ == "__main__":

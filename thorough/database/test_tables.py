@@ -219,6 +219,7 @@ BORN = "CREATE TRIGGER born AFTER INSERT ON parents BEGIN INSERT INTO log VALUES
     ("lost", "steps"),
     [
         ("trigger born", [PARENTS, "CREATE TABLE log (name TEXT)", BORN]),
+        ("trigger other", [PARENTS, BORN.replace("born", "other").replace("parents", "Parents")]),
         ("view names", [PARENTS, "CREATE VIEW names AS SELECT name FROM parents"]),
         ("index small", [PARENTS, "CREATE UNIQUE INDEX small ON parents (lower(name))"]),
         ("CHECK", ["CREATE TABLE parents (name TEXT NOT NULL CHECK (name <> ''))"]),

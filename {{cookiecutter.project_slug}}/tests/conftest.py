@@ -1,22 +1,16 @@
 """Fixtures: the service with a database of its own, and callers of it."""
 
-import os
 import shutil
 from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import AsyncExitStack
 from math import inf
 from pathlib import Path
-from tempfile import mkdtemp
 
 import httpx
 import pytest
 import sqlalchemy as sa
 from fastapi import FastAPI
 from sqlalchemy.orm import Session
-
-# `app.main` reads the settings when it is imported. The tests never use your own keys.
-os.environ["DATABASE_URL"] = f"sqlite:///{mkdtemp()}/keys.db"
-os.environ["API_KEYS"] = ""
 
 from app.auth import GuardedAPI
 from app.auth.database.migrate import upgrade
@@ -28,7 +22,7 @@ from app.auth.store.cache import DatabaseKeyStore
 from app.cli import MIGRATIONS
 from app.constants import API_KEY_HEADER, MISSING_KEY_STATUS
 from app.database import get_engine
-from app.settings import Settings, load_settings
+from app.settings import load_settings
 from tests.callers import Clock, Keys, make_service, status_of
 
 
@@ -50,12 +44,9 @@ def ids(secrets: list[str]) -> list[str]:
 
 @pytest.fixture(autouse=True)
 def working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, secrets: list[str]) -> Path:
-    """A folder of its own. The environment has no settings but these."""
+    """A folder of its own. There are no settings but these."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("app.auth.config.sources.ENV_FILE", tmp_path / ".env")
-    names = {*Settings.model_fields, "secrets_dir", "secrets_vault"}
-    for name in [name for name in os.environ if name.lower() in names]:
-        monkeypatch.delenv(name)
     monkeypatch.setenv("DATABASE_URL", f"sqlite:///{tmp_path}/keys.db")
     monkeypatch.setenv("API_KEYS", ",".join(secrets))
     # Tests send more wrong keys than anybody else may.

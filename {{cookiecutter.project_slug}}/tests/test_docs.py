@@ -35,7 +35,7 @@ async def test_the_docs_load_nothing_from_elsewhere(client: httpx.AsyncClient) -
         assert set(rule.split()[1:]) <= {"'none'", "'self'", "data:"}
 
 
-async def test_hidden_docs_are_like_any_path_that_is_not_there(
+async def test_hidden_docs_are_not_there(
     service: GuardedAPI, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SHOW_DOCS", "false")

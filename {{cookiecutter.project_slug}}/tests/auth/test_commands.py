@@ -3,11 +3,9 @@
 import io
 import os
 import re
-import sqlite3
 import stat
 import sys
-from contextlib import closing
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -19,7 +17,7 @@ from app.auth.database.models import api_key_servers
 from app.auth.key import is_canonical, new_secret, with_prefix
 from app.cli import main
 from app.constants import COMMAND
-from tests.callers import keys, run
+from tests.callers import Clock, keys, run
 from tests.conftest import Server
 
 MAKE_IT = f"uv run {COMMAND} db upgrade"
@@ -54,6 +52,7 @@ async def test_a_created_key_is_shown_this_once_and_works(server: Server) -> Non
     assert is_canonical(secret)
     assert await server.admits(shown, secret) == "++"
     assert keys("show", id) == created
+    assert re.search(f"^ID +NAME .*^{id} +Ren\u00e9 ", run("keys", "list").stdout, re.M | re.S)
     for command in (["list"], ["show", id], ["audit"], ["doctor"], ["usage", id], ["revoke", id]):
         for options in ([], ["--json"]):
             output = run("keys", *command, *options).output
@@ -63,9 +62,7 @@ async def test_a_created_key_is_shown_this_once_and_works(server: Server) -> Non
 
 
 @on_posix
-def test_a_change_is_put_down_to_the_user_of_the_process(
-    database_url: sa.URL, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_actor_is_who_runs_it(database_url: sa.URL, monkeypatch: pytest.MonkeyPatch) -> None:
     for variable in ("LOGNAME", "USER", "LNAME", "USERNAME"):
         monkeypatch.setenv(variable, "boss")
     monkeypatch.setattr("pwd.getpwuid", lambda _: SimpleNamespace(pw_name="ada"))
@@ -75,33 +72,18 @@ def test_a_change_is_put_down_to_the_user_of_the_process(
     assert told == [("created", "cli:ada"), ("revoked", "cli:ada")]
 
 
-def test_an_expiry_is_a_duration_or_a_time_in_utc(database_url: sa.URL) -> None:
+def test_an_expiry_is_a_duration_or_a_time_in_utc(clock: Clock, database_url: sa.URL) -> None:
     for text, seconds in {"90s": 90, "2h": 7200, "1d": 86_400, "5w": 3_024_000}.items():
         created = keys("create", "billing", "--expires-in", text)
-        ends, begins = (
-            datetime.fromisoformat(created[f"{at}_at"]) for at in ("expires", "created")
-        )
-        assert timedelta() <= timedelta(seconds=seconds) - (ends - begins) < timedelta(seconds=60)
+        ends = datetime.fromisoformat(created["expires_at"])
+        assert ends.timestamp() == clock.now + seconds
     year = datetime.now(UTC).year + 1
     for text, expected in {"31": "31T00:00:00Z", "31T23:59+02:00": "31T21:59:00Z"}.items():
         created = keys("create", "billing", "--expires-at", f"{year}-12-{text}")
         assert created["expires_at"] == f"{year}-12-{expected}"
 
 
-def test_people_get_tables(database_url: sa.URL) -> None:
-    assert run("keys", "list").stdout == "None.\n"
-    created = keys("create", "billing", "--scope", "a:read", "--scope", "b:read")
-    head, *rows = (re.split("  +", line) for line in run("keys", "list").stdout.splitlines())
-    assert head == ["ID", "NAME", "SCOPES", "STATUS", "CREATED AT", "EXPIRES AT", "LAST USED AT"]
-    at = f"{datetime.fromisoformat(created['created_at']):%Y-%m-%d %H:%MZ}"
-    assert [created["id"], "billing", "a:read b:read", "active", at, "-", "-"] in rows
-    lines = run("keys", "show", created["id"]).stdout.splitlines()
-    assert {line.partition(":")[0] for line in lines} == created.keys() - {"key"}
-
-
-async def test_what_takes_access_away_waits_for_the_slowest_server(
-    server: Server, waits: list[float]
-) -> None:
+async def test_who_ends_a_secret_waits_for_servers(server: Server, waits: list[float]) -> None:
     with connect(server.keys.engine.url).begin() as connection:
         row = {"id": "slow", "max_staleness": 7.5, "seen_at": datetime.now(UTC)}
         connection.execute(sa.insert(api_key_servers).values(row))
@@ -156,10 +138,20 @@ MISTAKES = {
 }
 
 
-def test_what_cannot_be_done_is_explained_and_changes_nothing(database_url: sa.URL) -> None:
-    keys("create", "billing")
+def test_what_cannot_be_done_is_explained_and_changes_nothing(
+    server: Server, ids: list[str]
+) -> None:
+    active, rotated, revoked = (keys("create", "x")["id"] for _ in "123")
+    keys("rotate", rotated)
+    keys("revoke", revoked)
+    conflicts = {
+        f"rotate {ids[0]}": "lives in API_KEYS; create another key",
+        f"rotate {rotated}": "Two secrets",
+        f"rotate {revoked}": "is revoked; create another key",
+        f"rotate {active} --drop old --no-new": "to end the key, revoke it",
+    }
     before = keys("audit")
-    for command, fix in MISTAKES.items():
+    for command, fix in {**MISTAKES, **conflicts}.items():
         result = run("keys", *command.split())
         said = re.sub(r"\x1b\[[0-9;]*m|[\u2500-\u257f]", "", result.stderr)  # without frames
         assert (result.exit_code in (1, 2), result.stdout) == (True, ""), command
@@ -203,24 +195,18 @@ async def test_a_name_that_the_terminal_has_no_letters_for_hides_no_secret(
 # Which database it is.
 
 
-@pytest.mark.parametrize("content", [None, b"", "CREATE TABLE notes (id)"])
-def test_no_command_makes_a_database(content: bytes | str | None) -> None:
+@pytest.mark.parametrize("exists", [False, True])
+def test_no_command_makes_a_database(exists: bool) -> None:
     file = Path("keys.db")
-    if isinstance(content, str):
-        with closing(sqlite3.connect(file)) as connection:
-            connection.execute(content)
-    elif content is not None:
-        file.write_bytes(content)
-    before = [(each, each.read_bytes()) for each in Path().iterdir()]
+    if exists:
+        file.touch()
     for command in COMMANDS:
         assert MAKE_IT in complaint("keys", *command.split())
-    assert [(each, each.read_bytes()) for each in Path().iterdir()] == before
+    assert [each.read_bytes() for each in Path().iterdir()] == [b""] * exists
 
 
 @pytest.mark.parametrize(("schema", "fix"), [("0000", MAKE_IT), ("zzzz", "install the newer")])
-def test_no_command_uses_the_schema_of_another_service(
-    database_url: sa.URL, schema: str, fix: str
-) -> None:
+def test_no_command_uses_another_schema(database_url: sa.URL, schema: str, fix: str) -> None:
     with connect(database_url).begin() as connection:
         table = sa.table(SCHEMA_TABLE, sa.column("version_num"))
         connection.execute(sa.update(table).values(version_num=schema))
@@ -240,13 +226,7 @@ def test_db_upgrade_makes_a_database_for_its_owner_alone() -> None:
     assert keys("create", "billing")["name"] == "billing"
 
 
-def test_what_is_changed_elsewhere_than_usual_names_the_place_without_a_password(
-    database_url: sa.URL, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    assert run("keys", "create", "x").stderr.startswith(f"In {database_url}:\n")
+def test_what_is_changed_elsewhere_than_usual_names_the_place(database_url: sa.URL) -> None:
+    for command in ("keys create x", "db upgrade"):
+        assert run(*command.split()).stderr.startswith(f"In {database_url}:\n")
     assert run("keys", "list").stderr == ""
-    monkeypatch.setenv("DATABASE_URL", "postgresql://me:swordfish@127.0.0.1:1/none")  # not-a-key
-    for command in ("keys list", "keys create x", "db upgrade"):
-        result = run(*command.split())
-        assert (result.exit_code, "DATABASE_URL: out of reach: " in result.stderr) == (1, True)
-        assert "swordfish" not in result.output

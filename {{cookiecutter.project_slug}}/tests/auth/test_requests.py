@@ -1,18 +1,24 @@
-"""What is around every request: an id, headers of the answer, a line in the log, observers."""
+"""What a request leaves behind: an id, a line in the log, headers; no key, and nothing in caches."""
 
 import logging
 import re
+import traceback
 from contextlib import suppress
+from pathlib import Path
+from typing import Any
 
 import pytest
+from fastapi import Request, Response, WebSocket
+from starlette.datastructures import Headers
 from starlette.responses import PlainTextResponse
-from starlette.types import Receive, Scope, Send
+from starlette.staticfiles import StaticFiles
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app.auth import GuardedAPI, GuardedRouter, PublicRouter
-from app.auth.key import digest, with_prefix
-from app.auth.log import RequestRecord, request_id
-from app.constants import MISSING_KEY_STATUS
-from tests.callers import Keys, answer_of, ask, with_every_kind
+from app.auth.key import digest, new_secret, with_prefix
+from app.auth.log import RequestRecord, configure_logging, request_id
+from app.constants import API_KEY_HEADER, MISSING_KEY_STATUS
+from tests.callers import Keys, answer_of, application, ask, on, with_every_kind
 
 A_UUID_OF_A_PROXY = b"4bf92f35-77b3-4da6-a3ce-929d0e0e4736"  # not-a-key
 
@@ -59,9 +65,7 @@ async def test_a_request_has_one_line_with_its_route_and_its_key(
         assert re.fullmatch(rf"{said}\d+\.\d ms, key key-0", line.message)
 
 
-async def test_a_request_of_a_stranger_has_a_line_too(
-    api: GuardedAPI, caplog: pytest.LogCaptureFixture
-) -> None:
+async def test_a_stranger_has_a_line_too(api: GuardedAPI, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "app")
     await ask(api, path="/v1/items/7")
     refusal, line = map(vars, caplog.records)
@@ -82,19 +86,16 @@ async def test_observers_are_told_once_of_each_request(api: GuardedAPI, keys: Ke
     assert seen == [served, served, refused, refused]
 
 
-async def test_the_id_of_a_caller_is_the_id_if_it_looks_like_one_and_is_no_key(
-    api: GuardedAPI, keys: Keys
-) -> None:
+async def test_an_id_is_kept_if_it_is_one_and_no_key(api: GuardedAPI, keys: Keys) -> None:
     secret, other = keys.issue(), keys.issue()
+    path = "/v1/items/7"
     for id in (b"abc-123", b"3F.b_", A_UUID_OF_A_PROXY):
-        answer = await answer_of(api, secret, path="/v1/items/7", headers=[(b"x-request-id", id)])
+        answer = await answer_of(api, secret, path=path, headers=[(b"x-request-id", id)])
         assert (answer.header("x-request-id"), answer.body) == (id.decode(), b'"%b"' % id)
     prefixed = with_prefix(secret.decode(), "acme").encode()
     for id in (b"", b"x" * 65, b"two words", b"a\nb", b"\xe9", secret, secret.upper(), prefixed):
         for secrets in ([], [secret], [other]):
-            answer = await answer_of(
-                api, *secrets, path="/v1/items/7", headers=[(b"x-request-id", id)]
-            )
+            answer = await answer_of(api, *secrets, path=path, headers=[(b"x-request-id", id)])
             assert re.fullmatch("[0-9a-f]{16}", answer.header("x-request-id") or ""), id
 
 
@@ -110,3 +111,120 @@ async def test_every_answer_has_the_headers_once(api: GuardedAPI, keys: Keys) ->
         assert sent == ["no-referrer", "nosniff"]
         framing = "default-src 'none'" if path == "/framed" else "frame-ancestors 'none'"
         assert answer.header("content-security-policy") == framing
+
+
+# No key, wherever somebody looks.
+
+
+class Watching:
+    """Middleware that looks at the request before and after the endpoint does."""
+
+    def __init__(self, app: ASGIApp, seen: list[str]) -> None:
+        self._app, self._seen = app, seen
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        headers = Headers(scope=scope)
+        self._seen.append(f"{headers} {scope}")
+        try:
+            await self._app({**scope, "headers": list(scope["headers"])}, receive, send)
+        finally:
+            self._seen.append(f"{headers} {scope}")
+
+
+async def test_nobody_who_sees_a_request_sees_its_key(api: GuardedAPI, keys: Keys) -> None:
+    seen: list[str] = []
+    api.add_middleware(Watching, seen=seen)
+
+    async def endpoint(request: Request) -> None:
+        seen.append(f"{request.headers} {request.scope}")
+
+    async def websocket_endpoint(websocket: WebSocket) -> None:
+        seen.append(f"{websocket.headers} {websocket.scope}")
+        await websocket.close()
+
+    async def failing(request: Request) -> None:
+        raise ValueError(f"{request.headers}")
+
+    for router in (GuardedRouter(prefix="/guarded"), PublicRouter(prefix="/public")):
+        router.add_api_route("/x", endpoint)
+        router.add_api_route("/failing", failing)
+        router.add_api_websocket_route("/x", websocket_endpoint)
+        on(api, router)
+    paths = [("/guarded/x", "websocket"), ("/public/x", "websocket"), ("/no-such-page", "http")]
+    paths += [
+        (f"/{on}/{what}", "http") for on in ("guarded", "public") for what in ("x", "failing")
+    ]
+    for path, type in paths:
+        for secrets in ([keys.issue()], [new_secret().encode()] * 2, [b"any text"]):
+            seen.clear()
+            try:
+                await ask(api, *secrets, path=path, type=type, headers=[(b"other", b"seen")])
+            except ValueError as error:
+                seen += traceback.format_exception(error)
+            assert secrets[0].decode() not in f"{seen}", path
+            assert API_KEY_HEADER.lower() not in f"{seen}".lower(), path
+            assert "seen" in f"{seen}", path
+
+
+async def test_no_key_in_the_log_and_no_lines_that_a_caller_makes(
+    api: GuardedAPI, keys: Keys, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG, "app")
+    router, secret = GuardedRouter(), keys.issue().decode()
+    router.add_api_route("/x/{name}", lambda: None)
+    on(api, router)
+    prefixed = with_prefix(secret, "acme")
+    for spelled in (secret, secret.upper(), prefixed, "a\nINFO: \x1b[2J\u2028", "a" * 60_000):
+        for path in (f"/x/{spelled}", f"/{spelled}"):
+            for secrets in ([], [secret.encode()]):
+                await ask(api, *secrets, path=path, query_string=spelled.encode(), body=b"")
+    for said in ("Refused http '/x/[key]': no key.", "GET '/[key]' 404 in ", ", key key-0"):
+        assert said in caplog.text
+    for message in caplog.messages:
+        assert secret not in message.lower()
+        assert prefixed not in message
+        assert len(message) < 500
+        assert not set(message) & {"\n", "\x1b", "\u2028"}
+
+
+@pytest.mark.parametrize("format", ["text", "json"])
+def test_no_key_in_the_lines_of_the_server(
+    format: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name in ("uvicorn", "uvicorn.error"):
+        monkeypatch.setattr(logging.getLogger(name), "propagate", True)
+    configure_logging("INFO", format)
+    secret = new_secret()
+    logging.getLogger("uvicorn.error").warning("%s ends at %s", secret, f"/{secret}?key={secret}")
+    assert caplog.messages == ["[key] ends at /[key]"]
+
+
+async def test_no_cache_keeps_the_answer_to_a_caller_unless_the_endpoint_says_so(
+    api: GuardedAPI, keys: Keys, tmp_path: Path
+) -> None:
+    async def cached(response: Response, says: str) -> None:
+        response.headers["Cache-Control"] = says
+
+    (tmp_path / "file.txt").write_text("file")
+    router, public = GuardedRouter(), PublicRouter()
+    router.add_api_route("/json", lambda: {})
+    router.add_api_route("/cached", cached)
+    router.mount("/mount", application)
+    router.mount("/files", StaticFiles(directory=tmp_path))
+    public.add_api_route("/public", lambda: None)
+    on(api, router, public)
+    for path in ("/json", "/mount/x", "/files/file.txt", "/no-such-page", "/cached"):
+        answer = await answer_of(api, keys.issue(), path=path, body=b"")
+        assert answer.header("cache-control") == "no-store", path
+    assert (await answer_of(api, path="/json")).header("cache-control") == "no-store"
+    assert (await answer_of(api, path="/public")).header("cache-control") is None
+    # `public` is to be said: people write `max-age` who think of the caller's own cache.
+    for says, prefix in (
+        ("private", ""),
+        ("public", ""),
+        ("S-MaxAge=6", ""),
+        ("max-age=6", "private, "),
+    ):
+        query = f"says={says}".encode()
+        answer = await answer_of(api, keys.issue(), path="/cached", query_string=query)
+        assert answer.header("cache-control") == prefix + says

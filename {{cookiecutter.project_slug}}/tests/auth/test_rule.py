@@ -88,9 +88,7 @@ async def test_known_and_unknown_keys_cost_the_same_work(api: GuardedAPI, keys: 
         assert (digests.call_count, keys.asked, keys.found) == (1, 1, 1)
 
 
-async def test_where_the_keys_are_out_of_reach_callers_are_told_to_try_again(
-    api: GuardedAPI, keys: Keys
-) -> None:
+async def test_out_of_reach_callers_are_told_to_try_again(api: GuardedAPI, keys: Keys) -> None:
     with patch.object(keys, "lookup", side_effect=StoreUnavailableError("no route to host")):
         answer = await answer_of(api, keys.issue())
     assert (answer.status, answer.header("retry-after")) == (503, "1")

@@ -93,9 +93,7 @@ async def test_a_wildcard_covers_what_is_below_it(api: GuardedAPI, keys: Keys) -
         assert await status_of(api, keys.issue(held), path="/x") == 403
 
 
-async def test_a_missing_scope_refuses_before_anything_is_read_or_run(
-    api: GuardedAPI, keys: Keys
-) -> None:
+async def test_a_missing_scope_refuses_before_anything_runs(api: GuardedAPI, keys: Keys) -> None:
     ran: list[str] = []
 
     async def dependency() -> None:

@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from app.auth.config.sources import FOLDER
 from app.auth.errors import SettingsError
 from app.auth.key import digest, new_secret
 from app.settings import Settings, load_settings
@@ -39,12 +38,10 @@ def test_a_bad_setting_is_named_in_one_line_without_its_value(
             output, said = capsys.readouterr()
             assert (output, said.count("\n"), said[: len(told)]) == ("", 1, told)
             assert "fish" not in said.lower()
-            assert run("keys", "list").stderr == said
+            assert run("db", "upgrade").stderr.endswith(said)
 
 
-def test_all_bad_settings_are_named_at_once_and_none_is_shown(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_all_bad_settings_are_named_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     for variable in ("API_KEYS", "DATABASE_URL", "LOG_LEVEL"):
         monkeypatch.setenv(variable, "swordfish")
     with pytest.raises(SettingsError, match=r"API_KEYS: .*; DATABASE_URL: .*; LOG_LEVEL: ") as told:
@@ -66,8 +63,6 @@ def test_the_environment_wins_over_the_file(
     shown = f"{settings!r} {settings} {settings.model_dump()} {settings.database_url}"
     assert "swordfish" not in shown
     assert secrets[0] not in f"{shown} {vars(settings)}"
-    monkeypatch.setenv("DATABASE_URL", "sqlite:///data/keys.db")
-    assert load_settings().database_url.database == f"{FOLDER / 'data' / 'keys.db'}"
     monkeypatch.setenv("SECRETS_DIR", f"{working_directory}")  # a file for each setting
     (working_directory / "KEY_PREFIX").write_text("mounted\n")
     assert load_settings().key_prefix == "mounted"

@@ -120,13 +120,14 @@ def _refuse_loss(_: object, cursor: sqlite3.Cursor, statement: str, *__: object)
     if not statement.lstrip().startswith("DROP TABLE"):
         return
     run = cursor.connection.execute
-    tables = dict(run("SELECT name, upper(sql) FROM sqlite_master WHERE type = 'table'"))
+    tables = dict(run("SELECT lower(name), upper(sql) FROM sqlite_master WHERE type = 'table'"))
     for table in (name for name in tables if f"_alembic_tmp_{name}" in tables):
         old, new = tables[table], tables[f"_alembic_tmp_{table}"]
         lost = [word for word in ("AUTOINCREMENT", "COLLATE") if old.count(word) > new.count(word)]
         unseen = run(
-            "SELECT type, name FROM sqlite_master AS entry WHERE tbl_name = ? AND (type = 'trigger'"
-            " OR EXISTS (SELECT 1 FROM pragma_index_xinfo(entry.name) WHERE cid = -2))",
+            "SELECT type, name FROM sqlite_master AS entry WHERE lower(tbl_name) = ? AND"
+            " (type = 'trigger' OR"
+            " EXISTS (SELECT 1 FROM pragma_index_xinfo(entry.name) WHERE cid = -2))",
             [table],
         )
         if lost := [*lost, *(f"{kind} {name}" for kind, name in unseen)]:

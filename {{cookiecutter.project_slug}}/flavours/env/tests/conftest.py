@@ -1,6 +1,5 @@
 """Fixtures: a service with a `.env` of its own, and callers of it."""
 
-import os
 from collections.abc import AsyncGenerator
 from math import inf
 from pathlib import Path
@@ -9,13 +8,9 @@ import httpx
 import pytest
 from fastapi import FastAPI
 
-from app.auth.key import digests, id_of, new_secret
-
-# `app.main` reads the settings when it is imported. The tests never use your own keys.
-os.environ["API_KEYS"] = new_secret()
-
 from app.auth import GuardedAPI
-from app.settings import Settings, load_settings
+from app.auth.key import digests, id_of, new_secret
+from app.settings import load_settings
 from tests.callers import Clock, Keys, make_service
 
 
@@ -43,9 +38,7 @@ def env_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, secrets: list[str]
     monkeypatch.setattr("app.auth.store.env_file.MAX_AGE", 0.0)
     # Tests send more wrong keys than anybody else may.
     monkeypatch.setattr("app.auth.access.clients.BURST", inf)
-    names = {*Settings.model_fields, "secrets_dir", "secrets_vault"}
-    for name in [name for name in os.environ if name.lower() in names]:
-        monkeypatch.delenv(name)
+    monkeypatch.delenv("API_KEYS")
     (tmp_path / ".env").write_text(f"API_KEYS={','.join(secrets)}\n")
     return tmp_path / ".env"
 

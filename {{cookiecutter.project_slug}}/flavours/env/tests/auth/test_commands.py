@@ -76,26 +76,22 @@ class FullDisk(io.StringIO):
         raise OSError(28, "No space left on device")
 
 
-@pytest.mark.parametrize("output", [None, FullDisk()], ids=["closed", "full"])
-@pytest.mark.parametrize("command", ["create", "rotate ID", "list"])
 def test_a_key_that_cannot_be_shown_is_not_made(
     env_file: Path,
     tmp_path: Path,
     ids: list[str],
-    command: str,
-    output: FullDisk | None,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     before = env_file.read_bytes()
-    monkeypatch.setattr(sys, "stdout", output)
-    arguments = ["keys", *command.replace("ID", ids[0]).split()]
-    assert main(arguments, standalone_mode=False) == 1
-    said = capsys.readouterr().err
-    assert ("No space left on device" if output else "closed") in said
-    assert said.count("\n") == 1
-    assert env_file.read_bytes() == before
-    assert list(tmp_path.iterdir()) == [env_file]
+    for output, why in ((None, "closed"), (FullDisk(), "No space left on device")):
+        for command in (["create"], ["rotate", ids[0]], ["list"]):
+            with monkeypatch.context() as terminal:
+                terminal.setattr(sys, "stdout", output)
+                assert main(["keys", *command], standalone_mode=False) == 1
+            said = capsys.readouterr().err
+            assert (why in said, said.count("\n")) == (True, 1)
+            assert (env_file.read_bytes(), list(tmp_path.iterdir())) == (before, [env_file])
 
 
 def test_what_cannot_be_done_is_explained_and_changes_nothing(
