@@ -3,7 +3,6 @@
 import re
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -26,6 +25,7 @@ from tests.project import TOP, Project, get, render
 
 Rendered = Callable[..., Project]
 Chosen = Callable[[Choice], Project]
+Workshop = Callable[[Project], Project]
 
 
 @pytest.fixture(params=CHOICES, ids=str)
@@ -141,10 +141,23 @@ def check(project: Project) -> None:
     project.run("uv", "run", "pytest", "-q")
 
 
-@contextmanager
-def rendered_for_a_while(template: Path, choice: Choice) -> Iterator[Project]:
-    with TemporaryDirectory(ignore_cleanup_errors=True) as folder:
-        yield render(template, Path(folder), choice.answers)
+@pytest.fixture(scope="module")
+def workshop() -> Iterator[Workshop]:
+    """A folder in which projects take turns, so that each finds what is installed and cached."""
+    with TemporaryDirectory(ignore_cleanup_errors=True) as around:
+        folder = Path(around) / "my-api-service"
+        folder.mkdir()
+
+        def take_turn(project: Project) -> Project:
+            for path in folder.iterdir():
+                if path.is_file() and path.name != "uv.lock":
+                    path.unlink()
+                elif path.is_dir() and path.name not in (".venv", ".mypy_cache"):
+                    shutil.rmtree(path)
+            shutil.copytree(project.path, folder, dirs_exist_ok=True)
+            return Project(folder)
+
+        yield take_turn
 
 
 def is_tried_always(choice: Choice) -> bool:
@@ -152,16 +165,15 @@ def is_tried_always(choice: Choice) -> bool:
 
 
 def installed(choice: Choice) -> Any:
-    marks = [pytest.mark.slow, pytest.mark.xdist_group(str(choice))]
+    marks = [pytest.mark.slow, pytest.mark.xdist_group(f"parts of {choice.flavour}")]
     if not is_tried_always(choice):
         marks.append(pytest.mark.matrix)
     return pytest.param(choice, marks=marks, id=str(choice))
 
 
 @pytest.mark.parametrize("choice", [installed(choice) for choice in CHOICES])
-def test_its_checks_and_tests_pass(template: Path, choice: Choice) -> None:
-    with rendered_for_a_while(template, choice) as project:
-        check(project)
+def test_its_checks_and_tests_pass(chosen: Chosen, workshop: Workshop, choice: Choice) -> None:
+    check(workshop(chosen(choice)))
 
 
 def by_hand(project: Project, template: Path, part: str) -> None:
@@ -182,18 +194,15 @@ def by_hand(project: Project, template: Path, part: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "part",
-    [
-        pytest.param(part, marks=pytest.mark.xdist_group(f"without {part}"))
-        for part in sorted(ALL["database"].parts)
-    ],
-)
-def test_a_part_can_be_taken_out_by_hand(template: Path, part: str) -> None:
-    with rendered_for_a_while(template, ALL["database"]) as project:
-        by_hand(project, template, part)
-        project.run("ruff", "format", "--no-cache", ".")
-        check(project)
+@pytest.mark.xdist_group("parts of database")
+@pytest.mark.parametrize("part", sorted(ALL["database"].parts))
+def test_a_part_can_be_taken_out_by_hand(
+    template: Path, chosen: Chosen, workshop: Workshop, part: str
+) -> None:
+    project = workshop(chosen(ALL["database"]))
+    by_hand(project, template, part)
+    project.run("ruff", "format", "--no-cache", ".")
+    check(project)
 
 
 @pytest.mark.slow
