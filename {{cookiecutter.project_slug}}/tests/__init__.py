@@ -11,11 +11,10 @@ from app.settings import Settings
 
 # `app.main` reads the settings when it is imported. A server that tests start has its own.
 if "pytest" in sys.modules:
-    sources.ENV_FILE = Path(mkdtemp()) / ".env"
+    folder = mkdtemp()
+    sources.ENV_FILE = Path(folder) / ".env"
     for name in [*os.environ]:
         if name.lower() in {*Settings.model_fields, "secrets_dir", "secrets_vault"}:
             del os.environ[name]
-    os.environ["DATABASE_URL"] = (
-        f"sqlite:///{sources.ENV_FILE.with_name('keys.db')}"  # part: database
-    )
+    os.environ["DATABASE_URL"] = f"sqlite:///{folder}/keys.db"  # part: database
     os.environ["API_KEYS"] = new_secret()
