@@ -392,55 +392,6 @@ ENV = [
         "guard",
         lean=True,
     ),
-    # Scopes of a router hold for everything on it, or the service does not start.
-    Mutant(
-        "a scope covers what begins like it",
-        "app/auth/key.py",
-        'held.endswith(":*") and scope.startswith(held[:-1])',
-        "scope.startswith(held)",
-        "scopes",
-        lean=True,
-    ),
-    Mutant(
-        "endpoints do not ask for their scopes",
-        "app/auth/access/dependencies.py",
-        "        if lacking := caller.lacks(needed.scopes):",
-        "        if lacking := caller.lacks([]):",
-        "scopes",
-        lean=True,
-    ),
-    Mutant(
-        "a missing scope refuses after the body is read",
-        "app/auth/access/routers.py",
-        "return refusal_without(needed, request.scope) or await handle(request)",
-        "return await handle(request)",
-        "scopes",
-        lean=True,
-    ),
-    Mutant(
-        "scopes of a router do not hold for what is mounted on it",
-        "app/auth/access/routers.py",
-        "return refusal_without(self.scopes, scope) if self.scopes else None",
-        "return None",
-        "scopes",
-        lean=True,
-    ),
-    Mutant(
-        "scopes that are given to include_router do not hold for what is mounted",
-        "app/auth/access/routers.py",
-        "    if not scopes_in(dependencies):",
-        "    if dependencies is None or scopes_in(dependencies):",
-        "scopes",
-        lean=True,
-    ),
-    Mutant(
-        "scopes that do not hold do not stop the start-up",
-        "app/auth/access/application.py",
-        "        if loose:",
-        "        if loose == self.routes:",
-        "scopes",
-        lean=True,
-    ),
     # FastAPI reads what an endpoint asks for, and a key can lack the scopes, or nothing answers.
     Mutant(
         "annotations that cannot be read do not stop the start-up",
@@ -813,6 +764,55 @@ ENV = [
 
 # Broken in the flavour `database`.
 DATABASE = [
+    # Scopes of a router hold for everything on it, or the service does not start.
+    Mutant(
+        "a scope covers what begins like it",
+        "app/auth/key.py",
+        'held.endswith(":*") and scope.startswith(held[:-1])',
+        "scope.startswith(held)",
+        "scopes",
+        lean=True,
+    ),
+    Mutant(
+        "endpoints do not ask for their scopes",
+        "app/auth/access/dependencies.py",
+        "        if lacking := caller.lacks(needed.scopes):",
+        "        if lacking := caller.lacks([]):",
+        "scopes",
+        lean=True,
+    ),
+    Mutant(
+        "a missing scope refuses after the body is read",
+        "app/auth/access/routers.py",
+        "return refusal_without(needed, request.scope) or await handle(request)",
+        "return await handle(request)",
+        "scopes",
+        lean=True,
+    ),
+    Mutant(
+        "scopes of a router do not hold for what is mounted on it",
+        "app/auth/access/routers.py",
+        "return refusal_without(self.scopes, scope) if self.scopes else None",
+        "return None",
+        "scopes",
+        lean=True,
+    ),
+    Mutant(
+        "scopes that are given to include_router do not hold for what is mounted",
+        "app/auth/access/routers.py",
+        "    if not scopes_in(dependencies):",
+        "    if dependencies is None or scopes_in(dependencies):",
+        "scopes",
+        lean=True,
+    ),
+    Mutant(
+        "scopes that do not hold do not stop the start-up",
+        "app/auth/access/application.py",
+        "        if loose:",
+        "        if loose == self.routes:",
+        "scopes",
+        lean=True,
+    ),
     # Access if and only if, over the whole life of a key.
     # A restriction that nothing enforces refuses.
     Mutant(

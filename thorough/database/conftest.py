@@ -1,9 +1,10 @@
 """Fixtures beside those of the project: both databases, and a real socket."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import httpx
 import hypothesis
 import pytest
 import sqlalchemy as sa
@@ -92,6 +93,15 @@ def database_url(
 def service(database_url: sa.URL) -> GuardedAPI:
     """With so long a staleness that no busy machine decides a test."""
     return make_service(patient_settings())
+
+
+@pytest.fixture
+def client_with(
+    client_with: Callable[..., httpx.AsyncClient], monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., httpx.AsyncClient]:
+    """The service asks the database for each key that it does not know yet."""
+    monkeypatch.setattr("app.auth.store.cache.RECHECK", 0.0)
+    return client_with
 
 
 @pytest.fixture
