@@ -39,15 +39,16 @@ HEADER = "{{ cookiecutter.api_key_header }}"
 # The other hook has this function as well: hooks cannot import each other.
 def list_files():
     """When each file was last changed, in the places where the template has files."""
-    files = {}
-    for top in (".", ".github", "app", "deploy", "flavours", "tests"):
+    files = """
+        .dockerignore .env.example .gitignore .pre-commit-config.yaml Dockerfile README.md
+        compose.yaml pyproject.toml
+    """
+    paths = [Path(name) for name in files.split()]
+    for top in (".github", "app", "deploy", "flavours", "tests"):
         for folder, subfolders, names in os.walk(top):
-            if top == ".":
-                subfolders.clear()  # .git and .venv are large, and the owner's
-            for path in (Path(folder, name) for name in names):
-                if path.is_file():
-                    files[path.as_posix()] = path.stat().st_mtime_ns
-    return files
+            subfolders[:] = {*subfolders} - {"__pycache__"}  # which changes while a server runs
+            paths += [Path(folder, name) for name in names]
+    return {path.as_posix(): path.stat().st_mtime_ns for path in paths if path.is_file()}
 
 
 def list_written():
@@ -93,7 +94,7 @@ def settle_marks(written, chosen):
     """Drop the lines of parts that were not chosen, and the marks of those that were."""
     for path in map(Path, written):
         content = path.read_bytes()
-        if b" part: " in content:
+        if b" part: " in content and b"\0" not in content:
             path.write_bytes(b"".join(settle(content.splitlines(keepends=True), chosen)))
 
 

@@ -102,15 +102,16 @@ def main(texts, slug, usable, choices):
 # The other hook has this function as well: hooks cannot import each other.
 def list_files():
     """When each file was last changed, in the places where the template has files."""
-    files = {}
-    for top in (".", ".github", "app", "deploy", "flavours", "tests"):
+    files = """
+        .dockerignore .env.example .gitignore .pre-commit-config.yaml Dockerfile README.md
+        compose.yaml pyproject.toml
+    """
+    paths = [Path(name) for name in files.split()]
+    for top in (".github", "app", "deploy", "flavours", "tests"):
         for folder, subfolders, names in os.walk(top):
-            if top == ".":
-                subfolders.clear()  # .git and .venv are large, and the owner's
-            for path in (Path(folder, name) for name in names):
-                if path.is_file():
-                    files[path.as_posix()] = path.stat().st_mtime_ns
-    return files
+            subfolders[:] = {*subfolders} - {"__pycache__"}  # which changes while a server runs
+            paths += [Path(folder, name) for name in names]
+    return {path.as_posix(): path.stat().st_mtime_ns for path in paths if path.is_file()}
 
 
 # As JSON in a raw string an answer stays data, whatever it holds; `tojson` escapes apostrophes

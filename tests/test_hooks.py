@@ -82,18 +82,12 @@ def test_both_hooks_look_at_the_same_files_and_at_all_of_the_template(
     assert len(functions) == 1
     project = rendered(EVERYTHING["database"])
     monkeypatch.chdir(project.path)
-    for name in (".venv/lib/app/large.py", ".git/objects/00", "node_modules/app/large.js"):
-        path = project.path / name
-        path.parent.mkdir(parents=True)
-        path.touch()
+    left_alone = [".git/objects/00", ".venv/lib/app/large.py", "app/__pycache__/x.pyc", "keys.db"]
+    write(project, dict.fromkeys(left_alone, ""))
     names: dict[str, object] = {"os": os, "Path": Path}
     exec(functions.pop(), names)  # noqa: S102
     listed = eval("list_files()", names)  # noqa: S307
-    assert listed.keys() == project.files().keys() - {
-        ".venv/lib/app/large.py",
-        ".git/objects/00",
-        "node_modules/app/large.js",
-    }
+    assert listed.keys() == project.files().keys() - {".env", *left_alone}
 
 
 # What an owner may have, also where a part that was not chosen would have files.
@@ -208,12 +202,15 @@ five
 
 def test_marks_of_every_kind_are_settled(template: Path, tmp_path: Path) -> None:
     changed = shutil.copytree(template, tmp_path / "changed")
-    for name in ("marked.txt", "deploy/marked", "app/limits_of_ours.py", "app/limits/marked.py"):
+    marked = ("deploy/marked", "tests/marked.md", "app/limits_of_ours.py")
+    for name in (*marked, "app/limits/marked.py"):
         (changed / TOP / name).write_text(MARKED, "utf-8")
+    binary = b"\0\1\2\n # part: limits\n"
+    (changed / TOP / "app" / "binary").write_bytes(binary)
     project = render(changed, tmp_path / "output", {"metrics": "yes"})
-    assert project.read("marked.txt") == SETTLED
-    assert project.read("deploy/marked") == SETTLED
-    assert project.read("app/limits_of_ours.py") == SETTLED
+    for name in marked:
+        assert project.read(name) == SETTLED
+    assert (project.path / "app" / "binary").read_bytes() == binary
     assert not (project.path / "app" / "limits").exists()
 
 

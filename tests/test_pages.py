@@ -128,12 +128,14 @@ def test_names_of_the_pages_lead_somewhere(rendered: Rendered) -> None:
     ("flavour", "part"),
     [(each, part) for each in FLAVOURS for part in sorted(ALL[each].parts - {"deploy"})],
 )
-def test_a_part_tells_all_that_goes_with_it(rendered: Rendered, flavour: str, part: str) -> None:
+def test_a_part_tells_all_that_goes_with_it(
+    rendered: Rendered, template: Path, flavour: str, part: str
+) -> None:
     """Its paths, and the files that have lines of it."""
     choice = ALL[flavour]
     told = chapter(rendered(choice.answers).read(f"app/{part}/README.md"), "Take it out")
     named = {name.rstrip("/") for name in re.findall(r"`([^`]+)`", told)}
-    files = sources(ROOT, choice)
+    files = sources(template, choice)
     paths = {
         path for path in PATHS[part] if any(f"{name}/".startswith(f"{path}/") for name in files)
     }

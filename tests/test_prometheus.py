@@ -34,7 +34,7 @@ JOB = "my-api-service"
 PARTS = {"metrics": "yes", "limits": "yes", "deploy": "yes"}
 TELLS = (  # reasons and outcomes
     "auth/access/rule",
-    "auth/log/record",
+    "auth/log",
     "auth/store/queries",
     "limits/allowed_from",
     "limits/policy",

@@ -21,7 +21,7 @@ def test_a_scope_is_spelled_in_words_and_colons(text: str, expected: bool) -> No
 
 
 async def test_the_reason_of_a_store_is_the_one_for_the_log() -> None:
-    keys = Mock(find=AsyncMock(return_value=Refusal("revoked key", "1")))
+    keys = Mock(lookup=AsyncMock(return_value=Refusal("revoked key", "1")))
     scope: dict[str, Any] = {"type": "http", "headers": [(HEADER, new_secret().encode())]}
     extract_key(scope)
     refusal = await authenticate(scope, keys, FailedAttempts())

@@ -13,5 +13,5 @@ sources.ENV_FILE = Path(mkdtemp()) / ".env"
 for name in [*os.environ]:
     if name.lower() in {*Settings.model_fields, "secrets_dir", "secrets_vault"}:
         del os.environ[name]
-os.environ["DATABASE_URL"] = f"sqlite:///{sources.ENV_FILE.with_name('keys.db')}"
+os.environ["DATABASE_URL"] = f"sqlite:///{sources.ENV_FILE.with_name('keys.db')}"  # part: database
 os.environ["API_KEYS"] = new_secret()

@@ -64,6 +64,7 @@ LIVES = {  # and which of the secrets, in the order of their issue, get in at th
     "create rotate=2 wait=1": "++",
     "create rotate=2 wait=2 rotate": "-++",
     "create rotate=2 wait=2 rotate set-clock-back=9": "-++",
+    "create=4 rotate=2 wait=2": "-+",
     "create=4 rotate=9 wait=4": "--",
     "create rotate=2 rotate=new wait=2": "--+",
     "create rotate rotate=old": "-++",
