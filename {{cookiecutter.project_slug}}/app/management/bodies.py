@@ -15,11 +15,12 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from app.auth.key import SCOPE_PATTERN
-from app.auth.keys.views import LONGEST, OVERLAP, KeyView
+from app.auth.keys import views
+from app.auth.keys.views import LONGEST, OVERLAP
 from app.limits.settings import LimitTexts, NetworkTexts  # part: limits
 
 
-class ManagedKey(BaseModel):
+class KeyView(BaseModel):
     """A key, without its secret. Times are in UTC."""
 
     id: str
@@ -40,12 +41,12 @@ class ManagedKey(BaseModel):
     old_key_last_used_at: datetime | None
 
     @classmethod
-    def of(cls, view: KeyView) -> Self:
+    def of(cls, view: views.KeyView) -> Self:
         """Each restriction of the key is a field of its own."""
         return cls.model_validate({**view.restrictions, **view.model_dump()})
 
 
-class NewlyManagedKey(ManagedKey):
+class IssuedKey(KeyView):
     """A key with its new secret, which is never shown again."""
 
     key: str = Field(repr=False)
@@ -114,5 +115,5 @@ class Revocation(BaseModel):
 
 
 class Page(BaseModel):
-    items: list[ManagedKey]
+    items: list[KeyView]
     next: str | None = Field(description="The `after` of the next page")

@@ -27,17 +27,18 @@ from app.auth.errors import (
     StoreUnavailableError,
 )
 from app.auth.key import Key
+from app.auth.keys import views
 from app.auth.keys.service import MANAGE, KeyService
-from app.auth.keys.views import LONGEST, EventView, IssuedKey, KeyView
+from app.auth.keys.views import LONGEST, EventView
 from app.auth.usage import report
 from app.auth.usage.anomalies import Finding
 from app.auth.usage.doctor import diagnose
 from app.auth.usage.report import AllUsage, UsageView
 from app.management.bodies import (
     DayOfUse,
-    ManagedKey,
+    IssuedKey,
+    KeyView,
     NewKey,
-    NewlyManagedKey,
     Page,
     Revocation,
     Rotation,
@@ -118,9 +119,7 @@ async def _until_all_follow(service: KeyService) -> None:
 
 
 @router.post("", status_code=201, responses=_problems(400))
-async def create_key(
-    new: NewKey, caller: Caller, service: Service, request: Request
-) -> NewlyManagedKey:
+async def create_key(new: NewKey, caller: Caller, service: Service, request: Request) -> IssuedKey:
     """Make a key with scopes that you have yourself, and which ends no later than yours.
 
     The secret is shown this once.
@@ -133,7 +132,7 @@ async def create_key(
         expires_at=new.expires_at,
         **_by(caller, service),
     )
-    return NewlyManagedKey.of(await _changed(request, change))
+    return IssuedKey.of(await _changed(request, change))
 
 
 @router.get("")
@@ -148,7 +147,7 @@ def list_keys(
     Small and capital letters are the same to it.
     """
     found = service.page(after, limit + 1, has(search))
-    items = [ManagedKey.of(key) for key in found[:limit]]
+    items = [KeyView.of(key) for key in found[:limit]]
     return Page(items=items, next=items[-1].id if len(found) > limit else None)
 
 
@@ -178,9 +177,9 @@ def list_days_of_use(
 
 
 @router.get("/{id}", responses=_problems(404))
-def show_key(id: str, service: Service) -> ManagedKey:
+def show_key(id: str, service: Service) -> KeyView:
     """A key, without its secret."""
-    return ManagedKey.of(service.get(id))
+    return KeyView.of(service.get(id))
 
 
 @router.post("/{id}/rotate", responses=_problems(400, 404, 409))
@@ -190,7 +189,7 @@ async def rotate_key(
     caller: Caller,
     service: Service,
     request: Request,
-) -> NewlyManagedKey | ManagedKey:
+) -> IssuedKey | KeyView:
     """Give a key a new secret, shown this once; the old one stays in force for the overlap.
 
     You need all scopes of the key. While two secrets are in force, say which one to `drop`.
@@ -198,7 +197,7 @@ async def rotate_key(
     if not (rotation.issue or rotation.drop):
         raise HTTPException(400, "Say which secret to drop, or let one be issued")
 
-    def change() -> IssuedKey | KeyView:
+    def change() -> views.KeyView:
         overlap, drop = rotation.overlap, rotation.drop
         if drop and not rotation.issue:
             return service.drop(id, drop, **_by(caller, service))
@@ -207,7 +206,7 @@ async def rotate_key(
     rotated = await _changed(request, change)
     if rotation.drop or not rotation.overlap:
         await _until_all_follow(service)
-    return (NewlyManagedKey if isinstance(rotated, IssuedKey) else ManagedKey).of(rotated)
+    return (IssuedKey if isinstance(rotated, views.IssuedKey) else KeyView).of(rotated)
 
 
 @router.post("/{id}/revoke", responses=_problems(400, 404, 409))
@@ -217,7 +216,7 @@ async def revoke_key(
     caller: Caller,
     service: Service,
     request: Request,
-) -> ManagedKey:
+) -> KeyView:
     """End a key for good; when this answers, no server accepts it any more.
 
     You need all scopes of the key. The last one that may manage keys needs `force`.
@@ -225,7 +224,7 @@ async def revoke_key(
     change = partial(service.revoke, id, force=revocation.force, **_by(caller, service))
     revoked = await _changed(request, change)
     await _until_all_follow(service)
-    return ManagedKey.of(revoked)
+    return KeyView.of(revoked)
 
 
 @router.get("/{id}/usage", responses=_problems(404))

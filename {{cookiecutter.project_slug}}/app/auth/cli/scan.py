@@ -81,7 +81,8 @@ def report(
     as_json: bool,
 ) -> bool:
     """Show the findings. Returns whether there are any."""
-    known, findings = Known(sources, note), []
+    known = Known(sources, note)
+    findings: list[dict[str, object]] = []
     for finding in (finding for file in files for finding in scan(file, known)):
         findings.append(finding._asdict())
         if not as_json:
