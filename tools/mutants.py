@@ -367,7 +367,7 @@ ENV = [
         "app/auth/access/routers.py",
         "            await super().handle(scope, receive, send)\n\n"
         "    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:\n"
-        '        """How an application that was mounted is entered."""\n'
+        '        """Starlette calls this for a mounted router."""\n'
         "        if refusal := self._refusal(scope):",
         "            await super().handle(scope, receive, send)\n\n"
         "    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:\n"
