@@ -18,10 +18,7 @@ class ProcessLock:
         self._held: sqlite3.Connection | sa.Connection | None = None
 
     def take(self) -> bool:
-        """Take or keep the lock. Returns whether this process holds it.
-
-        Raises StoreUnavailableError.
-        """
+        """True if this process holds the lock or can take it. Raises StoreUnavailableError."""
         if isinstance(self._held, sa.Connection):
             try:
                 with cut_off_in_time(self._held):
