@@ -1,6 +1,6 @@
 """The page `/console`, for people who manage keys. It calls `/api-keys` with a key that they type.
 
-To remove it, delete this folder, `tests/test_console.py`, and its lines in `main.py`.
+To remove it, delete this folder, `tests/management/test_console.py`, and its lines in `main.py`.
 """
 
 from hashlib import sha256
