@@ -1,4 +1,4 @@
-"""What `/api-keys` takes and gives."""
+"""The bodies of requests to `/api-keys` and of their answers."""
 
 from datetime import date, datetime, timedelta
 from typing import Annotated, Literal, Self
@@ -53,7 +53,7 @@ class IssuedKey(KeyView):
 
 
 class DayOfUse(BaseModel):
-    """Of one key, in UTC."""
+    """The use of one key on one day, in UTC."""
 
     id: str
     day: date
@@ -63,13 +63,13 @@ class DayOfUse(BaseModel):
 
 
 def _written(value: object) -> str:
-    if not isinstance(value, str):  # Pydantic takes numbers as well, in units of its own choice
+    if not isinstance(value, str):  # Pydantic would also take numbers, and guess their unit
         raise PydanticCustomError("string_type", "Input should be a valid string")
     return value
 
 
 Written = BeforeValidator(_written)
-# Checked by the service, whose message says more.
+# The service checks scopes, because its message says more than Pydantic's.
 Scope = Annotated[
     str, WithJsonSchema({"type": "string", "maxLength": 100, "pattern": SCOPE_PATTERN})
 ]
@@ -85,14 +85,14 @@ class NewKey(BaseModel):
     expires_at: Annotated[AwareDatetime, Written] | None = None
 
     def restrictions(self) -> dict[str, list[str]]:
-        """What bounds the key further, by the names of the policies that enforce it."""
+        """The restrictions of the key, by the name of the policy that enforces each."""
         asked: dict[str, list[str]] = {}
         asked.update(limits=self.limits, networks=self.networks)  # part: limits
         return asked
 
 
 class Rotation(BaseModel):
-    # If none is issued, one is dropped.
+    # `issue: false` requires `drop`.
     model_config = ConfigDict(
         extra="forbid",
         json_schema_extra={

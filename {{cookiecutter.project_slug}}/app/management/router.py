@@ -1,4 +1,4 @@
-"""Managing keys over HTTP: for callers with the scope `keys:manage`."""
+"""The routes of `/api-keys`, for callers with the scope `keys:manage`."""
 
 from asyncio import sleep
 from collections.abc import Callable
@@ -70,9 +70,9 @@ class _ManagementRoute(GuardedRoute):
             except StoreUnavailableError:
                 problem = HTTPException(503, "The keys are out of reach", {"Retry-After": "1"})
             except RequestValidationError as error:
-                # FastAPI's answer but for the input, which need not be text that can be sent.
-                said = [{each: e[each] for each in ("type", "loc", "msg")} for e in error.errors()]
-                return JSONResponse({"detail": said}, 422)
+                # FastAPI's answer without the input, which may not be encodable.
+                items = [{name: e[name] for name in ("type", "loc", "msg")} for e in error.errors()]
+                return JSONResponse({"detail": items}, 422)
             headers = {**(problem.headers or {}), "Content-Type": PROBLEM_JSON}
             raise HTTPException(problem.status_code, problem.detail, headers)
 
@@ -102,15 +102,15 @@ Id = Annotated[str, StringConstraints(pattern="^[ -~]*$")]
 
 
 async def _changed(request: Request, change: Callable[[], T]) -> T:
-    """Make a change, in a thread for it waits for the database; here it holds at once."""
+    """Make a change in a thread. This server then accepts or refuses the key at once."""
     changed = await run_in_threadpool(change)
-    with suppress(StoreUnavailableError):  # it was made all the same, and the secret is shown once
+    with suppress(StoreUnavailableError):  # the change is made, and its answer must arrive
         await request.app.keys.refresh()
     return changed
 
 
 def _by(caller: Key, service: KeyService) -> dict[str, Any]:
-    """Who makes a change, and whether they may."""
+    """The actor of a change, and its authorization."""
     return {"actor": caller.id, "authorize": Delegation(caller, service.policies)}
 
 
@@ -144,7 +144,7 @@ def list_keys(
 ) -> Page:
     """The keys, oldest first: all, or those with `search` in the name or the id.
 
-    Small and capital letters are the same to it.
+    The search ignores case.
     """
     found = service.page(after, limit + 1, has(search))
     items = [KeyView.of(key) for key in found[:limit]]
@@ -153,7 +153,7 @@ def list_keys(
 
 @router.get("/findings")
 def list_findings(service: Service, request: Request) -> list[Finding]:
-    """What needs attention, and what to do about it: of keys, and of the service as a whole."""
+    """Problems of keys and of the service as a whole, each with advice."""
     return diagnose(service, request.app.routes)
 
 
@@ -162,7 +162,7 @@ def show_all_usage(
     service: Service,
     days: Annotated[int, Query(ge=1, le=LONGEST.days)] = 7,
 ) -> AllUsage:
-    """How often keys were used in so many days, and who was refused without one."""
+    """How often keys were used in the last days, and who was refused without one."""
     return report.of_all(service.engine, timedelta(days=days))
 
 
@@ -172,7 +172,7 @@ def list_days_of_use(
     id: Annotated[list[Id], Query(max_length=100)],
     days: Annotated[int, Query(ge=1, le=31)] = 14,
 ) -> list[DayOfUse]:
-    """How often these keys were used on each of so many days, up to today, in UTC."""
+    """How often these keys were used on each of the last days, up to today, in UTC."""
     return use_by_day(service.engine, id, timedelta(days=days - 1))
 
 
@@ -233,7 +233,7 @@ def show_usage(
     service: Service,
     days: Annotated[int, Query(ge=1, le=LONGEST.days)] = 7,
 ) -> UsageView:
-    """How often the key was used in so many days, up to now, by hour."""
+    """How often the key was used in the last days, up to now, by hour."""
     return report.of_key(service.engine, id, timedelta(days=days))
 
 
