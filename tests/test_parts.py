@@ -3,6 +3,7 @@
 import re
 import shutil
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -140,7 +141,8 @@ def check(project: Project) -> None:
     project.run("uv", "run", "pytest", "-q")
 
 
-def render_in_a_folder(template: Path, choice: Choice) -> Iterator[Project]:
+@contextmanager
+def rendered_for_a_while(template: Path, choice: Choice) -> Iterator[Project]:
     with TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         yield render(template, Path(folder), choice.answers)
 
@@ -158,7 +160,7 @@ def installed(choice: Choice) -> Any:
 
 @pytest.mark.parametrize("choice", [installed(choice) for choice in CHOICES])
 def test_its_checks_and_tests_pass(template: Path, choice: Choice) -> None:
-    for project in render_in_a_folder(template, choice):
+    with rendered_for_a_while(template, choice) as project:
         check(project)
 
 
@@ -188,7 +190,7 @@ def by_hand(project: Project, template: Path, part: str) -> None:
     ],
 )
 def test_a_part_can_be_taken_out_by_hand(template: Path, part: str) -> None:
-    for project in render_in_a_folder(template, ALL["database"]):
+    with rendered_for_a_while(template, ALL["database"]) as project:
         by_hand(project, template, part)
         project.run("ruff", "format", "--no-cache", ".")
         check(project)
