@@ -115,8 +115,7 @@ class Replica(Line):
     def __init__(self, *options: str, **settings: str) -> None:
         with socket.create_server(("127.0.0.1", 0)) as listener:
             super().__init__(listener.getsockname()[1])
-        folder = f"{Path(__file__).parent / 'outside'}"
-        server = ("--app-dir", folder, "--factory", "served:start", "--port", f"{self.port}")
+        server = ("--factory", "tests.thorough.services:start", "--port", f"{self.port}")
         # Workers are processes that import for themselves.
         self.process: _Process | subprocess.Popen[bytes] = (
             start("-m", "uvicorn", *server, *options, **settings)

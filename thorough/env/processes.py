@@ -40,7 +40,6 @@ class Project:
         self.env_file = folder / ".env"
         shutil.copytree(ROOT / "app", folder / "app")
         (folder / "pyproject.toml").touch()
-        shutil.copy(Path(__file__).parent / "outside" / "served.py", folder)
 
     def environment(self, **variables: str) -> dict[str, str]:
         # Not yours for Python, such as PYTHONUNBUFFERED.
@@ -66,16 +65,8 @@ class Project:
     def serving(self, *options: str, workers: int = 1) -> Iterator[Server]:
         """uvicorn, once all of its workers answer."""
         log = self.folder / "server.log"
-        command = [
-            "-m",
-            "uvicorn",
-            "--factory",
-            "served:start",
-            "--port",
-            "0",
-            "--workers",
-            f"{workers}",
-        ]
+        server = ("-m", "uvicorn", "--factory", "tests.thorough.services:start")
+        command = (*server, "--port", "0", "--workers", f"{workers}")
         with log.open("w") as output:
             server = subprocess.Popen(
                 [sys.executable, *command, *options],
