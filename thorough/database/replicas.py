@@ -75,7 +75,7 @@ class Line:
 _processes = multiprocessing.get_context(
     "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
 )
-_processes.set_forkserver_preload(["tests.thorough.services", "uvicorn"])
+_processes.set_forkserver_preload(["tests.thorough.replicas", "tests.thorough.services"])
 
 
 class _Process(_processes.Process):  # type: ignore[name-defined,misc]
@@ -115,12 +115,12 @@ class Replica(Line):
     def __init__(self, *options: str, **settings: str) -> None:
         with socket.create_server(("127.0.0.1", 0)) as listener:
             super().__init__(listener.getsockname()[1])
-        app = ("--factory", "tests.thorough.services:start", "--port", f"{self.port}")
+        server = ("--factory", "tests.thorough.services:start", "--port", f"{self.port}")
         # Workers are processes that import for themselves.
         self.process: _Process | subprocess.Popen[bytes] = (
-            start("-m", "uvicorn", *app, *options, **settings)
+            start("-m", "uvicorn", *server, *options, **settings)
             if "--workers" in options
-            else _fork((*app, *options), settings)
+            else _fork((*server, *options), settings)
         )
 
     def request(self, key: str, method: str = "GET", path: str = PROBE) -> int:
