@@ -147,18 +147,22 @@ def replaced(project: Project, texts: dict[str, str]) -> Iterator[None]:
             (project.path / name).write_text(text, "utf-8")
 
 
+DOCS = "app/docs/__init__.py"
+
+
 @contextmanager
 def without_docs(project: Project) -> Iterator[None]:
     """As the module of the page says, to the letter."""
-    told = project.read("app/docs/__init__.py").partition("To have none,")[2]
-    named, _, deleted = told.partition('"""')[0].partition("delete this folder")
+    _, named, deleted = re.split(
+        "take it out of|delete this folder", project.read(DOCS), maxsplit=2
+    )
     # Whether the OpenAPI document is hidden is another matter.
     line = r"(?m)^(?!.*openapi_url).*\b(show_)?docs\b.*\n"
     texts = {
         name: re.sub(line, "", project.read(name))
         for name in (f"app/{each}" for each in re.findall("`(.+?)`", named))
     }
-    gone = ["app/docs", *re.findall("`(.+?)`", deleted)]
+    gone = ["app/docs", *re.findall("`(.+?)`", deleted.partition('"""')[0])]
     with TemporaryDirectory(dir=project.path.parent) as folder, replaced(project, texts):
         kept = {name: Path(folder, f"{number}") for number, name in enumerate(gone)}
         for name, place in kept.items():
@@ -367,7 +371,7 @@ def test_from_a_key_in_a_screenshot_to_its_replacement_by_the_readme(
     project: Project, header: str, status: int, key_store: str
 ) -> None:
     [(find, replace)] = re.findall(
-        r"```console\n(.+ keys scan -)\n(.+ keys rotate ID .+)\n```", project.read("README.md")
+        r"```console\n(.+ keys scan -)\n(.+ keys rotate ID.*)\n```", project.read("README.md")
     )
     of_database = key_store == "database"
     with ExitStack() as servers:

@@ -367,7 +367,7 @@ ENV = [
         "app/auth/access/routers.py",
         "            await super().handle(scope, receive, send)\n\n"
         "    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:\n"
-        '        """How an application that was mounted is entered."""\n'
+        '        """Starlette calls this for a mounted router."""\n'
         "        if refusal := self._refusal(scope):",
         "            await super().handle(scope, receive, send)\n\n"
         "    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:\n"
@@ -1020,7 +1020,6 @@ DATABASE = [
         "        except Exception:\n",
         "        except LookupError:\n",
         "store",
-        lean=True,
     ),
     Mutant(
         "nobody asks before somebody calls",
@@ -1383,7 +1382,6 @@ DATABASE = [
         "if (written or 0) < batch.number:",
         "if True:",
         "usage",
-        lean=True,
     ),
     Mutant(
         "a write that failed is forgotten",
@@ -1393,7 +1391,6 @@ DATABASE = [
         "                batch = batches.popleft()\n"
         "                await self._run(self._threads, None, self._queries.add, batch)\n",
         "usage",
-        lean=True,
     ),
     Mutant(
         "a flood from everywhere takes memory",

@@ -136,7 +136,7 @@ async def test_no_key_in_the_frames_of_an_error(
     for path in ("/endpoint", "/dependency", "/starlette", "/mount/x", "/" + 5000 * "9"):
         await frames_of(path, "http")
     await frames_of("/endpoint", "websocket")
-    for name in ("cached", "find"):
+    for name in ("cached", "lookup"):
         monkeypatch.setattr(keys, "cached", lambda _: None)
         monkeypatch.setattr(keys, name, fails)
         await frames_of("/endpoint", "http")

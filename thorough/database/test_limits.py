@@ -341,7 +341,7 @@ async def test_a_websocket_counts_when_it_opens(service: GuardedAPI, key_with: M
     async def live(socket: WebSocket) -> None:
         await socket.accept()
         for _ in range(10):
-            await socket.send_text("news")
+            await socket.send_text("changes_since")
 
     service.include_router(router)
     key = key_with("1/hour")

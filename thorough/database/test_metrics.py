@@ -36,7 +36,7 @@ from app.auth.store.cache import DatabaseKeyStore
 from app.constants import API_KEY_HEADER, MISSING_KEY_STATUS
 from tests.callers import PROBE, Keys, answer_of, ask, status_of
 from tests.thorough.commands import ROOT
-from tests.thorough.test_replicas import PATIENCE, Line, Replica, started
+from tests.thorough.replicas import PATIENCE, Line, Replica, started
 
 Series = tuple[str, ...]  # a name, and the values of its labels in the order of their names
 Told = Callable[[], dict[Series, float]]

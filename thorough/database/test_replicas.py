@@ -1,7 +1,6 @@
 """Several real processes over one database, and a database that is in trouble."""
 
 import asyncio
-import http.client
 import os
 import signal
 import socket
@@ -24,128 +23,18 @@ import sqlalchemy as sa
 from app.auth.database.engine import connect
 from app.auth.database.migrate import upgrade
 from app.auth.errors import StoreUnavailableError
-from app.auth.key import new_secret
 from app.auth.keys.service import KeyService
 from app.auth.keys.views import IssuedKey
 from app.auth.store.cache import RECHECK, DatabaseKeyStore
 from app.auth.usage import report
-from app.constants import API_KEY_HEADER, COMMAND, MISSING_KEY_STATUS
+from app.constants import COMMAND, MISSING_KEY_STATUS
 from app.limits.process_lock import ProcessLock
 from app.settings import load_settings
-from tests.callers import PROBE, status_of
+from tests.callers import status_of
 from tests.thorough.databases import PostgreSQLDatabases, SQLiteDatabases, postgresql
+from tests.thorough.replicas import PATIENCE, ROOT, Poller, Replica, run, start, started, wait_for
 from tests.thorough.services import make_service
 from tests.thorough.test_store import until_status
-
-ROOT = Path(__file__).parents[2]
-PATIENCE = 120  # seconds: no test is decided by how busy the machine is
-
-
-def start(*command: str, **settings: str) -> "subprocess.Popen[bytes]":
-    """A command of Python's, with the settings of the test."""
-    return subprocess.Popen(
-        [sys.executable, *command],
-        env={**os.environ, "PYTHONPATH": f"{ROOT}", **settings},
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-
-
-def run(*command: str, **settings: str) -> None:
-    assert start(*command, **settings).wait(PATIENCE) == 0
-
-
-def wait_for(condition: Callable[[], bool]) -> None:
-    give_up_at = time.monotonic() + PATIENCE
-    while not condition():
-        assert time.monotonic() < give_up_at
-        time.sleep(0.01)
-
-
-class Line:
-    """A connection to a server of this machine, which is made anew where it broke."""
-
-    def __init__(self, port: int) -> None:
-        self.port = port
-        self._http = http.client.HTTPConnection("127.0.0.1", port, timeout=PATIENCE)
-
-    def request(self, key: str, method: str = "GET", path: str = PROBE) -> int:
-        """The status; 0 where nobody answers."""
-        try:
-            self._http.request(method, path, headers={API_KEY_HEADER: key})
-            answer = self._http.getresponse()
-            answer.read()
-        except (OSError, http.client.HTTPException):
-            self._http.close()
-            return 0
-        return answer.status
-
-    def until(self, status: int, key: str) -> None:
-        wait_for(lambda: self.request(key) == status)
-
-    def close(self) -> None:
-        self._http.close()
-
-
-class Replica(Line):
-    """The service on a free port."""
-
-    def __init__(self, *options: str, **settings: str) -> None:
-        with socket.create_server(("127.0.0.1", 0)) as listener:
-            super().__init__(listener.getsockname()[1])
-        app = ("--factory", "tests.thorough.services:start")
-        server = ("-m", "uvicorn", *app, "--port", f"{self.port}")
-        self.process = start(*server, *options, **settings)
-
-    def request(self, key: str, method: str = "GET", path: str = PROBE) -> int:
-        assert self.process.poll() is None, "the server has ended"
-        return super().request(key, method, path)
-
-    def stop(self) -> None:
-        self.process.terminate()
-        self.process.wait(PATIENCE)
-        self.close()
-
-
-@contextmanager
-def started(*replicas: Replica) -> Iterator[list[Replica]]:
-    with ExitStack() as stack:
-        for replica in replicas:
-            stack.callback(replica.stop)
-        for replica in replicas:
-            replica.until(MISSING_KEY_STATUS, new_secret())
-        yield [*replicas]
-
-
-class Poller(Line):
-    """Calls a server again and again, and notes what came back."""
-
-    def __init__(self, replica: Replica) -> None:
-        super().__init__(replica.port)
-        self.key, self._is_over = new_secret(), False
-        self.answers: list[tuple[float, str, int]] = []  # when a key was sent, and the status
-        self._thread = threading.Thread(target=self._poll)
-
-    def _poll(self) -> None:
-        while not self._is_over:
-            key, sent_at = self.key, time.monotonic()
-            if status := self.request(key):
-                self.answers.append((sent_at, key, status))
-            time.sleep(0.01)  # for others
-
-    def statuses(self, key: str, since: float = 0.0) -> list[int]:
-        """Those of requests that were sent then or later."""
-        return [status for sent_at, sent, status in self.answers if sent_at > since and sent == key]
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._is_over = True
-        self._thread.join()
-        self.close()
 
 
 @pytest.fixture

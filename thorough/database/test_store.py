@@ -179,7 +179,7 @@ async def test_many_who_wait_cost_one_question(
     await store.refresh()
     store._trusted_until = -inf
     with patch.object(
-        store._queries, "news", side_effect=store._queries.changes_since
+        store._queries, "changes_since", side_effect=store._queries.changes_since
     ) as questions:
         calls = (status_of(service, secrets[0].encode()) for _ in range(50))
         assert await asyncio.gather(*calls) == [200] * 50
@@ -192,7 +192,7 @@ async def test_many_strangers_at_once_cost_one_question(
     await store.refresh()
     store._trusted_until, store._ask_strangers_at = inf, -inf
     with patch.object(
-        store._queries, "news", side_effect=store._queries.changes_since
+        store._queries, "changes_since", side_effect=store._queries.changes_since
     ) as questions:
         calls = (status_of(service, new_secret().encode()) for _ in range(50))
         assert await asyncio.gather(*calls) == [MISSING_KEY_STATUS] * 50
@@ -280,7 +280,7 @@ async def test_what_was_asked_before_a_change_does_not_tell_of_it(
     issued, secret = make(key_service)
     assert await status_of(service, secret) == 200
     forget_when_it_asked(store)
-    with held(store, "news") as question:
+    with held(store, "changes_since") as question:
         early = asyncio.create_task(status_of(service, secret))
         await asyncio.to_thread(question.worked.wait)
         key_service.revoke(issued.id, actor="test")
@@ -298,7 +298,7 @@ async def test_who_gives_up_waiting_takes_nothing_from_the_others(
 ) -> None:
     _, secret = make(key_service)
     await store.refresh()
-    for name, calls in (("news", 1), ("secret", 2)):  # a question is one for all who wait
+    for name, calls in (("changes_since", 1), ("secret", 2)):  # a question is one for all who wait
         forget_when_it_asked(store)
         store._secrets.clear()
         with held(store, name, calls) as work:
@@ -461,7 +461,7 @@ async def test_a_busy_database_does_not_keep_a_service_from_starting(
     store: DatabaseKeyStore,
 ) -> None:
     store._timeout = 0.01
-    with held(store, "news") as question:
+    with held(store, "changes_since") as question:
         asyncio.get_running_loop().call_later(0.1, question.go_on.set)
         async with store.follow():
             assert store._asked_at > -inf
@@ -471,7 +471,7 @@ async def test_an_answer_from_before_others_wait_is_trusted_as_if_they_did_not(
     store: DatabaseKeyStore,
 ) -> None:
     await store.refresh()
-    with held(store, "news") as question:
+    with held(store, "changes_since") as question:
         catching_up = asyncio.create_task(store.refresh())
         await asyncio.to_thread(question.worked.wait)
         await store.flush()
@@ -601,7 +601,7 @@ async def test_the_background_survives_every_error_and_nobody_gets_in_meanwhile(
 ) -> None:
     issued, secret = make(key_service)
     await until_status(service, secret, 200)
-    with patch.object(hasty._queries, "news", side_effect=error("no such thing")):
+    with patch.object(hasty._queries, "changes_since", side_effect=error("no such thing")):
         key_service.revoke(issued.id, actor="test")
         await until_status(service, secret, 503)
         assert await status_of(service, secret) == 503
@@ -642,7 +642,7 @@ async def test_a_key_that_was_made_is_told_even_if_the_keys_are_out_of_reach_jus
     headers = {API_KEY_HEADER: secrets[0]}
     assert (await client.get("/api-keys", headers=headers)).status_code == 200
     store._trusted_until = inf
-    with patch.object(store._queries, "news", side_effect=StoreUnavailableError("down")):
+    with patch.object(store._queries, "changes_since", side_effect=StoreUnavailableError("down")):
         made = await client.post("/api-keys", headers=headers, json={"name": "key"})
     assert made.status_code == 201
     await store.refresh()
@@ -654,7 +654,7 @@ async def test_a_question_that_hangs_is_given_up_and_asked_anew(
 ) -> None:
     assert await status_of(service, secrets[0].encode()) == 200
     store._max_staleness = store._timeout = 0.1
-    with held(store, "news", calls=3) as question:
+    with held(store, "changes_since", calls=3) as question:
         for _ in range(3):
             forget_when_it_asked(store)
             calls = (status_of(service, secrets[0].encode()) for _ in range(20))

@@ -28,8 +28,8 @@ from app.limits.valkey_counter import _CHARGE, TIMEOUT, ValkeyLimiter
 from app.policies import make_policies
 from app.settings import load_settings
 from tests.callers import status_of
+from tests.thorough.replicas import Line, Replica, started
 from tests.thorough.test_limits import LIMITS, SCHEDULES, Oracle, a_service, lefts, nothing_used
-from tests.thorough.test_replicas import Line, Replica, started
 
 NOON = datetime(2026, 5, 4, 12, tzinfo=UTC).timestamp()
 

@@ -17,11 +17,6 @@ from tests.callers import PROBE
 
 ROOT = Path(__file__).parents[2]
 PATIENCE = 120  # seconds: no test is decided by how busy the machine is
-SERVICE = """
-from tests.thorough.services import start
-
-app = start()
-"""
 
 
 @dataclass(frozen=True)
@@ -45,7 +40,6 @@ class Project:
         self.env_file = folder / ".env"
         shutil.copytree(ROOT / "app", folder / "app")
         (folder / "pyproject.toml").touch()
-        (folder / "served.py").write_text(SERVICE)
 
     def environment(self, **variables: str) -> dict[str, str]:
         # Not yours for Python, such as PYTHONUNBUFFERED.
@@ -71,7 +65,8 @@ class Project:
     def serving(self, *options: str, workers: int = 1) -> Iterator[Server]:
         """uvicorn, once all of its workers answer."""
         log = self.folder / "server.log"
-        command = ["-m", "uvicorn", "served:app", "--port", "0", "--workers", f"{workers}"]
+        server = ("-m", "uvicorn", "--factory", "tests.thorough.services:start")
+        command = (*server, "--port", "0", "--workers", f"{workers}")
         with log.open("w") as output:
             server = subprocess.Popen(
                 [sys.executable, *command, *options],

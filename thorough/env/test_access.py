@@ -222,7 +222,7 @@ async def test_a_valid_key_costs_one_digest_and_no_look_at_the_file(
     assert await status_of(service, secrets[0].encode()) == 200
     with (
         patch("app.auth.access.rule.digest", side_effect=digest) as digests,
-        patch.object(EnvKeyStore, "find") as lookups,
+        patch.object(EnvKeyStore, "lookup") as lookups,
     ):
         assert await status_of(service, secrets[0].encode()) == 200
     assert (digests.call_count, lookups.call_count) == (1, 0)

@@ -1,4 +1,4 @@
-"""The command line of the service. Commands of yours go here: `@main.command()`."""
+"""The command line of the service. Add your commands here: `@main.command()`."""
 
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ MIGRATIONS = Path(__file__).parent / "migrations"
 
 
 def routes() -> Any:
-    """Those of the application, which this starts up."""
+    """Import the application and return its routes."""
     from app.main import app
 
     return app.routes

@@ -1,4 +1,4 @@
-"""What was decided when this project was generated."""
+"""The answers given when this project was generated."""
 
 from typing import Final
 

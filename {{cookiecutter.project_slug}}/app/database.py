@@ -1,4 +1,4 @@
-"""Your tables' database: the base of your models, and the sessions that endpoints ask for."""
+"""The database of your tables: the base class of models, and sessions for endpoints."""
 
 from collections.abc import Iterator
 from functools import cache
@@ -12,11 +12,11 @@ from sqlalchemy.orm import DeclarativeBase, Session
 from app.auth.database.engine import connect
 from app.settings import load_settings
 
-TIMEOUT = 30.0  # seconds for a statement and for whoever is in its way, or the request fails
+TIMEOUT = 30.0  # seconds for a statement or a lock; after that the request fails
 
 
 class Base(DeclarativeBase):
-    """What every model inherits from. Each constraint has a name, so that it can be changed."""
+    """The base class of your models. Constraints have names, so that migrations can change them."""
 
     metadata = MetaData(
         naming_convention={
@@ -30,7 +30,7 @@ class Base(DeclarativeBase):
 
 
 class ReadOnly(Session):
-    """Keeps nothing that is changed in it, and waits for nobody; on SQLite the others do."""
+    """A session that saves no changes. On SQLite it does not wait for writers."""
 
     def commit(self) -> None:
         raise InvalidRequestError("This session only reads: ask for a DatabaseSession")
@@ -38,16 +38,16 @@ class ReadOnly(Session):
 
 @cache
 def get_engine() -> Engine:
-    """The database of DATABASE_URL, with connections apart from those that the keys have."""
+    """The engine for DATABASE_URL. The keys use connections of their own."""
     url = load_settings().database_url
     engine = connect(url, timeout=TIMEOUT, pooled=True, pool_pre_ping=True)
-    # For SQLite, where one may write at a time: who it is, is settled before anything is read. So
-    # nobody has read what has changed since, and no commit fails.
+    # SQLite allows one writer at a time. Taking the lock before the first read keeps that data
+    # current until the commit, so no commit fails.
     return engine.execution_options(begin="BEGIN IMMEDIATE")
 
 
 def get_session() -> Iterator[Session]:
-    """What is not committed is undone. It stays closed then, whoever still has it."""
+    """A session whose uncommitted changes are rolled back. It cannot be used after the end."""
     with Session(get_engine(), expire_on_commit=False, close_resets_only=False) as session:
         yield session
 
@@ -58,6 +58,6 @@ def get_read_only_session() -> Iterator[ReadOnly]:
         yield session
 
 
-# They end before the answer is sent: a client that takes its time keeps nobody else waiting.
+# Sessions end before the answer is sent, so that a slow client blocks nobody.
 DatabaseSession = Annotated[Session, Depends(get_session, scope="function")]
 ReadOnlySession = Annotated[ReadOnly, Depends(get_read_only_session, scope="function")]

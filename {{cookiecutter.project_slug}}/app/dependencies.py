@@ -1,4 +1,4 @@
-"""What your endpoints ask for. `Caller` and `require` come from `app.auth`."""
+"""Dependencies of your endpoints. `Caller` and `require` come from `app.auth`."""
 
 from typing import Annotated
 
@@ -9,7 +9,7 @@ from app.settings import Settings
 
 
 async def get_settings(connection: HTTPConnection) -> Settings:
-    """Those that the application was made with."""
+    """The settings that `create_app` received."""
     settings: Settings = connection.app.state.settings
     return settings
 

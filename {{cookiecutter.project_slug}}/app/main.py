@@ -56,4 +56,4 @@ try:
     app = create_app(load_settings())
 except (SettingsError, StoreUnavailableError) as error:
     sys.stderr.write(f"{error}\n")
-    sys.exit(3)  # what uvicorn and gunicorn take as: do not start it again
+    sys.exit(3)  # uvicorn and gunicorn do not restart a worker with this exit code

@@ -1,1 +1,1 @@
-"""Your tables: each is a class that inherits from `app.database.Base`. README.md has an example."""
+"""Your tables. Each one is a subclass of `app.database.Base`. README.md has an example."""

@@ -1,4 +1,4 @@
-"""What the OpenAPI document says of the service as a whole."""
+"""Title, version, license and contact in the OpenAPI document."""
 
 from importlib.metadata import PackageNotFoundError, metadata
 from typing import Any, Final
@@ -10,12 +10,12 @@ def _of_the_package() -> dict[str, Any]:
     """The version and the license in `pyproject.toml`."""
     try:
         package = metadata(COMMAND)
-    except PackageNotFoundError:  # it runs from its folder, and is not installed
+    except PackageNotFoundError:  # the package is not installed
         return {}
-    said: dict[str, Any] = {"version": package["Version"]}
+    about: dict[str, Any] = {"version": package["Version"]}
     for license in package.get_all("License-Expression", []):
-        said["license_info"] = {"name": license, "identifier": license}
-    return said
+        about["license_info"] = {"name": license, "identifier": license}
+    return about
 
 
 ABOUT: Final[dict[str, Any]] = {

@@ -1,4 +1,4 @@
-"""What bounds a key beyond its scopes and its end. Policies of yours go here."""
+"""Policies bound a key beyond its scopes and its expiry. Add yours here."""
 
 from app.auth.access.policy import Policy, UsageSource
 from app.limits.allowed_from import AddressPolicy  # part: limits
@@ -7,7 +7,7 @@ from app.settings import Settings
 
 
 def make_policies(settings: Settings, store: UsageSource | None = None) -> list[Policy]:
-    """Asked in this order, once a request. The command line has no store."""
+    """The guard asks them in this order, once per request. The command line has no store."""
     policies: list[Policy] = []
     policies.append(AddressPolicy())  # part: limits
     limits = (settings.rate_limit, settings.valkey_url, settings.database_url)  # part: limits

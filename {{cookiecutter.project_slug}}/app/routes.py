@@ -1,4 +1,4 @@
-"""Your endpoints: on `guarded` they need a valid key, on `public` they need none."""
+"""Your endpoints. Routes on `guarded` need a valid key, routes on `public` need none."""
 
 from fastapi import HTTPException, Request
 
@@ -17,14 +17,14 @@ async def hello() -> dict[str, str]:
 @public.head("/health/live", include_in_schema=False)
 @public.get("/health/live")
 async def live() -> dict[str, str]:
-    """The process answers."""
+    """The process runs."""
     return {"status": "live"}
 
 
 @public.head("/health/ready", include_in_schema=False)
 @public.get("/health/ready", responses={503: {"description": "The keys are out of reach"}})
 async def ready(request: Request) -> dict[str, str]:
-    """The keys are within reach: callers who have one get in."""
+    """The service can check keys."""
     if not await request.app.keys.is_reachable():
         raise HTTPException(503, "The keys are out of reach")
     return {"status": "ready"}
@@ -32,5 +32,5 @@ async def ready(request: Request) -> dict[str, str]:
 
 @guarded.get("/secure-endpoint")
 async def secure_endpoint() -> dict[str, str]:
-    """A greeting for whoever has a key."""
+    """A greeting for callers with a key."""
     return {"message": "You have access!"}

@@ -1,4 +1,4 @@
-"""Your settings. Those of the keys are inherited."""
+"""Your settings, in addition to those in `AuthSettings`."""
 
 from app.auth.config import sources
 from app.auth.config.settings import AuthSettings

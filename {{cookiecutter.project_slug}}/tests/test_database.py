@@ -10,6 +10,7 @@ from fastapi import FastAPI
 from sqlalchemy.exc import InvalidRequestError
 from starlette.types import Message, Receive, Scope, Send
 
+from app.auth.database.migrate import upgrade
 from app.auth.database.owner_migrations import configuration, upgrade_tables
 from app.auth.errors import SettingsError
 from app.cli import MIGRATIONS
@@ -36,17 +37,19 @@ def test_the_migrations_make_what_the_models_say(database_url: sa.URL) -> None:
     command.check(configuration(database_url, MIGRATIONS))
 
 
-def test_a_revision_is_applied_wholly_or_not_at_all(database_url: sa.URL, tmp_path: Path) -> None:
+def test_a_revision_is_applied_wholly_or_not_at_all(tmp_path: Path) -> None:
+    url = sa.URL.create("sqlite", database=f"{tmp_path}/other.db")  # without revisions of yours
+    upgrade(url)
     revision = tmp_path / "versions" / "first.py"
     revision.parent.mkdir()
     (tmp_path / "env.py").write_text(ENV)
-    engine = sa.create_engine(database_url)
+    engine = sa.create_engine(url)
     revision.write_text(REVISION.format(table="no_such_table"))
     with pytest.raises(SettingsError, match="Nothing has changed: no such table: no_such_table"):
-        upgrade_tables(database_url, tmp_path)
+        upgrade_tables(url, tmp_path)
     assert "notes" not in sa.inspect(engine).get_table_names()
     revision.write_text(REVISION.format(table="notes"))
-    upgrade_tables(database_url, tmp_path)
+    upgrade_tables(url, tmp_path)
     assert "notes" in sa.inspect(engine).get_table_names()
     engine.dispose()
 

@@ -1,4 +1,4 @@
-"""API keys: who gets in, and what for. What an endpoint needs is here; the rest is machinery."""
+"""The names that endpoints need to require API keys."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 else:
 
     def __getattr__(name: str) -> Any:
-        """Load FastAPI when one of them is asked for: the command line works without."""
+        """Import FastAPI on first use only, because the command line runs without it."""
         if name not in __all__:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
         modules = {

@@ -1,12 +1,12 @@
-"""What stops the service or a command, each told in one line."""
+"""Errors that stop the service or a command. Each message is one line."""
 
 
 class SettingsError(Exception):
-    """A setting is missing or malformed. Names it and the fix, never its value."""
+    """A setting is missing or malformed. The message names it and the fix, never its value."""
 
 
 class StoreUnavailableError(Exception):
-    """The keys are out of reach, or have been for so long that what is known no longer counts."""
+    """The key store cannot be reached, or its cached state is too old to trust."""
 
 
 class UnguardedRouteError(RuntimeError):
@@ -14,15 +14,15 @@ class UnguardedRouteError(RuntimeError):
 
 
 class KeyServiceError(Exception):
-    """Why a change was not made, and what can be done. Nothing has changed."""
+    """A change failed and nothing was saved. The message names the reason and the fix."""
 
 
 class InvalidError(KeyServiceError):
-    """A name, a scope or a time that is none."""
+    """A name, a scope, a restriction or a time is invalid."""
 
 
 class ForbiddenError(KeyServiceError):
-    """The caller who asked for it may not have it."""
+    """The caller may not make this change."""
 
 
 class NotFoundError(KeyServiceError):
@@ -30,4 +30,4 @@ class NotFoundError(KeyServiceError):
 
 
 class ConflictError(KeyServiceError):
-    """The key, or the keys as a whole, are in a state that does not allow it."""
+    """The state of the key, or of all keys together, does not allow the change."""

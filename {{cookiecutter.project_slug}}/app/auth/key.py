@@ -1,4 +1,4 @@
-"""What an API key is: its owner, its scopes, and the spelling of its secret."""
+"""The API key: its name, its scopes, and the spellings of its secret."""
 
 import re
 import string
@@ -9,14 +9,14 @@ from typing import Final
 from uuid import UUID, uuid4
 from zlib import crc32
 
-# The canonical spelling, a lower-case UUID4. Only this one is hashed, so no key is revoked in one
-# spelling and known in another.
+# The canonical spelling is a lower-case UUID4. Only this one is hashed, so a revocation covers
+# every spelling of a key.
 _SECRET = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-4[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}")
-# The spelling that people and scanners recognize: a prefix, the UUID's 16 bytes in base 62, and a
-# CRC-32 of both.
+# The prefixed spelling, which people and scanners recognize: a prefix, the UUID's 16 bytes in base
+# 62, and a CRC-32 of both.
 _PREFIXED = re.compile(r"([a-z][a-z0-9]{0,15}_)([0-9A-Za-z]{22})([0-9A-Za-z]{6})")
 _BASE62 = string.digits + string.ascii_uppercase + string.ascii_lowercase
-# Either of them within other text.
+# Either spelling inside other text.
 _IN_TEXT = re.compile(
     rf"{_SECRET.pattern}|(?<![0-9a-z]){_PREFIXED.pattern}(?![0-9a-z])", re.IGNORECASE
 )
@@ -28,28 +28,28 @@ _SCOPE = re.compile(SCOPE_PATTERN)
 
 @dataclass(frozen=True, slots=True)
 class Key:
-    """Who is calling, and what for. No part of the service keeps the secret."""
+    """A key and its rights, without its secret. No part of the service keeps the secret."""
 
     id: str
     name: str
     scopes: frozenset[str]
-    # What bounds it further, by the name of the policy that enforces it: {"limits": ("9/hour",)}.
+    # Further bounds, by the name of the policy that enforces them: {"limits": ("9/hour",)}.
     restrictions: Mapping[str, Sequence[str]] = field(default_factory=dict, hash=False)
 
     def covers(self, scope: str) -> bool:
-        """Whether the key has this scope, or a wildcard above it: `reports:*`, `*`."""
+        """Whether the key has this scope or a wildcard that includes it: `reports:*`, `*`."""
         return scope in self.scopes or any(
             held == "*" or (held.endswith(":*") and scope.startswith(held[:-1]))
             for held in self.scopes
         )
 
     def lacks(self, scopes: Iterable[str]) -> str | None:
-        """The first of these scopes that the key does not cover."""
+        """Return the first of these scopes that the key does not cover."""
         return next((scope for scope in scopes if not self.covers(scope)), None)
 
 
 def new_secret() -> str:
-    """A UUID4: 122 bits from the operating system's random source."""
+    """Return a UUID4: 122 bits from the operating system's random source."""
     return str(uuid4())
 
 
@@ -59,22 +59,22 @@ def digest(secret: bytes) -> bytes:
 
 
 def id_of(hashed: bytes) -> str:
-    """Names a secret where it must not be shown: the first 12 hex digits of its digest."""
+    """Return an id that is safe to show: the first 12 hex digits of the digest."""
     return hashed.hex()[:12]
 
 
 def is_canonical(secret: str) -> bool:
-    """Whether this is a lower-case UUID4 that looks random, unlike one that somebody typed."""
+    """Whether this is a lower-case UUID4 with enough different digits to be random."""
     return bool(_SECRET.fullmatch(secret)) and len(set(secret)) > 6
 
 
 def is_spelled_right(secret: bytes) -> bool:
-    """Whether it may be a secret. Logs show no part of anything else, not even of its digest."""
-    return len(secret) == 36 and secret.count(b"-") == 4  # fast: each request asks
+    """Whether this may be a UUID. Logs show no digest of any other text."""
+    return len(secret) == 36 and secret.count(b"-") == 4  # a cheap check: it runs per request
 
 
 def with_prefix(secret: str, prefix: str) -> str:
-    """The spelling with a prefix of a canonical secret. Without a prefix it stays as it is."""
+    """Return the prefixed spelling of a canonical secret; with no prefix, the secret itself."""
     if not prefix:
         return secret
     text = f"{prefix}_{_to_base62(UUID(secret).int, 22)}"
@@ -82,7 +82,7 @@ def with_prefix(secret: str, prefix: str) -> str:
 
 
 def canonical(spelled: bytes) -> bytes:
-    """The canonical spelling of a secret with a prefix. Anything else stays as it is."""
+    """Return the canonical spelling of a prefixed secret, and any other text unchanged."""
     if match := _PREFIXED.fullmatch(spelled.decode("latin-1")):
         prefix, body, checksum = match.groups()
         number = _from_base62(body)
@@ -107,9 +107,9 @@ def _from_base62(digits: str) -> int:
 
 
 def parse_secrets(text: str) -> list[str]:
-    """The secrets in a comma-separated list, in their canonical spelling.
+    """Return the secrets in a comma-separated list, in their canonical spelling.
 
-    Raises ValueError if an entry is not a secret. The message gives its place, not its text.
+    Raises ValueError if an entry is not a secret. The message gives its position, not its text.
     """
     entries = [entry.strip() for entry in text.split(",")] if text.strip() else []
     secrets = [canonical(entry.encode(errors="replace")).decode() for entry in entries]
@@ -124,8 +124,8 @@ def digests(secrets: Iterable[str]) -> Iterator[bytes]:
 
 
 def masked(text: str) -> str:
-    """The text for a log: at most 200 characters, and `[key]` for anything spelled like a secret."""
-    # However much of 2,000 characters is masked, more than 200 are left. So no secret is cut in two.
+    """Return at most 200 characters for a log, with `[key]` for text spelled like a secret."""
+    # Masking 2,000 characters leaves more than 200, so the cut below never splits a secret.
     shown = _IN_TEXT.sub("[key]", text[:2000])
     return shown if len(shown) <= 200 else f"{shown[:200]}..."
 

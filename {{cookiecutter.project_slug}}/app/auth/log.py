@@ -1,6 +1,6 @@
-"""The log: what is known of a request, and the form of the lines.
+"""The record of a request, and the format of log lines.
 
-In a `logging` configuration of your own, the filter `add_request_id` gives `%(request_id)s`.
+In your own `logging` configuration, the filter `add_request_id` provides `%(request_id)s`.
 """
 
 import logging
@@ -16,15 +16,15 @@ from uvicorn.logging import ColourizedFormatter
 from app.auth.key import Key, masked
 
 RECORD: Final = "app.record"
-"""Where the ASGI scope of a request holds its record. Copies of the scope share it."""
+"""The entry of the ASGI scope that holds the record. Copies of the scope share the record."""
 
 request_id: Final[ContextVar[str]] = ContextVar("request_id", default="")
-"""The id of the request that is being answered, for your own log lines and calls."""
+"""The id of the current request, for your own log lines and outgoing calls."""
 
 
 @dataclass(slots=True)
 class RequestRecord:
-    """A request and its answer."""
+    """What the service knows about a request and its answer."""
 
     client: str  # its address
     method: str  # WS for a WebSocket
@@ -32,20 +32,20 @@ class RequestRecord:
     digest: bytes = b""  # of the key's secret
     refusal: str = ""  # the reason, if it was refused
     limited: bool = False  # a policy held the key back
-    route: str | None = None  # as it was declared; None until somebody looks for it
-    status: int = 0  # 101 for a WebSocket that was opened
-    seconds: float = 0.0  # until the answer began
+    route: str | None = None  # the declared path; None until it is looked up
+    status: int = 0  # 101 for an accepted WebSocket; 0 without an answer
+    seconds: float = 0.0  # until the answer starts
 
     @property
     def outcome(self) -> Literal["served", "refused", "limited"]:
-        """What became of a request with a key in force."""
+        """The result of a request with a valid key."""
         if not self.refusal:
             return "served"
         return "limited" if self.limited else "refused"
 
 
 Observer = Callable[[RequestRecord], None]
-"""Is called once a request, when its answer begins."""
+"""Called once per request, when its answer starts."""
 
 
 _FORMATTERS: Final = {
@@ -60,13 +60,13 @@ _FORMATTERS: Final = {
         timestamp="time",
     ),
 }
-_level = logging.NOTSET  # of the service's lines, as it was set here
+_level = logging.NOTSET  # the level that `configure_logging` set last
 
 
 def configure_logging(level: str, format: Literal["text", "json"] = "text") -> None:
-    """Let the service's own lines be seen from this level on, and uvicorn's in the same form.
+    """Log the service's own lines from this level on, and format uvicorn's lines alike.
 
-    What somebody configures, before or after, counts: a level of the logger `app`, and handlers.
+    Handlers and a level of the logger `app` that other code sets, before or after, stay.
     """
     global _level
     service = logging.getLogger("app")
@@ -74,19 +74,19 @@ def configure_logging(level: str, format: Literal["text", "json"] = "text") -> N
         service.setLevel(level)
         _level = service.level
     formatter = _FORMATTERS[format]
-    if last := logging.lastResort:  # takes the lines for which there is no other handler
-        last.addFilter(add_request_id)  # the same one a second time is ignored
+    if last := logging.lastResort:  # the handler for loggers without one
+        last.addFilter(add_request_id)  # logging adds a filter only once
         last.setLevel(logging.NOTSET)
         last.setFormatter(formatter)
     for name in ("uvicorn", "uvicorn.access", "uvicorn.error"):
         logger = logging.getLogger(name)
         logger.addFilter(_without_keys)
         for handler in logger.handlers.copy():
-            # Uvicorn's own, or what was set here before; another one is somebody's choice.
+            # Replace only uvicorn's own formatter or the one set here before.
             was = handler.formatter
             if not (isinstance(was, ColourizedFormatter) or was in _FORMATTERS.values()):
                 continue
-            if name == "uvicorn.access":  # a line for each request, as the service has one
+            if name == "uvicorn.access":  # the service logs each request itself
                 logger.removeHandler(handler)
             handler.addFilter(add_request_id)
             handler.setFormatter(formatter)
@@ -99,8 +99,8 @@ def add_request_id(record: logging.LogRecord) -> bool:
 
 
 def _without_keys(record: logging.LogRecord) -> bool:
-    """Callers put keys where they do not belong, and uvicorn logs each path as it comes, with its
-    query; at the level DEBUG also the headers of a WebSocket."""
+    """Mask keys that callers send in a wrong place: uvicorn logs paths and queries unchanged, and
+    at the level DEBUG also the headers of a WebSocket."""
     if isinstance(record.args, tuple):
         record.args = tuple(_shown(arg) if isinstance(arg, str) else arg for arg in record.args)
     return True

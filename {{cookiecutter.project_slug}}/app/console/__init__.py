@@ -1,7 +1,6 @@
-"""The page `/console`, for people who manage the keys: it asks `/api-keys`, with a key typed there.
+"""The page `/console`, for people who manage keys. It calls `/api-keys` with a key that they type.
 
-To have none, take it out of `main.py` and `settings.py`, and delete this folder and
-`tests/test_console.py`.
+To remove it, delete this folder, `tests/management/test_console.py`, and its lines in `main.py`.
 """
 
 from hashlib import sha256
@@ -18,10 +17,10 @@ from app.constants import API_KEY_HEADER, TITLE
 
 _FOLDER: Final = Path(__file__).parent
 _STATIC: Final = _FOLDER / "static"
-# It is in their addresses, so that no browser goes on with files of an older release.
+# A hash of the files is in their URLs, so that no browser uses cached files of an older release.
 _RELEASE: Final = sha256(b"".join(path.read_bytes() for path in sorted(_STATIC.iterdir())))
 _FILES: Final = f"console/{_RELEASE.hexdigest()[:12]}"
-# Addresses are relative to the page, so that they hold behind any proxy.
+# The links are relative to the page, so that they work behind any proxy.
 _PAGE: Final = Template((_FOLDER / "page.html").read_text("utf-8")).substitute(
     title=escape(TITLE), header=escape(API_KEY_HEADER), files=_FILES
 )

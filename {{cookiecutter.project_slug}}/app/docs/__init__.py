@@ -1,6 +1,6 @@
 """The page `/docs`: Swagger UI from the files in `static`. A browser loads nothing from elsewhere.
 
-If you want no such page, take it out of `main.py`, and delete this folder and `tests/test_docs.py`.
+To remove it, delete this folder, `tests/test_docs.py`, and its lines in `main.py`.
 """
 
 from html import escape

@@ -14,7 +14,7 @@ Networks = tuple[Network, ...]
 
 
 class AddressPolicy:
-    """Refuses a key from elsewhere as if it were unknown, and counts the attempt as one."""
+    """Refuses a key from any other address as if it were unknown, as a failed attempt."""
 
     name = "networks"
 
@@ -46,7 +46,7 @@ def parse_networks(written: Iterable[str]) -> Networks:
 
 def _parse(text: str) -> Network:
     try:
-        # Any text may follow a percent sign, for the name of a machine's own interface.
+        # A percent sign begins a zone, which is local to one machine and may be any text.
         given = None if "%" in text else ip_interface(text)
     except ValueError:
         given = None
@@ -57,26 +57,26 @@ def _parse(text: str) -> Network:
     whole = given.network
     if whole.network_address != given.ip:
         raise ValueError(f"{text!r} is an address within a network; write {whole}")
-    # Callers are known by their IPv4 address, where an IPv6 one stands for it.
+    # The service knows callers with an IPv4-mapped IPv6 address by their IPv4 address.
     if isinstance(whole, IPv6Network) and (mapped := whole.network_address.ipv4_mapped):
         return IPv4Network((mapped, whole.prefixlen - 96))
     return whole
 
 
 def is_within(client: str, networks: Iterable[Network]) -> bool:
-    """Whether somebody calls from there. Who has no address does not."""
+    """Whether the client's address is in one of the networks. False if it has no address."""
     address = address_of(client)
     return address is not None and any(address in network for network in networks)
 
 
 def are_within(inner: Sequence[Network], outer: Sequence[Network]) -> bool:
-    """Whether every address of the first is one of the second; none stand for all there are."""
-    return not outer or (bool(inner) and all(_is_within(each, outer) for each in inner))
+    """Whether `outer` has every address of `inner`. An empty sequence stands for all addresses."""
+    return not outer or (bool(inner) and all(_is_within(network, outer) for network in inner))
 
 
 def _is_within(network: Network, outer: Iterable[Network]) -> bool:
     first, last = network.network_address, network.broadcast_address
-    return any(first in each and last in each for each in outer)
+    return any(first in other and last in other for other in outer)
 
 
 _parsed = lru_cache(10_000)(parse_networks)

@@ -35,7 +35,7 @@ def create(
     expires_at: ExpiresAt = None,
     as_json: AsJson = False,
 ) -> None:
-    """Make a key and show it, this once."""
+    """Create a key and show it, this once."""
     restrictions = {"limits": _limits(limit or (), quota or ()), "networks": networks or []}
     commands.create_key(ctx, name, scope, restrictions, expires_in, expires_at, as_json)
     if limit or quota:
@@ -43,7 +43,7 @@ def create(
 
 
 def _limits(sliding: Iterable[str], quotas: Iterable[str]) -> list[str]:
-    """Each with the option that says what it is."""
+    """Both kinds in one list. Raises BadParameter if one was given to the wrong option."""
     for text in sliding:
         if text.endswith(("/day", "/month")):
             raise typer.BadParameter(f"{text} is of the calendar: give it as --quota")

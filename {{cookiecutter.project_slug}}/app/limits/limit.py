@@ -1,7 +1,7 @@
-"""Limits: how many requests a key may send in a time.
+"""Limits: how many requests a key may send in a period.
 
-`600/minute` slides: no minute has more of them, wherever it begins. `50000/month`, a quota, is of
-the calendar, in UTC.
+`600/minute` is a sliding window: no 60 seconds have more requests, wherever they begin.
+`50000/month` is a quota: it counts by the calendar, in UTC.
 """
 
 import re
@@ -13,7 +13,7 @@ from typing import Final, NamedTuple, Protocol
 
 SLIDING: Final = {"second": 1, "minute": 60, "hour": 3600}  # in seconds
 CALENDAR: Final = {"day": 86_400, "month": 31 * 86_400}  # in seconds, at most
-MOST_SLIDING: Final = 10_000  # requests, for each takes memory until it has slid out
+MOST_SLIDING: Final = 10_000  # requests: each takes memory until it leaves the window
 MOST: Final = 1_000_000_000
 
 LIMIT_PATTERN: Final = r"^[1-9][0-9]{0,9}/(" + "|".join((*SLIDING, *CALENDAR)) + ")$"
@@ -29,12 +29,12 @@ class Limit(NamedTuple):
 
     @property
     def seconds(self) -> int:
-        """For which it slides; 0 of a quota."""
+        """The length of the sliding window; 0 for a quota."""
         return SLIDING.get(self.period, 0)
 
 
 def parse_limits(written: Iterable[str]) -> tuple[Limit, ...]:
-    """In the order of their periods. Raises ValueError."""
+    """The limits, shortest period first. Raises ValueError."""
     limits: dict[str, Limit] = {}
     for text in written:
         if not _LIMIT.fullmatch(text):
@@ -50,40 +50,40 @@ def parse_limits(written: Iterable[str]) -> tuple[Limit, ...]:
 
 
 def with_default(own: tuple[Limit, ...], default: tuple[Limit, ...]) -> tuple[Limit, ...]:
-    """A default holds where there is no limit that slides; a quota leaves room for it."""
+    """The limits that hold. The default applies unless the key has a sliding limit of its own."""
     return own if any(limit.seconds for limit in own) else (*default, *own)
 
 
 def are_within(inner: Iterable[Limit], outer: Iterable[Limit]) -> bool:
-    """Whether who keeps to the first keeps to the second."""
+    """Whether a key that keeps to `inner` always keeps to `outer`."""
     most = {limit.period: limit.requests for limit in inner}
     return all(most.get(limit.period, MOST + 1) <= limit.requests for limit in outer)
 
 
 def written(limits: Iterable[Limit]) -> str:
-    """As it is stored."""
+    """The limits in one line, for messages."""
     return " ".join(map(str, limits))
 
 
 class Charge(NamedTuple):
-    """What a request was charged: nothing, if one of the limits had none left.
+    """The result of charging a request. A request over one limit is charged to none.
 
-    `told` is of each limit how many requests are left, and in how many seconds one of those that
-    are gone comes back; of a quota, all.
+    `told` has for each limit how many requests are left, and the seconds until the window frees
+    the next one or, for a quota, until its period ends.
     """
 
     told: Sequence[tuple[int, float]]
     over: Limit | None = None
-    wait: float = 0.0  # seconds until it may be tried again
+    wait: float = 0.0  # seconds until the client may try again
 
 
 def headers_of(charge: Charge, limits: tuple[Limit, ...]) -> list[tuple[bytes, bytes]]:
-    """As the IETF's draft on RateLimit fields has them."""
-    told = [
+    """The headers of the IETF draft on RateLimit fields, and Retry-After if over a limit."""
+    states = [
         f'"{limit.period}";r={left};t={ceil(seconds)}'
         for limit, (left, seconds) in zip(limits, charge.told, strict=True)
     ]
-    headers = [_policies(limits), (b"ratelimit", ", ".join(told).encode())]
+    headers = [_policies(limits), (b"ratelimit", ", ".join(states).encode())]
     if charge.over:
         headers.append((b"retry-after", f"{ceil(charge.wait)}".encode()))
     return headers
@@ -100,21 +100,21 @@ def _policies(limits: tuple[Limit, ...]) -> tuple[bytes, bytes]:
 
 
 Used = Callable[[str, datetime], Awaitable[int]]
-"""How many requests a key has sent since then, as it is written down."""
+"""How many requests of a key since then are written to the database."""
 
 
 class Limiter(Protocol):
     async def charge(self, key_id: str, limits: Sequence[Limit]) -> Charge:
-        """One request to all of its limits, or to none. Raises StoreUnavailableError."""
+        """Charge a request to all limits, or to none. Raises StoreUnavailableError."""
         ...
 
     async def close(self) -> None:
-        """Let go of whom it asks, until it is used again."""
+        """Close the connections. The next charge opens one again."""
         ...
 
 
 def calendar_period(period: str, moment: float) -> tuple[datetime, float]:
-    """When the one that this moment lies in begins and ends, in UTC."""
+    """The beginning and the end (seconds since the epoch) of the current day or month in UTC."""
     today = datetime.fromtimestamp(moment, UTC).replace(hour=0, minute=0, second=0, microsecond=0)
     if period == "day":
         return today, (today + timedelta(days=1)).timestamp()

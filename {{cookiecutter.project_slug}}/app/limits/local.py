@@ -7,12 +7,12 @@ from typing import Final
 
 from app.limits.limit import CALENDAR, Charge, Limit, Used, calendar_period
 
-SECOND: Final = 1_000_000_000  # nanoseconds: fractions of a second do not add up to one
-MOST_IDLE: Final = 20_000  # keys whose counts are kept though nothing is in them
+SECOND: Final = 1_000_000_000  # nanoseconds: sums of whole numbers are exact
+MOST_IDLE: Final = 20_000  # keys in memory before empty counts are dropped
 
 
 class LocalLimiter:
-    """Counts in this process, for itself."""
+    """Counts the requests of this process alone."""
 
     def __init__(self, used: Used, now: Callable[[], float]) -> None:
         self._used, self._now = used, now
@@ -31,7 +31,7 @@ class LocalLimiter:
             if isinstance(count, _Quota) and not count.covers(moment):
                 begins_at, ends_at = calendar_period(count.limit.period, moment)
                 count.begin(moment, ends_at, await self._used(key_id, begins_at))
-        now = monotonic_ns()  # nobody else gets a turn from here on
+        now = monotonic_ns()  # from here on nothing awaits, so no other request interferes
         over, wait = None, 0.0
         for count in counts:
             if (needed := count.wait(now, moment)) > wait:
@@ -42,10 +42,10 @@ class LocalLimiter:
         return Charge([count.told(now, moment) for count in counts], over, wait)
 
     async def close(self) -> None:
-        """It asks nobody."""
+        """It has no connections."""
 
     def forget_quotas(self) -> None:
-        """Others have counted meanwhile: look again what is written down."""
+        """Read the quotas from the database again, because other servers have counted meanwhile."""
         for _, counts in self._counts.values():
             for count in counts:
                 if isinstance(count, _Quota):
@@ -65,7 +65,7 @@ class _Sliding:
     def __init__(self, limit: Limit) -> None:
         self.limit = limit
         self._span = limit.seconds * SECOND
-        self._times = deque[int]()  # nanoseconds, of the requests that were let in, oldest first
+        self._times = deque[int]()  # nanoseconds, of the accepted requests, oldest first
 
     def is_idle(self, now: int) -> bool:
         return self._slide(now) == 0
@@ -96,7 +96,7 @@ class _Quota:
         self._used = 0
 
     def covers(self, moment: float) -> bool:
-        # Who came just before it began waits for no other one; but a clock may have been far ahead.
+        # A moment just before the period counts too. If it is long before, a clock was wrong.
         return self.ends_at - 2 * CALENDAR[self.limit.period] <= moment < self.ends_at
 
     def begin(self, moment: float, ends_at: float, used: int) -> None:

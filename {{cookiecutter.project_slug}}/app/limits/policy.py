@@ -35,8 +35,8 @@ NOT_ALONE = "several processes count limits; name the Valkey that they share: va
 class LimitPolicy:
     """Charges each request to all limits of its key, or to none.
 
-    `default` holds for keys without a limit that slides. Without a store it only parses and
-    compares, as the command line needs.
+    `default` applies to keys without a sliding limit of their own. Without a store, as on the
+    command line, the policy only parses and compares.
     """
 
     name = "limits"
@@ -48,7 +48,7 @@ class LimitPolicy:
         database_url: sa.URL,
         store: UsageSource | None,
     ) -> None:
-        """Raises SettingsError if there is nothing that could ask Valkey."""
+        """Raises SettingsError if the client of Valkey is not installed."""
         self._default, self._database_url, self._store = default, database_url, store
         self._shares = bool(valkey_url)
         self._limiter = open_limiter(valkey_url, store) if store else None
@@ -56,7 +56,7 @@ class LimitPolicy:
         self._engine = connect(database_url)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="api-key-limits")
         self._has_limits = bool(default)
-        self._looked_at = -1  # so many changes of the keys
+        self._looked_at = -1  # the value of `changes` then
         self._said_not_alone = False
 
     def parse(self, values: Sequence[str]) -> list[str]:
@@ -91,7 +91,7 @@ class LimitPolicy:
         own = key.restrictions.get(self.name)
         return with_default(_parsed(tuple(own)), self._default) if own else self._default
 
-    # Whether what this process counts is all there is.
+    # Without Valkey, only one process may count.
 
     @asynccontextmanager
     async def running(self) -> AsyncGenerator[None]:
@@ -108,17 +108,17 @@ class LimitPolicy:
             self._hold.release()
 
     async def _keep_looking(self) -> None:
-        """Others may have started meanwhile, and somebody may have made the first limit."""
+        """Another process may start later, and a key with the first limit may be created."""
         while True:
             await asyncio.sleep(LOOK_EVERY)
-            with suppress(StoreUnavailableError):  # the store says so
+            with suppress(StoreUnavailableError):  # the store logs it
                 alone = await self._counts_alone()
                 if not (alone or self._said_not_alone):
                     logger.error("VALKEY_URL: %s. Until then each lets as many in.", NOT_ALONE)
                 self._said_not_alone = not alone
 
     async def _counts_alone(self) -> bool:
-        """Whether limits hold: no other process counts for itself what this one does."""
+        """Whether limits hold: no other process counts, or all count in Valkey."""
         if self._shares:
             return True
         run = asyncio.get_running_loop().run_in_executor
@@ -139,7 +139,7 @@ _parsed = lru_cache(10_000)(parse_limits)
 
 
 def open_limiter(valkey_url: str, store: UsageSource) -> Limiter:
-    """Raises SettingsError if there is nothing that could ask Valkey."""
+    """Raises SettingsError if the client of Valkey is not installed."""
     local = LocalLimiter(store.used_since, store.now)
     if not valkey_url:
         return local

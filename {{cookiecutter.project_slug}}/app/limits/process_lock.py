@@ -1,4 +1,4 @@
-"""Which process counts limits, where several use one database."""
+"""A lock that only one of the processes on a database can hold."""
 
 import sqlite3
 from contextlib import ExitStack
@@ -11,19 +11,19 @@ from app.auth.database.engine import LOCK, connect, cut_off_in_time, out_of_reac
 
 
 class ProcessLock:
-    """What one process has at a time, of all that use the database; it ends with the process."""
+    """Held by one process that uses the database. It is freed when the process ends."""
 
     def __init__(self, url: sa.URL) -> None:
         self._url = url
         self._held: sqlite3.Connection | sa.Connection | None = None
 
     def take(self) -> bool:
-        """Whether this one has it now. Raises StoreUnavailableError."""
+        """True if this process holds the lock or can take it. Raises StoreUnavailableError."""
         if isinstance(self._held, sa.Connection):
             try:
                 with cut_off_in_time(self._held):
                     self._held.exec_driver_sql("SELECT 1")
-            except exc.SQLAlchemyError:  # the server has gone, and with it what was held
+            except exc.SQLAlchemyError:  # the connection is lost, and the lock with it
                 self.release()
         if self._held is None:
             sqlite = self._url.get_backend_name() == "sqlite"
@@ -36,13 +36,13 @@ class ProcessLock:
     def release(self) -> None:
         held, self._held = self._held, None
         if isinstance(held, sa.Connection):
-            held.invalidate()  # which hangs up: who said goodbye might wait for an answer
+            held.invalidate()  # drops the connection: a clean end might wait for an answer
         if held:
             held.close()
 
 
 def _hold_file(url: sa.URL) -> sqlite3.Connection | None:
-    """A database of its own, beside that of the keys: SQLite knows how to lock one everywhere."""
+    """Lock a separate database file beside the keys: SQLite's file locks work everywhere."""
     path = Path(f"{url.database}").resolve()  # a link is another name of the same
     held = sqlite3.connect(
         f"{path}-limits", timeout=0, isolation_level=None, check_same_thread=False
@@ -58,7 +58,7 @@ def _hold_file(url: sa.URL) -> sqlite3.Connection | None:
 
 
 def _hold_lock(url: sa.URL) -> sa.Connection | None:
-    """In a transaction that stays open, for a pooler may give each another server."""
+    """Keep a transaction open, because a pooler may give the next one another server."""
     with ExitStack() as stack:
         held = stack.enter_context(connect(url).connect())
         with cut_off_in_time(held):

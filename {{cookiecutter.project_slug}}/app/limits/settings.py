@@ -33,21 +33,21 @@ def _parse_rate_limit(text: str) -> tuple[Limit, ...]:
 def _parse_valkey_url(text: str) -> str:
     scheme, _, rest = text.strip().partition(":")
     if scheme in _VALKEY and rest.startswith("//"):
-        return f"{_VALKEY[scheme]}:{rest}"  # whose library reads it
+        return f"{_VALKEY[scheme]}:{rest}"  # the client library parses the rest
     raise PydanticCustomError("valkey_url", VALKEY_URL_FORM)
 
 
 RateLimit = Annotated[
     tuple[Limit, ...], NoDecode, PlainValidator(_parse_rate_limit), Field(exclude=True)
 ]
-"""For each key without a limit of its own: 600/minute, or several, separated by commas."""
+"""The default for keys without a sliding limit: 600/minute, or several with commas."""
 
 ValkeyUrl = Annotated[
     str, NoDecode, PlainValidator(_parse_valkey_url), Field(repr=False, exclude=True)
 ]
-"""Where servers count together. Without it one process counts for itself."""
+"""The Valkey in which servers count together. Without it, only one process may count."""
 
-# Of a key, over HTTP.
+# The fields of a key over HTTP.
 _LimitText = Annotated[str, WithJsonSchema({"type": "string", "pattern": LIMIT_PATTERN})]
 LimitTexts = Annotated[list[_LimitText], Field(description="As 600/minute, or 50000/month")]
 NetworkTexts = Annotated[list[str], Field(description="As 10.0.0.0/8; from everywhere, if none")]

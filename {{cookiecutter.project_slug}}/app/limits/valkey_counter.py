@@ -1,4 +1,4 @@
-"""Limits that servers share: counted in Valkey or Redis, by its clock, one question a request."""
+"""Limits that servers share: Valkey or Redis counts, by its own clock, in one call a request."""
 
 import asyncio
 import logging
@@ -19,13 +19,13 @@ from app.limits.settings import VALKEY_URL_FORM
 
 logger = logging.getLogger(__name__)
 
-TIMEOUT: Final = 0.5  # seconds until one that does not answer counts as out of reach
-PAUSE: Final = 2.0  # seconds until it is asked again then
-CONNECTIONS: Final = 10  # of a process; a question takes a fraction of a millisecond
+TIMEOUT: Final = 0.5  # seconds until Valkey counts as out of reach
+PAUSE: Final = 2.0  # seconds until the next attempt
+CONNECTIONS: Final = 10  # a process; a call takes a fraction of a millisecond
 
-# For each limit: how many requests; the microseconds that it slides, or 0 of a quota; how many were
-# used already (-1: not known); and after how many seconds its key may go. It charges all limits or
-# none, and gives for each what is left and in how many microseconds the oldest request slides out.
+# Arguments for each limit: its requests; its window in microseconds, or 0 for a quota; the requests
+# used already (-1: unknown); the seconds until its key expires. The script charges all limits or
+# none. It returns for each the requests left and the microseconds until the window frees one.
 _CHARGE: Final = """
 local time = redis.call('TIME')
 local now = time[1] * 1000000 + time[2]
@@ -70,9 +70,9 @@ return {over and 1 or 0, left, resets}
 
 
 class ValkeyLimiter:
-    """While Valkey is out of reach each server counts for itself, with `local`, and says so.
+    """Counts in Valkey. While that is out of reach, each server counts alone, with `local`.
 
-    Raises SettingsError for an address that is none.
+    Raises SettingsError if the URL is not valid.
     """
 
     def __init__(self, url: str, local: LocalLimiter, used: Used, now: Callable[[], float]) -> None:
@@ -81,8 +81,8 @@ class ValkeyLimiter:
             pool = BlockingConnectionPool.from_url(
                 url, max_connections=CONNECTIONS, timeout=None, client_name=COMMAND
             )
-            pool.connection_class(**pool.connection_kwargs)  # which opens none yet
-        except (TypeError, ValueError):  # options that there are not, a port that is none
+            pool.connection_class(**pool.connection_kwargs)  # opens no connection yet
+        except (TypeError, ValueError):  # unknown options, or a port that is no number
             raise SettingsError(f"VALKEY_URL: {VALKEY_URL_FORM}") from None
         self._client = Valkey.from_pool(pool)
         self._charge = self._client.register_script(_CHARGE)
@@ -98,7 +98,7 @@ class ValkeyLimiter:
         ]
         try:
             answer = await self._ask(key_id, limits, periods, moment, [-1] * len(limits))
-            if answer is None:  # it knows nothing of a quota: a new period, or it lost its memory
+            if answer is None:  # it lacks a quota: the period is new, or it has lost its data
                 used = [await self._used(key_id, period[0]) if period else -1 for period in periods]
                 answer = await self._ask(key_id, limits, periods, moment, used)
         except (ValkeyError, OSError, TimeoutError) as error:
@@ -115,16 +115,16 @@ class ValkeyLimiter:
             logger.info("Valkey is back: the servers count together.")
             self._problem = ""
             self._local.forget_quotas()
-        is_over, *told = answer
-        told = [
+        is_over, *columns = answer
+        states = [
             (left, period[1] - moment if period else reset / 1_000_000)
-            for period, left, reset in zip(periods, *told, strict=True)
+            for period, left, reset in zip(periods, *columns, strict=True)
         ]
         if not is_over:
-            return Charge(told)
-        waits = [wait if left <= 0 else 0.0 for left, wait in told]
+            return Charge(states)
+        waits = [wait if left <= 0 else 0.0 for left, wait in states]
         over = limits[waits.index(max(waits))]
-        return Charge([(max(0, left), wait) for left, wait in told], over, max(waits))
+        return Charge([(max(0, left), wait) for left, wait in states], over, max(waits))
 
     async def _ask(
         self,
@@ -137,7 +137,7 @@ class ValkeyLimiter:
         names: list[str] = []
         arguments: list[int] = []
         for limit, period, count in zip(limits, periods, used, strict=True):
-            # In braces: what a cluster keeps in one place.
+            # A cluster keeps names with the same text in braces on one node.
             name = f"{COMMAND}:" + "{" + key_id + "}" + f":{limit}"
             if period:
                 begins_at, ends_at = period

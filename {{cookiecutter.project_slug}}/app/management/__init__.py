@@ -1,1 +1,1 @@
-"""Keys over HTTP, for callers with the scope `keys:manage`."""
+"""Manages keys over HTTP, for callers with the scope `keys:manage`."""

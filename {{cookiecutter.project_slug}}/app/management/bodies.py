@@ -1,4 +1,4 @@
-"""What `/api-keys` takes and gives."""
+"""The bodies of requests to `/api-keys` and of their answers."""
 
 from datetime import date, datetime, timedelta
 from typing import Annotated, Literal, Self
@@ -15,11 +15,12 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from app.auth.key import SCOPE_PATTERN
-from app.auth.keys.views import LONGEST, OVERLAP, KeyView
+from app.auth.keys import views
+from app.auth.keys.views import LONGEST, OVERLAP
 from app.limits.settings import LimitTexts, NetworkTexts  # part: limits
 
 
-class ManagedKey(BaseModel):
+class KeyView(BaseModel):
     """A key, without its secret. Times are in UTC."""
 
     id: str
@@ -40,19 +41,19 @@ class ManagedKey(BaseModel):
     old_key_last_used_at: datetime | None
 
     @classmethod
-    def of(cls, view: KeyView) -> Self:
+    def of(cls, view: views.KeyView) -> Self:
         """Each restriction of the key is a field of its own."""
         return cls.model_validate({**view.restrictions, **view.model_dump()})
 
 
-class NewlyManagedKey(ManagedKey):
+class IssuedKey(KeyView):
     """A key with its new secret, which is never shown again."""
 
     key: str = Field(repr=False)
 
 
 class DayOfUse(BaseModel):
-    """Of one key, in UTC."""
+    """The use of one key on one day, in UTC."""
 
     id: str
     day: date
@@ -62,13 +63,13 @@ class DayOfUse(BaseModel):
 
 
 def _written(value: object) -> str:
-    if not isinstance(value, str):  # Pydantic takes numbers as well, in units of its own choice
+    if not isinstance(value, str):  # Pydantic would also take numbers, and guess their unit
         raise PydanticCustomError("string_type", "Input should be a valid string")
     return value
 
 
 Written = BeforeValidator(_written)
-# Checked by the service, whose message says more.
+# The service checks scopes, because its message says more than Pydantic's.
 Scope = Annotated[
     str, WithJsonSchema({"type": "string", "maxLength": 100, "pattern": SCOPE_PATTERN})
 ]
@@ -84,14 +85,14 @@ class NewKey(BaseModel):
     expires_at: Annotated[AwareDatetime, Written] | None = None
 
     def restrictions(self) -> dict[str, list[str]]:
-        """What bounds the key further, by the names of the policies that enforce it."""
+        """The restrictions of the key, by the name of the policy that enforces each."""
         asked: dict[str, list[str]] = {}
         asked.update(limits=self.limits, networks=self.networks)  # part: limits
         return asked
 
 
 class Rotation(BaseModel):
-    # If none is issued, one is dropped.
+    # `issue: false` requires `drop`.
     model_config = ConfigDict(
         extra="forbid",
         json_schema_extra={
@@ -114,5 +115,5 @@ class Revocation(BaseModel):
 
 
 class Page(BaseModel):
-    items: list[ManagedKey]
+    items: list[KeyView]
     next: str | None = Field(description="The `after` of the next page")

@@ -1,4 +1,4 @@
-"""What a caller with `keys:manage` may do to other keys: never more than it may do itself."""
+"""What a caller with `keys:manage` may change: only keys with no more rights than its own."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from app.auth.keys.views import KeyView
 
 @dataclass(frozen=True)
 class Delegation:
-    """Is asked inside the transaction of a change, with the key that is made, rotated or ended."""
+    """Authorizes a change inside its transaction, for a key that is created, rotated or ended."""
 
     caller: Key
     policies: Sequence[Policy]
@@ -20,7 +20,7 @@ class Delegation:
     def __call__(self, change: Change, key: KeyView) -> None:
         """Raises ForbiddenError if the key may do more than its manager, or outlives it."""
         manager = change.view(self.caller.id)
-        if manager.status != "active":  # since a moment
+        if manager.status != "active":  # it may have ended since the guard let it in
             raise ForbiddenError(f"Your key is {manager.status}")
         if lacking := self.caller.lacks(key.scopes):
             raise ForbiddenError(f"Missing scope: {lacking}")

@@ -1,4 +1,4 @@
-"""Managing keys over HTTP: for callers with the scope `keys:manage`."""
+"""The routes of `/api-keys`, for callers with the scope `keys:manage`."""
 
 from asyncio import sleep
 from collections.abc import Callable
@@ -27,17 +27,18 @@ from app.auth.errors import (
     StoreUnavailableError,
 )
 from app.auth.key import Key
+from app.auth.keys import views
 from app.auth.keys.service import MANAGE, KeyService
-from app.auth.keys.views import LONGEST, EventView, IssuedKey, KeyView
+from app.auth.keys.views import LONGEST, EventView
 from app.auth.usage import report
 from app.auth.usage.anomalies import Finding
 from app.auth.usage.doctor import diagnose
 from app.auth.usage.report import AllUsage, UsageView
 from app.management.bodies import (
     DayOfUse,
-    ManagedKey,
+    IssuedKey,
+    KeyView,
     NewKey,
-    NewlyManagedKey,
     Page,
     Revocation,
     Rotation,
@@ -69,9 +70,9 @@ class _ManagementRoute(GuardedRoute):
             except StoreUnavailableError:
                 problem = HTTPException(503, "The keys are out of reach", {"Retry-After": "1"})
             except RequestValidationError as error:
-                # FastAPI's answer but for the input, which need not be text that can be sent.
-                said = [{each: e[each] for each in ("type", "loc", "msg")} for e in error.errors()]
-                return JSONResponse({"detail": said}, 422)
+                # FastAPI's answer without the input, which may not be encodable.
+                items = [{name: e[name] for name in ("type", "loc", "msg")} for e in error.errors()]
+                return JSONResponse({"detail": items}, 422)
             headers = {**(problem.headers or {}), "Content-Type": PROBLEM_JSON}
             raise HTTPException(problem.status_code, problem.detail, headers)
 
@@ -101,15 +102,15 @@ Id = Annotated[str, StringConstraints(pattern="^[ -~]*$")]
 
 
 async def _changed(request: Request, change: Callable[[], T]) -> T:
-    """Make a change, in a thread for it waits for the database; here it holds at once."""
+    """Make a change in a thread. This server then accepts or refuses the key at once."""
     changed = await run_in_threadpool(change)
-    with suppress(StoreUnavailableError):  # it was made all the same, and the secret is shown once
+    with suppress(StoreUnavailableError):  # the change is made, and its answer must arrive
         await request.app.keys.refresh()
     return changed
 
 
 def _by(caller: Key, service: KeyService) -> dict[str, Any]:
-    """Who makes a change, and whether they may."""
+    """The actor of a change, and its authorization."""
     return {"actor": caller.id, "authorize": Delegation(caller, service.policies)}
 
 
@@ -118,9 +119,7 @@ async def _until_all_follow(service: KeyService) -> None:
 
 
 @router.post("", status_code=201, responses=_problems(400))
-async def create_key(
-    new: NewKey, caller: Caller, service: Service, request: Request
-) -> NewlyManagedKey:
+async def create_key(new: NewKey, caller: Caller, service: Service, request: Request) -> IssuedKey:
     """Make a key with scopes that you have yourself, and which ends no later than yours.
 
     The secret is shown this once.
@@ -133,7 +132,7 @@ async def create_key(
         expires_at=new.expires_at,
         **_by(caller, service),
     )
-    return NewlyManagedKey.of(await _changed(request, change))
+    return IssuedKey.of(await _changed(request, change))
 
 
 @router.get("")
@@ -145,16 +144,16 @@ def list_keys(
 ) -> Page:
     """The keys, oldest first: all, or those with `search` in the name or the id.
 
-    Small and capital letters are the same to it.
+    The search ignores case.
     """
     found = service.page(after, limit + 1, has(search))
-    items = [ManagedKey.of(key) for key in found[:limit]]
+    items = [KeyView.of(key) for key in found[:limit]]
     return Page(items=items, next=items[-1].id if len(found) > limit else None)
 
 
 @router.get("/findings")
 def list_findings(service: Service, request: Request) -> list[Finding]:
-    """What needs attention, and what to do about it: of keys, and of the service as a whole."""
+    """Problems of keys and of the service as a whole, each with advice."""
     return diagnose(service, request.app.routes)
 
 
@@ -163,7 +162,7 @@ def show_all_usage(
     service: Service,
     days: Annotated[int, Query(ge=1, le=LONGEST.days)] = 7,
 ) -> AllUsage:
-    """How often keys were used in so many days, and who was refused without one."""
+    """How often keys were used in the last days, and who was refused without one."""
     return report.of_all(service.engine, timedelta(days=days))
 
 
@@ -173,14 +172,14 @@ def list_days_of_use(
     id: Annotated[list[Id], Query(max_length=100)],
     days: Annotated[int, Query(ge=1, le=31)] = 14,
 ) -> list[DayOfUse]:
-    """How often these keys were used on each of so many days, up to today, in UTC."""
+    """How often these keys were used on each of the last days, up to today, in UTC."""
     return use_by_day(service.engine, id, timedelta(days=days - 1))
 
 
 @router.get("/{id}", responses=_problems(404))
-def show_key(id: str, service: Service) -> ManagedKey:
+def show_key(id: str, service: Service) -> KeyView:
     """A key, without its secret."""
-    return ManagedKey.of(service.get(id))
+    return KeyView.of(service.get(id))
 
 
 @router.post("/{id}/rotate", responses=_problems(400, 404, 409))
@@ -190,7 +189,7 @@ async def rotate_key(
     caller: Caller,
     service: Service,
     request: Request,
-) -> NewlyManagedKey | ManagedKey:
+) -> IssuedKey | KeyView:
     """Give a key a new secret, shown this once; the old one stays in force for the overlap.
 
     You need all scopes of the key. While two secrets are in force, say which one to `drop`.
@@ -198,7 +197,7 @@ async def rotate_key(
     if not (rotation.issue or rotation.drop):
         raise HTTPException(400, "Say which secret to drop, or let one be issued")
 
-    def change() -> IssuedKey | KeyView:
+    def change() -> views.KeyView:
         overlap, drop = rotation.overlap, rotation.drop
         if drop and not rotation.issue:
             return service.drop(id, drop, **_by(caller, service))
@@ -207,7 +206,7 @@ async def rotate_key(
     rotated = await _changed(request, change)
     if rotation.drop or not rotation.overlap:
         await _until_all_follow(service)
-    return (NewlyManagedKey if isinstance(rotated, IssuedKey) else ManagedKey).of(rotated)
+    return (IssuedKey if isinstance(rotated, views.IssuedKey) else KeyView).of(rotated)
 
 
 @router.post("/{id}/revoke", responses=_problems(400, 404, 409))
@@ -217,7 +216,7 @@ async def revoke_key(
     caller: Caller,
     service: Service,
     request: Request,
-) -> ManagedKey:
+) -> KeyView:
     """End a key for good; when this answers, no server accepts it any more.
 
     You need all scopes of the key. The last one that may manage keys needs `force`.
@@ -225,7 +224,7 @@ async def revoke_key(
     change = partial(service.revoke, id, force=revocation.force, **_by(caller, service))
     revoked = await _changed(request, change)
     await _until_all_follow(service)
-    return ManagedKey.of(revoked)
+    return KeyView.of(revoked)
 
 
 @router.get("/{id}/usage", responses=_problems(404))
@@ -234,7 +233,7 @@ def show_usage(
     service: Service,
     days: Annotated[int, Query(ge=1, le=LONGEST.days)] = 7,
 ) -> UsageView:
-    """How often the key was used in so many days, up to now, by hour."""
+    """How often the key was used in the last days, up to now, by hour."""
     return report.of_key(service.engine, id, timedelta(days=days))
 
 

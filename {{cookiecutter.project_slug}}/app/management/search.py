@@ -1,4 +1,4 @@
-"""What only the page `/console` asks for: keys by name, and their use by day."""
+"""Two queries for the page `/console`: keys by name, and their use by day."""
 
 from collections.abc import Sequence
 from datetime import date, datetime, timedelta
@@ -14,17 +14,17 @@ from app.management.bodies import DayOfUse
 
 
 def has(search: str) -> sa.ColumnElement[bool]:
-    """Whether the name or the id of a key has this text; all have an empty one."""
+    """Whether the name or the id of a key contains this text, in any case of its letters."""
     if not search:
         return sa.true()
-    # Beyond ASCII, SQLite tells small letters from capitals, and so does PostgreSQL's locale "C".
+    # Beyond ASCII, case matters to SQLite, and to PostgreSQL with the locale "C".
     spellings = sorted({search, search.lower(), search.upper(), search.title()})
     columns = (api_keys.c.id, api_keys.c.name)
     return sa.or_(*(c.icontains(text, autoescape=True) for text in spellings for c in columns))
 
 
 def use_by_day(engine: sa.Engine, ids: Sequence[str], since: timedelta) -> list[DayOfUse]:
-    """The days on which these keys were used, the oldest first."""
+    """The days on which these keys were used, oldest first."""
     with transaction(engine) as connection:
         return _use_by_day(connection, ids, clock.now(connection) - since)
 
@@ -34,7 +34,7 @@ def _use_by_day(connection: sa.Connection, ids: Sequence[str], since: datetime) 
     hours = sa.select(secret.key_id, start, *sums())
     hours = hours.join(api_key_usage, secret.digest == api_key_usage.c.digest)
     hours = hours.where(secret.key_id.in_(ids), start >= hour_of(since).replace(hour=0))
-    days: dict[tuple[str, date], DayOfUse] = {}  # summed up here: to each database a day is another
+    days: dict[tuple[str, date], DayOfUse] = {}  # summed here: databases disagree on days
     for row in connection.execute(hours.group_by(secret.key_id, start).order_by(start)):
         id, day = row.key_id, row.starts_at.date()
         used = days.setdefault((id, day), DayOfUse(id=id, day=day))

@@ -1,7 +1,7 @@
-"""What Prometheus is told: how much is asked for, by whom, how soon it is answered, what is refused.
+"""Metrics for Prometheus: requests, their duration, the use of each key, and refusals.
 
-No label is what a caller has sent: routes are those that were declared, keys those that are in
-force, reasons those in this code. So a stranger makes no series.
+Labels come only from declared routes, existing key ids and fixed reason codes, never from request
+data, so callers cannot create new time series.
 """
 
 import os
@@ -33,14 +33,14 @@ from app.auth.errors import SettingsError
 from app.auth.log import RequestRecord
 from app.auth.store.cache import DatabaseKeyStore
 
-FOLDER: Final = "PROMETHEUS_MULTIPROC_DIR"  # where several processes put what they count
-_KINDS: Final = ("counter_", "gauge_", "histogram_", "summary_")  # how the names of files begin
-MOST_KEYS: Final = 10_000  # further ones are told together
+FOLDER: Final = "PROMETHEUS_MULTIPROC_DIR"  # where several processes store their counts
+_KINDS: Final = ("counter_", "gauge_", "histogram_", "summary_")  # how its files' names begin
+MOST_KEYS: Final = 10_000  # any further key counts under `others`
 _METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "WS"})
 _BUCKETS: Final = (0.005, 0.025, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0)  # seconds
 
-disable_created_metrics()  # as many series more, which tell when each began
-_ours: Final = CollectorRegistry()  # or an exporter of yours that is open to all would tell it
+disable_created_metrics()  # they would double the series
+_ours: Final = CollectorRegistry()  # an open exporter of yours must not publish these
 _requests = Counter(
     "api_requests", "Requests that were answered", ["route", "method", "status"], registry=_ours
 )
@@ -55,9 +55,9 @@ _uses = Counter(
     "api_key_requests", "Requests with a key in force", ["key_id", "outcome"], registry=_ours
 )
 _refusals = Counter("api_key_refusals", "Requests that were refused", ["reason"], registry=_ours)
-_keys: Final[set[str]] = set()  # that are told apart
+_keys: Final[set[str]] = set()  # the ids that have a series
 
-# To find a series takes longer than to count, so each is looked for once.
+# Looking up a series takes longer than counting, so these functions cache it.
 
 
 @cache
@@ -83,7 +83,7 @@ def _add_refusal(reason: str) -> Callable[[], None]:
 
 
 def observe(record: RequestRecord) -> None:
-    """Counts a request."""
+    """Count a request."""
     route = record.route or ""
     _add_request(route, record.method if record.method in _METHODS else "other", record.status)()
     if record.key:
@@ -95,12 +95,12 @@ def observe(record: RequestRecord) -> None:
 
 
 def prepare() -> None:
-    """Raises SettingsError if several processes could not put there what they count, or if anything
-    else is there: the library reads all that it finds, a database as well."""
+    """Check the folder that several processes share. Raises SettingsError if it is not writable, or
+    has other files: the library would read these too, even a database."""
     folder = os.environ.get(FOLDER)
     if folder is not None:
         _check(folder)
-    # Nobody may look while it counts, and who first sees it later would not see it grow.
+    # This series exists from the start, because Prometheus sees no growth in a series' first value.
     _refusals.labels(OUT_OF_REACH)
 
 
@@ -117,21 +117,21 @@ def _check(folder: str) -> None:
 
 
 class _Sums(Collector):
-    """Of all processes, those that have ended too."""
+    """The sums of all processes, also of those that have ended."""
 
     def collect(self) -> Iterator[Metric]:
-        # prometheus_client fails at a file that has just been made, and at one that is left so by
-        # a process that was killed just then.
+        # prometheus_client fails at an empty file: one that has just been created, or one that a
+        # killed process has left.
         files = []
         for path in Path(os.environ[FOLDER]).glob("*.db"):
-            with suppress(FileNotFoundError):  # a gauge of yours may go with its process
+            with suppress(FileNotFoundError):  # the file of a live gauge goes with its process
                 if path.stat().st_size:
                     files.append(f"{path}")
         yield from MultiProcessCollector.merge(files)
 
 
 class _Ages(Collector):
-    """Of the process that is asked."""
+    """The ages of the data of the process that answers."""
 
     def __init__(self, store: DatabaseKeyStore) -> None:
         self._store = store
@@ -151,12 +151,12 @@ router = GuardedRouter(dependencies=[require("metrics:read")])
 def metrics(request: Request) -> Response:
     """The sums of all processes that answer at this address."""
     shared = FOLDER in os.environ
-    # uvicorn's workers are children, as is what `fastapi dev` starts anew; gunicorn's are forks.
+    # The workers of uvicorn and `fastapi dev` are child processes, those of gunicorn are forks.
     if not shared and (parent_process() or "gunicorn" in sys.modules):
         raise HTTPException(503, f"One of several processes is asked for all: set {FOLDER}")
-    told = CollectorRegistry()
-    for each in [_Sums()] if shared else [_ours, REGISTRY]:
-        told.register(each)
-    told.register(_Ages(request.app.keys))
+    registry = CollectorRegistry()
+    for collector in [_Sums()] if shared else [_ours, REGISTRY]:
+        registry.register(collector)
+    registry.register(_Ages(request.app.keys))
     encode, media_type = choose_encoder(request.headers.get("accept", ""))
-    return Response(encode(told), headers={"Content-Type": media_type})
+    return Response(encode(registry), headers={"Content-Type": media_type})

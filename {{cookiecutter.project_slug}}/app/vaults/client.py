@@ -1,6 +1,6 @@
-"""Settings from a vault. One secret holds them; its fields are named and written like settings.
+"""Reads settings from one secret of a vault. Its fields have the names and the form of settings.
 
-The library of the vendor finds the login by itself: in the environment, in files or on the machine.
+The vendor's library finds the login by itself: in the environment, in files or on the machine.
 """
 
 import json
@@ -24,13 +24,13 @@ IO_TIMEOUT: Final = 3.0  # seconds for a connection, and for each part of an ans
 SERVICE_ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount/token")
 
 Fetch = Callable[[], str | Mapping[str, Any]]
-"""Asks for the secret. Returns its fields, or a JSON object with them."""
+"""Requests the secret. Returns its fields, or a JSON object with them."""
 
 _URL: Final = re.compile(r"(aws|azure|gcp|vault)://([^/?]+)/([^?]+?)/?(?:\?role=([^&]+))?")
 
 
 def vault_source(url: str, settings: type[BaseSettings]) -> dict[str, Any]:
-    """The arguments to make the settings with: the fields of the secret, below the environment.
+    """The arguments for the settings: the fields of the secret, overridden by the environment.
 
     Raises SettingsError.
     """
@@ -54,7 +54,7 @@ class Vault:
     def read(self) -> dict[str, str]:
         """The fields, by their names in capitals.
 
-        Raises SettingsError, which holds no part of the secret.
+        Raises SettingsError, whose text holds no part of the secret.
         """
         try:
             self._fetch = self._fetch or _CLIENTS[self._vendor](self._place, self._name, self._role)
@@ -72,7 +72,7 @@ class Vault:
 
 
 def read(url: str) -> dict[str, str]:
-    """Read the secret once, and give up after TIMEOUT, whatever hangs. Raises SettingsError."""
+    """Read the secret once, within TIMEOUT seconds. Raises SettingsError."""
     vault, answers = Vault(url), SimpleQueue[dict[str, str] | SettingsError]()
 
     def ask() -> None:
@@ -92,7 +92,7 @@ def read(url: str) -> dict[str, str]:
 
 
 def _kind(error: Exception) -> str:
-    """The name of the error alone: its text may hold a token."""
+    """The name of the error only, because its text may hold a token."""
     response = getattr(error, "response", None)
     # AWS has one type for nearly all errors, and a code in it.
     return response["Error"]["Code"] if isinstance(response, dict) else type(error).__name__

@@ -127,6 +127,15 @@ def test_each_change_leaves_one_event_with_who_and_what(server: Server, ids: lis
     assert told[2:] == [(key.id, *change) for change in changes]
 
 
+def test_a_rotation_widens_nothing(clock: Clock, server: Server) -> None:
+    now = datetime.fromtimestamp(clock.now, UTC)
+    key = server.keys.create("key", ["a"], expires_at=now + HOUR, actor=ME)
+    for overlap, old_ends in ((99 * HOUR, HOUR), (HOUR / 2, HOUR / 2), (99 * HOUR, HOUR / 2)):
+        key = server.keys.rotate(key.id, overlap=overlap, drop="new", actor=ME)
+        assert (key.scopes, key.expires_at) == (["a"], now + HOUR)
+        assert key.old_key_expires_at == now + old_ends
+
+
 def test_force_alone_revokes_the_last_manager(clock: Clock, server: Server, ids: list[str]) -> None:
     tomorrow = datetime.fromtimestamp(clock.now, UTC) + timedelta(days=1)
     manager = server.keys.create("manager", ["keys:*"], actor=ME)
@@ -182,6 +191,7 @@ UPDATE api_keys SET restrictions = '{"a": []}'
 UPDATE api_keys SET expires_at = '2999-01-01' WHERE expires_at IS NOT NULL
 UPDATE api_keys SET expires_at = NULL WHERE expires_at IS NOT NULL
 UPDATE api_key_secrets SET ended_at = NULL WHERE ended_at IS NOT NULL
+UPDATE api_key_secrets SET ended_at = '2999-01-01' WHERE ended_at IS NOT NULL
 UPDATE api_key_secrets SET digest = x'00' WHERE ended_at IS NOT NULL
 UPDATE api_key_secrets SET key_id = 'another' WHERE ended_at IS NOT NULL
 UPDATE api_key_secrets SET expires_at = '2999-01-01' WHERE expires_at IS NOT NULL
@@ -225,7 +235,10 @@ def test_the_migrations_make_the_tables_that_the_code_uses(server: Server) -> No
         context = MigrationContext.configure(connection, opts={"include_name": is_known})
         differences = compare_metadata(context, metadata)
     # Indexes that are rules are in the database alone.
-    assert [each for each in differences if each[0] != "remove_index"] == []
+    rules = [(kind, index.name, index.unique) for kind, index in differences]
+    assert rules == [
+        ("remove_index", f"api_key_secrets_one_{each}", True) for each in ("current", "old")
+    ]
 
 
 async def test_no_key_is_stored(server: Server, tmp_path: Path, secrets: list[str]) -> None:

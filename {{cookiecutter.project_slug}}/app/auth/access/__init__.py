@@ -1,1 +1,1 @@
-"""The way of a request: who gets in, and what it may call."""
+"""Access control: authentication and scopes of every request."""

@@ -1,8 +1,7 @@
-"""The application, which asks every caller for a key before anything else is done.
+"""The application. It checks the key of every caller before any other code runs.
 
-What is not declared public needs one, whenever and however it was added. A route of the application
-itself, on neither of the two routers, is guarded as well, but stops the start-up: it does not say
-which of the two was meant.
+A route that is not declared public needs a key, whenever and however it is added. A route on
+neither of the two routers is guarded too, but stops the start-up, because its intent is unclear.
 """
 
 from collections.abc import (
@@ -46,9 +45,9 @@ from app.auth.log import Observer
 class GuardedAPI(FastAPI):
     """A FastAPI application that asks `keys` whether a caller's key is in force.
 
-    `policies` bound keys further, each by a restriction that keys carry. `observers` are told of
-    each request when its answer begins. `public_paths` are pages that packages add to the
-    application itself and that are open to strangers. Its own documentation is public.
+    `policies` bound keys further, each by a restriction that keys carry. `observers` get the record
+    of each request when its answer starts. `public_paths` are pages that packages add to the
+    application itself and that need no key. The application's own documentation is public.
     """
 
     def __init__(
@@ -66,17 +65,17 @@ class GuardedAPI(FastAPI):
         self.policies: Final = tuple(policies)
         self._observers: Final = list(observers)
         self._public_paths: Final = frozenset(public_paths)
-        self._problem = ""  # the one that has stopped the start-up
+        self._problem = ""  # the error that stopped the start-up
         given = list(routes)
         super().__init__(
             routes=given,
-            # The innermost: what is added later sees requests before the guard does.
+            # Innermost: middleware that is added later sees requests before the guard does.
             middleware=[
                 *middleware,
                 Middleware(Guard, api=self),
                 Middleware(FaultyRoutes, api=self),
             ],
-            # A redirect would come before the guard, and tell a caller to send the key elsewhere.
+            # A redirect would bypass the guard and make callers send the key to another URL.
             redirect_slashes=False,
             **options,
         )
@@ -92,7 +91,7 @@ class GuardedAPI(FastAPI):
         await FastAPI.__call__(self, scope, receive, send)  # faster than super()
 
     def _in_one_line(self, send: Send) -> Send:
-        """What stops the start-up is told without the frames that it came from."""
+        """Report the error that stops the start-up without its traceback."""
 
         def send_in_one_line(message: Message) -> Awaitable[None]:
             if message["type"] == "lifespan.startup.failed" and self._problem:
@@ -105,7 +104,7 @@ class GuardedAPI(FastAPI):
         return RequestLog(super().build_middleware_stack(), self._observers)
 
     def add_observer(self, observe: Observer) -> None:
-        """Tell it of each request, when its answer begins."""
+        """Call `observe` for each request, when its answer starts."""
         self._observers.append(observe)
 
     def include_router(
@@ -123,8 +122,8 @@ class GuardedAPI(FastAPI):
         refuse_frontend()
 
     def check_routes(self) -> None:
-        """Raises UnguardedRouteError if any route is on neither kind of router, if scopes that a
-        router asks for do not hold for a route on it, or if `check_places` finds a fault."""
+        """Raises UnguardedRouteError if a route is on neither kind of router, if nothing checks a
+        router's scopes for one of its routes, or if `check_places` finds a fault."""
         unclear = [
             _named(context)
             for route in self.routes
@@ -153,12 +152,12 @@ class GuardedAPI(FastAPI):
         return _is_in(route, self._public) or getattr(route, "path", None) in self._public_paths
 
     def route_for(self, scope: Scope) -> BaseRoute | None:
-        """The route that is going to answer, as the router chooses it; None if there is none."""
+        """Return the route that the router will choose, if any."""
         partial = None
         for route in self.routes:
             try:
                 match, _ = route.matches(scope)
-            except Exception:  # say, a number with too many digits: the router will not get further
+            except Exception:  # such as too many digits in a number: the router fails too
                 return route
             if match is Match.FULL:
                 return route
@@ -167,7 +166,7 @@ class GuardedAPI(FastAPI):
         return partial
 
     def openapi(self) -> dict[str, Any]:
-        """FastAPI's document, and what it does not know: who may call, and how it refuses."""
+        """Return FastAPI's document with the security and the refusals of each operation."""
         known = self.openapi_schema
         document = super().openapi()
         if document is not known:
@@ -175,7 +174,7 @@ class GuardedAPI(FastAPI):
         return document
 
     def _operations(self) -> Iterator[tuple[Any, bool]]:
-        """What the document has, and whether it is guarded."""
+        """Yield each documented operation, and whether it is guarded."""
         for route in self.routes:
             guarded = [leaf.route for leaf in self._leaves([route]) if leaf.guarded]
             for context in iter_route_contexts([route]):
@@ -210,7 +209,7 @@ class GuardedAPI(FastAPI):
 
 
 def _is_in(route: BaseRoute, routes: Sequence[BaseRoute]) -> bool:
-    return any(each is route for each in routes)  # a Route equals others that look like it
+    return any(each is route for each in routes)  # a Route equals similar ones
 
 
 def _named(context: RouteContext) -> str:

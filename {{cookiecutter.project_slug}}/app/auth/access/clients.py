@@ -1,4 +1,4 @@
-"""Where callers come from, and which addresses send too many wrong keys."""
+"""Client addresses, and the limit on wrong keys from each."""
 
 from functools import lru_cache
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
@@ -7,11 +7,11 @@ from typing import Final
 
 BURST: Final = 100  # wrong keys that an address may send at once
 REFILL: Final = 1.0  # seconds after which it may send one more
-MAX_ADDRESSES: Final = 10_000  # that are remembered; those without a wrong key for longest go
+MAX_ADDRESSES: Final = 10_000  # in memory; beyond that the least recent one is dropped
 
 
 class FailedAttempts:
-    """A token bucket for each address, which its wrong keys empty."""
+    """A token bucket per address. Each wrong key takes one token."""
 
     def __init__(self) -> None:
         self._full_at: dict[str, float] = {}  # when each bucket is full again
@@ -22,10 +22,10 @@ class FailedAttempts:
     def add(self, client: str) -> None:
         source = _source(client)
         until_full = max(self._until_full(source), 0.0)
-        self._full_at.pop(source, None)  # so that the first one is the oldest
+        self._full_at.pop(source, None)  # keeps the least recent one first
         if len(self._full_at) >= MAX_ADDRESSES:
             del self._full_at[next(iter(self._full_at))]
-        # However long it goes on, a single REFILL after its end is enough for the next attempt.
+        # The cap allows the next attempt one REFILL after the last, however many there were.
         self._full_at[source] = monotonic() + min(until_full, BURST * REFILL) + REFILL
 
     def _until_full(self, source: str) -> float:
@@ -33,12 +33,12 @@ class FailedAttempts:
 
 
 def _source(client: str) -> str:
-    """Whoever has an IPv6 address has its whole network."""
+    """The network for an IPv6 address, because its owner can use all of the network."""
     return network_of(client, 32, 64)
 
 
 def address_of(client: str) -> IPv4Address | IPv6Address | None:
-    """IPv4 in the form of IPv6 becomes IPv4. None if there is no address, as for a Unix socket."""
+    """Parse an address; IPv4-mapped IPv6 becomes IPv4. None for other text, as of a Unix socket."""
     try:
         address = ip_address(client.partition("%")[0])  # without the name of an interface
     except ValueError:
@@ -47,8 +47,8 @@ def address_of(client: str) -> IPv4Address | IPv6Address | None:
 
 
 def network_of(client: str, bits: int, ipv6_bits: int) -> str:
-    """The network of the address, with a prefix of so many bits, or `local`."""
-    # A proxy may pass on any text for an address. No address is longer, and no text is kept.
+    """Return the network of the address with this prefix length, or `local` for other text."""
+    # A proxy may pass on any text. No address is longer, so the cache keeps no long text.
     return _network_of(client[:64], bits, ipv6_bits)
 
 

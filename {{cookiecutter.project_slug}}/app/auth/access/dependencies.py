@@ -1,4 +1,4 @@
-"""What an endpoint asks for: its caller, and the scopes that a caller needs."""
+"""Dependencies of endpoints: the caller, and the required scopes."""
 
 from collections.abc import Iterable, Iterator
 from typing import Annotated, Final
@@ -24,7 +24,7 @@ from app.constants import API_KEY_HEADER
 
 
 def refusal_without(scopes: Iterable[str], scope: Scope) -> Refusal | None:
-    """The refusal for a caller with a valid key who lacks one of these scopes."""
+    """Return the refusal if the caller's key lacks one of these scopes."""
     caller: Key = scope[CALLER]
     if lacking := caller.lacks(scopes):
         return _lacking(caller, lacking)
@@ -36,7 +36,7 @@ def _lacking(caller: Key, scope: str) -> Refusal:
 
 
 class MissingScopeError(HTTPException):
-    """The same refusal, raised in a dependency. FastAPI answers it in mounted applications too."""
+    """The refusal as an exception. FastAPI also handles it in mounted applications."""
 
     def __init__(self, scope: str) -> None:
         super().__init__(403, f"Missing scope: {scope}", {"Content-Type": PROBLEM_JSON})
@@ -68,12 +68,12 @@ Caller = Annotated[Key, Security(get_caller)]
 
 
 def require(*scopes: str) -> params.Security:
-    """For `dependencies=[require("reports:read")]` of an endpoint or a whole router."""
+    """Require scopes: `dependencies=[require("reports:read")]` of an endpoint or a router."""
     return params.Security(get_caller, scopes=scopes)
 
 
 def scopes_of(dependant: Dependant) -> Iterator[str]:
-    """The scopes that an operation asks for, with all that it depends on."""
+    """Yield the scopes that an operation and its dependencies require."""
     yield from dependant.own_oauth_scopes or ()
     for dependency in dependant.dependencies:
         yield from scopes_of(dependency)

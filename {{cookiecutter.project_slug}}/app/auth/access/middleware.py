@@ -1,4 +1,4 @@
-"""The guard: asks every caller for a key before anything is read or run."""
+"""The guard: it checks the key before other code reads or handles the request."""
 
 import re
 from collections.abc import Awaitable, Mapping, Sequence
@@ -20,7 +20,7 @@ _FOR_WHOM: Final = re.compile(rb"private|public|s-maxage|no-store", re.IGNORECAS
 
 
 class Application(Protocol):
-    """What the guard asks of the application that it stands in."""
+    """The application, as the guard uses it."""
 
     @property
     def keys(self) -> KeyStore: ...
@@ -35,25 +35,25 @@ class Application(Protocol):
     def exception_handlers(self) -> Mapping[Any, Any]: ...
 
     def route_for(self, scope: Scope) -> BaseRoute | None:
-        """The route that is going to answer; None if there is none."""
+        """Return the route that will handle the request, if any."""
         ...
 
     def is_public(self, route: BaseRoute) -> bool: ...
 
 
 class Guard:
-    """Middleware that asks for the key, once a request, before anything is read or run."""
+    """Middleware that checks the key, once per request."""
 
     def __init__(self, app: ASGIApp, api: Application) -> None:
         self._app, self._api, self._keys, self._policies = app, api, api.keys, api.policies
         self._failed_attempts = FailedAttempts()
-        # Where there is no route a stranger gets 404, or your own answer to it.
+        # Without a route, a caller without a key gets 404, or the answer of your handler for it.
         self._not_found = ExceptionMiddleware(
             APIRouter(redirect_slashes=False), api.exception_handlers
         )
 
     def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
-        # What nobody has to wait for takes no coroutine of its own either.
+        # The fast path: a cached key without restrictions needs no coroutine of its own.
         offered = scope.get(PRESENTED)
         if (
             isinstance(offered, tuple)
@@ -102,10 +102,10 @@ class Guard:
 
 
 def _not_stored(send: Send, more: Headers = ()) -> Send:
-    """No cache between may keep the answer for somebody else, unless the endpoint says so. It gets
-    more headers besides.
+    """Add the headers, and keep shared caches from storing the answer.
 
-    That it may be kept is not enough: as with an Authorization header, `public` is to be said.
+    As with an Authorization header, a shared cache may store it only if the endpoint explicitly
+    says `public` or `s-maxage`.
     """
 
     def send_not_stored(message: Message) -> Awaitable[None]:

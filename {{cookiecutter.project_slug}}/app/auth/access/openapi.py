@@ -1,4 +1,4 @@
-"""What the OpenAPI document says of keys: which operations need one, and how they refuse."""
+"""The OpenAPI description of keys: the operations that need one, and their refusals."""
 
 from collections import Counter
 from collections.abc import Iterable
@@ -33,18 +33,18 @@ RESPONSES: Final[dict[str, dict[str, Any]]] = {
     "429": described("Too many requests"),
     "503": described("The keys are out of reach"),
 }
-"""What every guarded operation may answer instead of its own responses."""
+"""The refusals of every guarded operation."""
 
-# Tags for operations that have none of their own.
+# Tags for operations without tags.
 _GUARDED: Final = {"name": "Guarded", "description": "For callers with a valid key."}
 _PUBLIC: Final = {"name": "Public", "description": "For everybody."}
-_MALFORMED: Final = {"400": {"description": "The request is malformed"}}  # says the server
+_MALFORMED: Final = {"400": {"description": "The request is malformed"}}  # sent by the server
 
 
 def complete(document: dict[str, Any], operations: Iterable[tuple[Any, bool]]) -> None:
-    """Adds to FastAPI's document. `operations` are route contexts, each with whether it is guarded.
+    """Add security, tags and refusals to the document. A unique function name becomes the id.
 
-    The id of an operation is the name of its function if no other operation has that name.
+    `operations` are pairs: a route context, and whether it is guarded.
     """
     components = document.setdefault("components", {})
     components.setdefault("schemas", {})[PROBLEM_SCHEMA["title"]] = PROBLEM_SCHEMA

@@ -1,4 +1,4 @@
-"""The seam for everything that bounds a key beyond its scopes and its end."""
+"""The interface for rules that bound a key beyond its scopes and its expiry."""
 
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
@@ -12,7 +12,7 @@ Headers = Sequence[tuple[bytes, bytes]]
 
 
 class Admission(NamedTuple):
-    """A caller who gets in, and headers for the answer."""
+    """An accepted caller, and headers for the answer."""
 
     caller: Key
     headers: Headers = ()
@@ -20,10 +20,10 @@ class Admission(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Denial:
-    """Why a policy keeps a caller with a valid key out.
+    """A policy's refusal of a valid key.
 
-    Reasons are few, because they are counted; `cause` has the details for the log. Without a
-    status the caller gets the answer that strangers get.
+    Use few reasons, because they are counted; `cause` has the details for the log. Without a
+    status the caller gets the same answer as a caller without a valid key.
     """
 
     reason: str
@@ -34,51 +34,51 @@ class Denial:
 
 
 class Policy(Protocol):
-    """Enforces one restriction, which keys carry under this name."""
+    """Enforces one restriction. Keys carry the restriction under `name`."""
 
     name: str
 
     def parse(self, values: Sequence[str]) -> list[str]:
-        """The values in their canonical form, as they are stored.
+        """Return the values in the canonical form in which they are stored.
 
-        Raises ValueError, in one line that names the form.
+        Raises ValueError, in one line that names the expected form.
         """
         ...
 
     def check_within(self, inner: Sequence[str], outer: Sequence[str]) -> None:
-        """Raises ValueError if a key bound by `inner` may do more than one bound by `outer`."""
+        """Raises ValueError if `inner` allows a key more than `outer` does."""
         ...
 
     def concerns(self, key: Key) -> bool:
-        """Whether `admit` is to be asked for this key."""
+        """Whether the guard must call `admit` for this key."""
         ...
 
     async def admit(self, key: Key, client: str) -> Headers | Denial:
-        """Decides over one request from this address, and counts it.
+        """Decide on one request from this address, and count it.
 
-        Raises StoreUnavailableError if nobody can tell.
+        Raises StoreUnavailableError if no decision is possible.
         """
         ...
 
     def running(self) -> AbstractAsyncContextManager[None]:
-        """What the policy does while the service runs.
+        """A context that the service enters at its start and leaves at its end.
 
-        Raises SettingsError at its beginning if it cannot keep its promise.
+        Raises SettingsError on entry if the policy cannot do its work.
         """
         ...
 
 
 class UsageSource(Protocol):
-    """What a policy may ask of the store."""
+    """The part of the store that a policy may use."""
 
-    changes: int  # how often the keys have changed since the service started
+    changes: int  # the number of changes to the keys since the service started
 
     def now(self) -> float:
-        """Seconds since the epoch, by a clock that does not go back."""
+        """Seconds since the epoch, from a clock that never goes back."""
         ...
 
     async def used_since(self, key_id: str, since: datetime) -> int:
-        """How many requests a key has sent since then, as far as that is written down.
+        """Return how many requests of a key the database has counted since then.
 
         Raises StoreUnavailableError.
         """
@@ -88,7 +88,7 @@ class UsageSource(Protocol):
 def parse_restrictions(
     asked: Mapping[str, Sequence[str]], policies: Sequence[Policy]
 ) -> dict[str, list[str]]:
-    """The restrictions in their canonical form, without empty ones. Raises ValueError."""
+    """Return the restrictions in canonical form, without empty ones. Raises ValueError."""
     known = {policy.name: policy for policy in policies}
     parsed = {}
     for name, values in asked.items():

@@ -1,4 +1,4 @@
-"""What is around every request: its id, headers of its answer, and its line in the log."""
+"""Middleware for every request: its id, default headers, and its line in the log."""
 
 import logging
 import re
@@ -20,7 +20,7 @@ from app.auth.log import RECORD, Observer, RequestRecord, request_id
 logger = logging.getLogger(__name__)
 
 _BELIEVED: Final = re.compile(r"[A-Za-z0-9._-]{1,64}")
-# An answer that brings one of them keeps its own.
+# Defaults: a header that the answer has already stays.
 _HEADERS: Final = {
     b"content-security-policy": b"frame-ancestors 'none'",
     b"referrer-policy": b"no-referrer",
@@ -29,17 +29,17 @@ _HEADERS: Final = {
 
 
 class RequestLog:
-    """ASGI middleware around everything else: an answer to an error is an answer too.
+    """The outermost ASGI middleware, so that it also sees the answers to errors.
 
-    The observers may become more while the application is put together.
+    `observers` may still grow after this call.
     """
 
     def __init__(self, app: ASGIApp, observers: Sequence[Observer] = ()) -> None:
         self._app, self._observers = app, observers
-        self._paths: dict[int, str] | None = None  # as declared, by the id() of the route
+        self._paths: dict[int, str] | None = None  # declared paths, by the id() of the route
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "lifespan" or RECORD in scope:  # one of these lies around this one
+        if scope["type"] == "lifespan" or RECORD in scope:  # an outer RequestLog does the work
             await self._app(scope, receive, send)
             return
         client, _ = scope.get("client") or ("", 0)
@@ -48,7 +48,7 @@ class RequestLog:
         began_at, api = time.perf_counter(), scope["app"]
         id = _id_of(scope)
         id_before = request_id.set(id)
-        span = trace.get_current_span()  # of OpenTelemetry, if somebody has set it up
+        span = trace.get_current_span()  # records nothing unless OpenTelemetry is set up
         if span.is_recording() and scope["type"] == "http":
             _mask(span, scope)
 
@@ -73,13 +73,13 @@ class RequestLog:
             elif type == "websocket.accept":
                 begin(101)
             elif type == "websocket.close" and not record.status:
-                begin(403)  # is what the server makes of it
+                begin(403)  # the status that the server sends
             return send(message)
 
         try:
             await self._app(scope, receive, send_with_headers)
         finally:
-            if not record.status:  # it got no answer at all
+            if not record.status:  # there was no answer
                 begin(0)
             if logger.isEnabledFor(logging.INFO):
                 self._find_route(record, scope, api)
@@ -91,17 +91,17 @@ class RequestLog:
             return
         if self._paths is None:
             contexts = list(iter_route_contexts(api.routes))
-            times = Counter(id(each.original_route) for each in contexts)
+            times = Counter(id(context.original_route) for context in contexts)
             self._paths = {
-                id(each.original_route): each.path_format or ""
-                for each in contexts
-                if times[id(each.original_route)] == 1
+                id(context.original_route): context.path_format or ""
+                for context in contexts
+                if times[id(context.original_route)] == 1
             }
         record.route = self._paths.get(id(scope.get("route"))) or route_of(scope)
 
 
 def _id_of(scope: Scope) -> str:
-    """The caller's X-Request-ID, if it looks like one and is no key that was put there by mistake."""
+    """Return the caller's X-Request-ID, or a new id if that is malformed or a key."""
     for name, value in scope["headers"]:
         if name == b"x-request-id":
             id: str = value.decode("latin-1")
@@ -117,7 +117,7 @@ def _is_key(value: bytes, scope: Scope) -> bool:
 
 
 def _mask(span: trace.Span, scope: Scope) -> None:
-    """FastAPI has told it the path and the query as they came, perhaps with a key in them."""
+    """Mask keys in the path and the query, which FastAPI has recorded unchanged."""
     span.set_attribute("url.path", masked(scope["path"]))
     if query := scope["query_string"].decode("latin-1"):
         span.set_attribute("url.query", masked(query))

@@ -1,4 +1,4 @@
-"""The two routers: what is on a `GuardedRouter` needs a key, what is on a `PublicRouter` does not."""
+"""Routes on a `GuardedRouter` need a key, routes on a `PublicRouter` do not."""
 
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
 from typing import Any, Final, NamedTuple, NoReturn
@@ -20,24 +20,23 @@ Handler = Callable[[Request], Coroutine[Any, Any, Response]]
 
 
 class GuardedRoute(APIRoute):
-    """Refuses a caller who lacks a scope before the body is read; `get_caller` asks again."""
+    """Checks the scopes before the body is read. `get_caller` checks them again."""
 
     def get_route_handler(self) -> Handler:
         handle = super().get_route_handler()
         if not (needed := sorted(set(scopes_of(self.dependant)))):
             return handle
 
-        async def handle_if_covered(request: Request) -> Any:  # a Refusal is as good as a Response
+        async def handle_if_covered(request: Request) -> Any:  # a Refusal works as a Response
             return refusal_without(needed, request.scope) or await handle(request)
 
         return handle_if_covered
 
 
 class GuardedRouter(APIRouter):
-    """Everything on it (HTTP, WebSocket, mounted apps, nested routers) needs a valid key.
+    """Every route on it (HTTP, WebSocket, mounted apps, nested routers) needs a valid key.
 
-    The scopes that its `dependencies` ask for hold for all of that, and so do those that are given
-    where it is included.
+    The scopes in its `dependencies`, and in those of `include_router`, apply to all of them.
     """
 
     def __init__(self, **options: Any) -> None:
@@ -47,14 +46,14 @@ class GuardedRouter(APIRouter):
         self.scopes: Final = sorted(scopes_in(self.dependencies))
 
     async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """How FastAPI enters a router that was included."""
+        """FastAPI calls this for an included router."""
         if refusal := self._refusal(scope):
             await refusal(scope, receive, send)
         else:
             await super().handle(scope, receive, send)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """How an application that was mounted is entered."""
+        """Starlette calls this for a mounted router."""
         if refusal := self._refusal(scope):
             await refusal(scope, receive, send)
         else:
@@ -62,7 +61,7 @@ class GuardedRouter(APIRouter):
 
     def _refusal(self, scope: Scope) -> Refusal | None:
         caller = scope.get(CALLER, _NOBODY_ASKED)
-        if isinstance(caller, Refusal):  # this router lies in a public one
+        if isinstance(caller, Refusal):  # this router is inside a public one
             return caller
         return refusal_without(self.scopes, scope) if self.scopes else None
 
@@ -80,7 +79,7 @@ _NOBODY_ASKED: Final = Refusal("no GuardedAPI around it")
 
 
 class PublicRouter(APIRouter):
-    """Everything on it is open to strangers, but for a GuardedRouter in it."""
+    """Routes on it need no key, except those on a GuardedRouter inside it."""
 
     def __init__(self, **options: Any) -> None:
         options.setdefault("redirect_slashes", False)
@@ -91,7 +90,7 @@ class PublicRouter(APIRouter):
 
 
 def refuse_frontend() -> NoReturn:
-    """FastAPI looks for its files wherever no route matches, also behind the guard."""
+    """A frontend answers every path without a route, so it cannot belong to one router."""
     raise UnguardedRouteError(
         "Mount StaticFiles(directory=..., html=True) on one of the routers; a frontend lies on none"
     )
@@ -99,7 +98,7 @@ def refuse_frontend() -> NoReturn:
 
 def dependant_of(dependencies: Dependencies) -> Dependant:
     def nothing() -> None:
-        """An operation that has no dependencies but these."""
+        """An operation without other dependencies."""
 
     return APIRoute("/", nothing, dependencies=dependencies).dependant
 
@@ -111,8 +110,8 @@ def scopes_in(dependencies: Dependencies) -> frozenset[str]:
 def with_scopes_of(
     dependencies: Dependencies, router: APIRouter, options: dict[str, Any]
 ) -> tuple[APIRouter, dict[str, Any]]:
-    """What to include instead, so that the scopes also hold for what FastAPI has no dependencies
-    of: mounted applications, and routes of Starlette's."""
+    """Return what to include instead, so that the scopes also apply to mounted applications and
+    Starlette's routes, for which FastAPI ignores dependencies."""
     if not scopes_in(dependencies):
         return router, {**options, "dependencies": dependencies}
     around = GuardedRouter(dependencies=dependencies)
@@ -121,11 +120,11 @@ def with_scopes_of(
 
 
 class Leaf(NamedTuple):
-    """A route at the end of a tree of routers."""
+    """A single route in a tree of routers."""
 
     route: BaseRoute
     guarded: bool
-    loose: frozenset[str]  # scopes that the routers ask for, but that do not hold for it
+    loose: frozenset[str]  # scopes of its routers that nothing checks for it
 
 
 def leaves_of(

@@ -1,4 +1,4 @@
-"""Who gets in: the rule of access, and its refusals."""
+"""The rule of access: authentication, and refusals."""
 
 import logging
 import sys
@@ -24,12 +24,10 @@ from app.constants import API_KEY_HEADER, MISSING_KEY_STATUS
 logger = logging.getLogger(__name__)
 
 CALLER: Final = "app.caller"
-"""Where the ASGI scope of a request says who calls: a `Key`, or the `Refusal` of a stranger."""
-PRESENTED: Final = "app.presented"  # what came in place of a key, until that is known
-API: Final = "app.api"  # the application that was asked for the caller
-MATCHED_ROUTE: Final = (
-    "app.matched_route"  # the route of the application that a stranger is refused on
-)
+"""The entry of the ASGI scope for the caller: its `Key`, or the `Refusal` if none is valid."""
+PRESENTED: Final = "app.presented"  # the digest of the presented key, or a Refusal
+API: Final = "app.api"  # the GuardedAPI that has checked the key
+MATCHED_ROUTE: Final = "app.matched_route"  # the guarded route of a refused request
 
 _HEADER: Final = API_KEY_HEADER.lower().encode()
 PROBLEM_JSON: Final = "application/problem+json"
@@ -38,32 +36,32 @@ POLICY_VIOLATION: Final = 1008
 
 
 class KeyStore(Protocol):
-    """What the guard asks of the place that keeps the keys."""
+    """The store of the keys, as the guard uses it."""
 
     has_scopes: bool
-    """Whether keys differ in their scopes. If not, each has all, and nothing can ask for one."""
+    """Whether keys differ in their scopes. If not, each has all, and no route may require one."""
 
     def cached(self, digest: bytes) -> Key | None:
-        """The key with this SHA-256 digest, if it is in force and that is known right now."""
+        """Return the key with this SHA-256 digest if it is valid and the cache is current."""
         ...
 
     def may_exist(self, digest: bytes) -> bool:
-        """Whether a key may have this SHA-256 digest, for all that is known without asking."""
+        """Whether a key with this SHA-256 digest may exist. Makes no query."""
         ...
 
     async def lookup(self, digest: bytes) -> "Key | Refusal":
-        """The key with this SHA-256 digest if it is in force; UNKNOWN if there never was one.
+        """Return the key with this SHA-256 digest if it is valid; UNKNOWN if it never existed.
 
-        Raises StoreUnavailableError if nobody can tell.
+        Raises StoreUnavailableError if the store cannot decide.
         """
         ...
 
     async def is_reachable(self) -> bool:
-        """Whether callers with a valid key get in, as far as the store is concerned."""
+        """Whether the store can check keys now."""
         ...
 
     def follow(self) -> AbstractAsyncContextManager[None]:
-        """Keep up with the place that keeps the keys, for as long as the service runs."""
+        """Keep the cached keys current while the service runs."""
         ...
 
 
@@ -72,7 +70,7 @@ def problem(status: int, detail: str, headers: dict[str, str] | None = None) -> 
     return JSONResponse({"detail": detail}, status, headers, media_type=PROBLEM_JSON)
 
 
-# One answer for every reason, so that a stranger learns nothing from it.
+# The same answer for every reason, so that it reveals nothing.
 _stranger = problem(
     MISSING_KEY_STATUS, "Invalid or missing API Key", _CHALLENGES.get(MISSING_KEY_STATUS)
 )
@@ -83,19 +81,19 @@ _hang_up = WebSocketClose(POLICY_VIOLATION)
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """Why a caller does not get in, for the log; and the answer, which does not tell a stranger.
+    """The reason of a refusal, for the log, and the answer, which hides it without a valid key.
 
-    Reasons are few, for they are counted: what differs from one time to the next is the cause.
+    Use few reasons, because they are counted; `cause` has the details.
     """
 
     reason: str
-    key_id: str = ""  # of an unknown key, that of its digest
+    key_id: str = ""  # `id_of(digest)` for an unknown key
     answer: JSONResponse = _stranger
-    limited: Key | None = None  # the key is in force, but a policy holds it back
-    cause: str = ""  # for the log, in place of the reason
+    limited: Key | None = None  # the valid key that a policy holds back
+    cause: str = ""  # the log shows it instead of the reason
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer; on a WebSocket whose server cannot send a response, close the door."""
+        """Send the answer, or close a WebSocket whose server cannot send a response."""
         self.log(scope)
         await (self.answer if can_respond(scope) else _hang_up)(scope, receive, send)
 
@@ -114,7 +112,7 @@ class Refusal:
             return
         path, (client, _) = masked(scope["path"]), scope.get("client") or ("", 0)
         reason = self.cause or self.reason
-        # No router has record the request, so nobody else can tell which endpoint it was meant for.
+        # No router has seen the request, so its route is looked up here.
         route = route_of(scope)
         if record:
             record.route = route
@@ -144,12 +142,12 @@ _SLOWED: Final = Refusal("too many wrong keys", answer=_slow_down)
 
 
 def route_of(scope: Scope) -> str:
-    """The path of the endpoint that a request is meant for, as it was declared: `/items/{id}`.
+    """Return the declared path of the endpoint that matches a request: `/items/{id}`.
 
-    Of a mounted application, that of the mount. Empty if there is none.
+    Returns the path of the mount for a mounted application, and "" without a match.
     """
     api = scope.get(API, scope["app"])
-    if "app_root_path" in scope:  # as it was before a mount took a part of the path
+    if "app_root_path" in scope:  # the value before a mount changed it
         scope = {**scope, "root_path": scope["app_root_path"]}
     partial = ""
     for route in iter_route_contexts(
@@ -157,7 +155,7 @@ def route_of(scope: Scope) -> str:
     ):
         try:
             match, _ = route.matches(scope)
-        except Exception:  # say, a number with too many digits: no router gets further either
+        except Exception:  # such as too many digits in a number: routing fails too
             break
         if match is Match.FULL:
             return route.path_format or ""
@@ -171,20 +169,20 @@ def can_respond(scope: Scope) -> bool:
 
 
 def extract_key(scope: Scope) -> None:
-    """Take the secret out of the request, so that nothing that runs later can show it.
+    """Remove the secret from the request, so that no later code can show it.
 
-    Its digest is what `authenticate` goes by.
+    `authenticate` uses the digest, which stays in the scope.
     """
     headers = scope["headers"]
-    if not isinstance(headers, list):  # ASGI asks for no more than an iterable
+    if not isinstance(headers, list):  # ASGI allows any iterable
         headers = scope["headers"] = list(headers)
     secret, place, chunked, reason = None, 0, False, ""
-    for index, (name, value) in enumerate(headers):  # one look at each takes the least time
+    for index, (name, value) in enumerate(headers):  # one pass is fastest
         if name == _HEADER:
             if secret is not None:
                 reason = "more than one key"
             elif chunked and "httptools" in sys.modules:
-                # It puts the trailers of a chunked body behind the headers. A trailer is no header.
+                # httptools appends the trailers of a chunked body to the headers.
                 reason = "a key behind Transfer-Encoding, which may be a trailer"
             secret, place = value, index
         elif name == b"transfer-encoding":
@@ -194,11 +192,11 @@ def extract_key(scope: Scope) -> None:
     elif secret is not None:
         del headers[place]
     if chunked:
-        scope["headers"] = headers.copy()  # without the trailers that are still to come
+        scope["headers"] = headers.copy()  # httptools appends later trailers to the old list
     if secret is None or reason:
         scope[PRESENTED] = Refusal(reason or "no key")
         return
-    if b"-" not in secret:  # no UUID: one with a prefix, or none at all
+    if b"-" not in secret:  # not a UUID; perhaps the prefixed spelling
         secret = canonical(secret)
     scope[PRESENTED] = digest(secret), is_spelled_right(secret)
 
@@ -206,11 +204,11 @@ def extract_key(scope: Scope) -> None:
 async def authenticate(
     scope: Scope, keys: KeyStore, attempts: FailedAttempts, policies: Sequence[Policy] = ()
 ) -> Admission | Refusal:
-    """The rule of access: exactly one key header, and its secret is known, has not ended, and
-    every restriction of the key lets the request through.
+    """Check the key of a request: it must have exactly one key header with a valid secret, and
+    every policy must admit it.
 
-    Every secret that arrives, known or not, costs one digest and one lookup; no lookup from an
-    address that guesses: it gets 429 for every key that lets nobody in.
+    Each secret, known or not, costs one digest and one lookup. An address with too many wrong keys
+    gets 429 for every invalid key, without a lookup of unknown ones.
     """
     offered = scope[PRESENTED]
     if isinstance(offered, Refusal):
@@ -237,8 +235,8 @@ async def authenticate(
 
 
 async def _admit(key: Key, client: str, policies: Sequence[Policy]) -> Admission | Refusal:
-    """A restriction that no policy enforces keeps everybody out: nobody widens a key by taking
-    a policy away."""
+    """Ask the policies. A key with a restriction that no policy enforces is refused, so that
+    removing a policy never widens a key."""
     unenforced = key.restrictions.keys() - {policy.name for policy in policies}
     if unenforced:
         names = ", ".join(sorted(unenforced))

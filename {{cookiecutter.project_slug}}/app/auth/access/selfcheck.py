@@ -1,4 +1,4 @@
-"""Whether the guard holds: with the FastAPI that is installed, and with the routes as declared."""
+"""Checks of the guard against the installed FastAPI and against the declared routes."""
 
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from types import SimpleNamespace
@@ -18,16 +18,16 @@ from app.auth.key import Key
 
 
 class Place(NamedTuple):
-    """A route, or a router with what it asks for everything on it."""
+    """A route, or a router with the dependencies of everything on it."""
 
     name: str
     asks: Dependant
-    returns: tuple[Any, ...] = ()  # what FastAPI makes of the annotation, as its fields
+    returns: tuple[Any, ...] = ()  # the fields that FastAPI makes of the annotation
     routes: list[BaseRoute] | None = None  # of a router
 
 
 def places_in(app: Any, path: str = "", included_with: Iterable[Any] = ()) -> Iterator[Place]:
-    """In an application or a router; also in nested routers and mounted applications."""
+    """Walk an application or a router, with its nested routers and mounted applications."""
     router = getattr(app, "router", app)
     for route in router.routes:
         yield from _places_at(route, path)
@@ -42,7 +42,7 @@ def _places_at(route: Any, path: str = "") -> Iterator[Place]:
     elif isinstance(route, Mount | Host):
         app: Any = route.app
         while app is not None and not isinstance(app, Starlette | Router):
-            app = getattr(app, "app", None)  # it is middleware
+            app = getattr(app, "app", None)  # unwrap middleware
         if app is not None:
             yield from places_in(app, path + getattr(route, "path", ""))
     elif isinstance(dependant := getattr(route, "dependant", None), Dependant):
@@ -51,8 +51,8 @@ def _places_at(route: Any, path: str = "") -> Iterator[Place]:
 
 
 def check_places(places: Iterable[Place], *, has_scopes: bool) -> None:
-    """Raises UnguardedRouteError if FastAPI cannot read an annotation, or if a scope is asked for
-    and no key can lack one."""
+    """Raises UnguardedRouteError if FastAPI cannot read an annotation, or if a route requires a
+    scope although every key has all scopes."""
     unread, asked = dict[tuple[int, str], str](), dict[str, str]()
     for place in places:
         for call, name in unread_at(place):
@@ -74,14 +74,14 @@ def check_places(places: Iterable[Place], *, has_scopes: bool) -> None:
 
 
 def _name_of(call: Any) -> str:
-    call = getattr(call, "func", call)  # of a partial
+    call = getattr(call, "func", call)  # unwrap a partial
     return str(getattr(call, "__name__", type(call).__name__))
 
 
 def unread_at(place: Place) -> Iterator[tuple[Any, str]]:
-    """A function, and the parameter of it (or `return`) whose annotation FastAPI cannot read.
+    """Yield each function and its parameter (or `return`) whose annotation FastAPI cannot read.
 
-    FastAPI takes such a parameter for one of the query or the body: what it depends on is lost.
+    FastAPI reads such a parameter from the query or the body, and ignores its dependency.
     """
     pending = [place.asks]
     for dependant in pending:
@@ -104,18 +104,18 @@ def _has_dependency(annotation: Any) -> bool:
 
 
 def _parts(annotation: Any, *, aliases: bool = False) -> Iterator[Any]:
-    """It and what is in it, also behind the names of `type X = ...`: those Pydantic resolves."""
+    """Yield the annotation and its parts. `aliases` also follows `type X = ...`."""
     parts = [annotation]
     for part in parts:
         yield part
         args = get_args(part)
         if get_origin(part) is Literal:
             args = ()
-        elif get_origin(part) is Annotated:  # text that it has besides is no annotation
-            args = (args[0], *(each for each in args[1:] if not isinstance(each, str)))
+        elif get_origin(part) is Annotated:  # text in the metadata is no annotation
+            args = (args[0], *(item for item in args[1:] if not isinstance(item, str)))
         parts += args
         value = getattr(part, "__value__", None) if aliases else None
-        if value is not None and not any(value is each for each in parts):
+        if value is not None and not any(value is other for other in parts):
             parts.append(value)
 
 
@@ -128,8 +128,8 @@ def _asked_of_keys(dependant: Dependant, above: tuple[str, ...] = ()) -> Iterato
 
 
 class FaultyRoutes:
-    """Middleware: what stops the start does not answer either, if it is added after the start or
-    if no start is run (`--lifespan off`, mounted in another application)."""
+    """Middleware that refuses the routes that would stop the start-up. It finds routes added later,
+    and works without a start-up (`--lifespan off`, mounted in another application)."""
 
     def __init__(self, app: ASGIApp, api: Any) -> None:
         self._app, self._api = app, api
@@ -139,7 +139,7 @@ class FaultyRoutes:
 
     def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
         if scope["type"] != "lifespan":
-            if sum(map(len, self._lists)) != self._count:  # quick, for each request asks
+            if sum(map(len, self._lists)) != self._count:  # a cheap check: it runs per request
                 self._look()
             if self._faults:
                 going_to_answer = self._api.route_for(scope)
@@ -150,7 +150,7 @@ class FaultyRoutes:
 
     def _look(self) -> None:
         lists = [place.routes for place in places_in(self._api)]
-        self._lists = [each for each in lists if each is not None]
+        self._lists = [routes for routes in lists if routes is not None]
         self._count = sum(map(len, self._lists))
         self._faults.clear()
         for route in self._api.routes:
@@ -161,13 +161,13 @@ class FaultyRoutes:
 
 
 async def check_guard(application: Callable[[Any], Any]) -> None:
-    """Raises UnguardedRouteError if this release of FastAPI goes past the guard.
+    """Raises UnguardedRouteError if the installed FastAPI bypasses the guard.
 
-    `application` makes a GuardedAPI for a key store.
+    `application` creates a GuardedAPI from a key store.
 
-    Beyond what FastAPI documents, the guard rests on how a router finds a route (`matches`) and is
-    entered (`handle`), and on where it keeps what was included (`original_router`,
-    `include_context`), scopes (`own_oauth_scopes`) and what it makes of parameters (`dependant`).
+    The guard depends on undocumented parts of FastAPI: how a router finds a route (`matches`) and
+    handles a request (`handle`), and where it keeps included routers (`original_router`,
+    `include_context`), scopes (`own_oauth_scopes`) and parameters (`dependant`).
     """
     entered: set[str] = set()
 
@@ -183,18 +183,18 @@ async def check_guard(application: Callable[[Any], Any]) -> None:
         router.mount(f"{path}/mounted", mounted)
         return router
 
-    # No store: each of these requests says who calls.
+    # No key store is needed: each request below already has its caller.
     app = filled(application(SimpleNamespace(has_scopes=True)), "/bare")
     public, needed = filled(PublicRouter(), "/public"), [require("needed")]
     public.include_router(filled(GuardedRouter(), "/in-public"))
     app.include_router(public)
     app.include_router(filled(GuardedRouter(), "/guarded"))
     app.include_router(filled(GuardedRouter(dependencies=needed), "/scoped"))
-    # Not `app` itself: neither the log nor add-ons are to see these requests.
+    # Not `app` itself, so that the log and instrumentation do not see these requests.
     stack = FastAPI.build_middleware_stack(app)
 
     async def nothing(*_: object) -> Any:
-        """Neither received nor sent."""
+        """Receive or send nothing."""
 
     async def where_enters(caller: Key | Refusal) -> set[str]:
         entered.clear()

@@ -1,4 +1,4 @@
-"""The command line: `keys` manages the keys, also while no server runs; `db upgrade` the schema."""
+"""The commands `keys`, which need no running server, and `db`, for the schema."""
 
 import os
 import re
@@ -36,12 +36,12 @@ from app.auth.usage.report import KeyUse
 
 @dataclass(frozen=True)
 class Wiring:
-    """What the commands need of the application. Each part is loaded when a command asks."""
+    """What the commands need of the application. Each is used only when it is needed."""
 
     load_settings: Callable[[], Any]  # an AuthSettings. Raises SettingsError
     make_policies: Callable[[Any], Sequence[Policy]]  # for these settings
-    routes: Callable[[], Sequence[Any]]  # of the application, which this starts up
-    migrations: Path  # of the owner's tables
+    routes: Callable[[], Sequence[Any]]  # of the application, which this imports
+    migrations: Path  # the folder for the owner's tables
 
 
 keys = typer.Typer(no_args_is_help=True)
@@ -49,7 +49,7 @@ db = typer.Typer(no_args_is_help=True)
 
 
 def command_line(wiring: Wiring) -> typer.Typer:
-    """`keys ...` and `db ...`, to which commands of your own can be added."""
+    """The command line with `keys` and `db`. You can add commands of your own."""
     # Plain tracebacks: pretty ones can show local variables, and with them a key.
     main = typer.Typer(
         no_args_is_help=True, pretty_exceptions_enable=False, context_settings={"obj": wiring}
@@ -106,7 +106,7 @@ def create(
     expires_at: ExpiresAt = None,
     as_json: AsJson = False,
 ) -> None:
-    """Make a key and show it, this once."""
+    """Create a key and show it, this once."""
     create_key(ctx, name, scope, {}, expires_in, expires_at, as_json)
 
 
@@ -119,7 +119,7 @@ def create_key(
     expires_at: datetime | None,
     as_json: bool,
 ) -> None:
-    """For `create` here, and for one of a part that restricts keys."""
+    """Shared by `create` here and the one of a part that adds options for restrictions."""
     if expires_in is not None and expires_at:
         raise typer.BadParameter("give --expires-in or --expires-at")
     with changing(ctx) as service:
@@ -266,8 +266,8 @@ def scan(
 
     with one_line_errors():
         settings = wiring_of(ctx).load_settings()
-        in_env = {each: ENV_ID + id_of(each) for each in settings.api_keys}
-        service = cache(lambda: open_service(settings))  # only if there is something to ask for
+        in_env = {digest: ENV_ID + id_of(digest) for digest in settings.api_keys}
+        service = cache(lambda: open_service(settings))  # opened only if a file has candidates
         sources: list[Source] = [lambda _: in_env, lambda digests: service().ids_of(digests)]
         found = report(files, sources, show=print_text, note=note, as_json=as_json)
     raise typer.Exit(found)
@@ -275,7 +275,7 @@ def scan(
 
 @db.command("upgrade")
 def upgrade_database(ctx: typer.Context) -> None:
-    """Make all tables, or bring them up to date before a newer service starts."""
+    """Create all tables, or update them before a newer service starts."""
     from app.auth.database.migrate import upgrade  # these load Alembic
     from app.auth.database.owner_migrations import upgrade_tables
 
@@ -289,7 +289,7 @@ def upgrade_database(ctx: typer.Context) -> None:
 
 @db.command("thin")
 def thin_database(ctx: typer.Context) -> None:
-    """Sum up the hours of how keys were used, where they are a month old, into days."""
+    """Compact the usage counts of hours into days where they are more than a month old."""
     with reading(ctx) as service:
         write = transaction(service.engine, write=True, timeout=LONG_TIMEOUT)
         with write as connection:
@@ -303,7 +303,7 @@ def _open(ctx: typer.Context, settings: AuthSettings) -> KeyService:
 
 @contextmanager
 def reading(ctx: typer.Context) -> Generator[KeyService]:
-    """For commands that make no database, and migrate none."""
+    """For commands that neither create nor migrate a database."""
     with one_line_errors():
         yield _open(ctx, wiring_of(ctx).load_settings())
 
@@ -319,7 +319,7 @@ def changing(ctx: typer.Context) -> Generator[KeyService]:
 
 
 def _name_database(settings: AuthSettings) -> None:
-    """Say which, if that is not the usual one: a shell may have another environment."""
+    """Name the database if it is not the default: a shell may have other settings."""
     if settings.database_url != AuthSettings.model_fields["database_url"].default:
         note(f"In {settings.database_url.set(query={}).render_as_string()}:")
 
@@ -338,7 +338,7 @@ def _show_when_all_follow(
 
 
 def _actor() -> str:
-    """The user of this process, not what some variable says."""
+    """The user who runs this process. Environment variables do not change it."""
     try:
         import pwd
 

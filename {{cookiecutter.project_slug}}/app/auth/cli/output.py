@@ -16,7 +16,7 @@ from app.auth.keys.views import IssuedKey
 from app.auth.usage.counts import OUTCOMES
 from app.auth.usage.report import UsageView
 
-# What `show` has and a table has no room for.
+# The fields that a table leaves out.
 _DETAILS = {
     "restrictions",
     "created_by",
@@ -28,7 +28,7 @@ _DETAILS = {
 
 
 class NotShownError(Exception):
-    """Standard output does not take what there is to show."""
+    """Standard output is closed, or a write to it has failed."""
 
     def __init__(self, reason: str) -> None:
         super().__init__(f"Standard output: {reason}.")
@@ -36,7 +36,7 @@ class NotShownError(Exception):
 
 @contextmanager
 def one_line_errors(not_shown: str = "") -> Generator[None]:
-    """Errors of the service end the command with 1. `not_shown` is added if the output is closed."""
+    """Print an error in one line and exit with 1. `not_shown` follows if the output has failed."""
     try:
         if sys.stdout is None:
             raise NotShownError("it is closed")
@@ -50,7 +50,7 @@ def one_line_errors(not_shown: str = "") -> Generator[None]:
 
 
 def escape_what_cannot_be_encoded() -> None:
-    """Printing a new key never fails for want of a character."""
+    """Escape what the terminal cannot encode, so that printing a new key never fails."""
     for stream in (sys.stdout, sys.stderr):
         if reconfigure := getattr(stream, "reconfigure", None):
             reconfigure(errors="backslashreplace")
@@ -88,27 +88,27 @@ def show(
 
 
 def flat(item: BaseModel, mode: str = "json") -> dict[str, object]:
-    """Its fields, with each restriction of a key as a field of its own."""
+    """The fields of an item. Each restriction of a key is a field of its own."""
     fields = item.model_dump(mode=mode)
     return {**fields, **fields.pop("restrictions", {})}
 
 
 def print_text(text: str, end: str = "\n") -> None:
-    """Raises NotShownError if it does not arrive."""
+    """Raises NotShownError if the text cannot be written."""
     try:
-        typer.echo(f"{text}{end}", nl=False)  # leaves nothing in a buffer
+        typer.echo(f"{text}{end}", nl=False)  # this flushes
     except OSError as error:
-        sys.stdout = None  # or Python writes once more at its end, and fails in ten lines
+        sys.stdout = None  # otherwise Python flushes it at exit and prints a traceback
         raise NotShownError(f"{error.strerror}") from None
 
 
 def note(text: str) -> None:
-    """For people. What a command does is independent of whether they can read it."""
+    """Print a message on standard error. If that fails, the command goes on."""
     try:
         typer.echo(text, err=True)
         sys.stderr.flush()
     except (AttributeError, OSError):  # standard error is closed
-        sys.stderr = None  # or Python writes once more at its end, and exits with 120
+        sys.stderr = None  # otherwise Python flushes it at exit and exits with 120
 
 
 def _readable(value: object) -> str:
@@ -126,20 +126,20 @@ def aligned(rows: Sequence[Sequence[str]]) -> str:
 
 
 def chart(used: UsageView, since: timedelta) -> str:
-    """A bar for each hour of two days, or for each day of more."""
+    """A bar for each hour, or for each day if the time is longer than two days."""
     by_hour = since <= timedelta(days=2)
     counts: dict[str, Counter[str]] = {}
     for period in used.by_hour:
         when = f"{period.starts_at:%Y-%m-%d %H:00Z}" if by_hour else f"{period.starts_at:%Y-%m-%d}"
         counts.setdefault(when, Counter()).update(period.model_dump(include={*OUTCOMES}))
-    most = max((each.total() for each in counts.values()), default=0)
+    most = max((count.total() for count in counts.values()), default=0)
     rows = [
         [
             when,
-            "#" * ceil(40 * each.total() / max(most, 1)),
-            *(f"{each[outcome]}" for outcome in OUTCOMES),
+            "#" * ceil(40 * count.total() / max(most, 1)),
+            *(f"{count[outcome]}" for outcome in OUTCOMES),
         ]
-        for when, each in counts.items()
+        for when, count in counts.items()
     ]
     heads = ["HOUR" if by_hour else "DAY", "", *(outcome.upper() for outcome in OUTCOMES)]
     return aligned([heads, *rows])

@@ -1,7 +1,7 @@
 """Finds keys in files: logs, dumps, settings.
 
-A key is one that the service knows, one with a prefix and the checksum that belongs to it, or a
-UUID4 next to the name of the header or of API_KEYS. Keys in base64 and other encodings are left to
+It finds the keys that the service knows, those with a prefix and a correct checksum, and each UUID4
+next to the name of the header or API_KEYS. Keys in base64 and other encodings are left to
 scanners such as gitleaks and trufflehog.
 """
 
@@ -18,7 +18,7 @@ from app.auth.errors import SettingsError, StoreUnavailableError
 from app.auth.key import canonical, digest, id_of, is_canonical
 from app.constants import API_KEY_HEADER
 
-BLOCK: Final = 1 << 18  # bytes that are read at once
+BLOCK: Final = 1 << 18  # bytes a read
 OVERLAP: Final = 1 << 12  # characters that are searched again together with the next block
 
 # Returns the ids of the keys that it knows, by digest. May raise SettingsError or
@@ -81,7 +81,8 @@ def report(
     as_json: bool,
 ) -> bool:
     """Show the findings. Returns whether there are any."""
-    known, findings = Known(sources, note), []
+    known = Known(sources, note)
+    findings: list[dict[str, object]] = []
     for finding in (finding for file in files for finding in scan(file, known)):
         findings.append(finding._asdict())
         if not as_json:
@@ -92,7 +93,7 @@ def report(
 
 
 def scan(file: str, known: Known) -> Iterator[Finding]:
-    """The keys in a file and in its name, each once a line. Lines with `not-a-key` do not count."""
+    """The keys in a file and in its name, each once a line. It skips lines with `not-a-key`."""
     in_name = _keys(file, known)
     shown = f"{file[: in_name[0][0]]}[key]" if in_name else file
     shown = shown if shown.isprintable() else ascii(shown)
@@ -149,7 +150,7 @@ def _keys(text: str, known: Known) -> list[tuple[int, str, str]]:
 
 
 def _secrets(text: str) -> Iterator[tuple[int, str, str]]:
-    """Whatever may be one: where it begins, its spelling, and why it is a key if nobody knows it."""
+    """Candidates: where each begins, its spelling, and why it is a key if no source knows it."""
     named = {
         uuid.start()
         for match in _NAMED.finditer(text)
@@ -160,6 +161,6 @@ def _secrets(text: str) -> Iterator[tuple[int, str, str]]:
         yield uuid.start(), "-".join(uuid.groups()).lower(), why
     for match in _PREFIXED.finditer(text):
         before = text[max(match.start() - 17, 0) : match.start()].removesuffix("\\")
-        for length in range(1, len(before) + 1):  # the checksum tells which prefix it is
+        for length in range(1, len(before) + 1):  # only the right prefix fits the checksum
             spelled = (before[-length:] + match[0]).encode(errors="replace")
             yield match.start() - length, canonical(spelled).decode(), "prefix and checksum"

@@ -1,4 +1,4 @@
-"""The settings of the keys."""
+"""The settings for keys and logs."""
 
 from typing import Annotated, Literal
 from urllib.parse import unquote
@@ -25,8 +25,8 @@ def _parse_api_keys(text: str) -> frozenset[bytes]:
     try:
         return frozenset(digests(parse_secrets(text)))
     except ValueError as error:
-        told = {"problem": f"{error}", "fix": f"uv run {COMMAND} keys create NAME"}
-        raise PydanticCustomError("api_keys", "{problem}; make a key with: {fix}", told) from None
+        values = {"problem": f"{error}", "fix": f"uv run {COMMAND} keys create NAME"}
+        raise PydanticCustomError("api_keys", "{problem}; make a key with: {fix}", values) from None
 
 
 def _parse_url(text: str) -> URL:
@@ -36,7 +36,7 @@ def _parse_url(text: str) -> URL:
     try:
         url = make_url(text if unquote(text).isprintable() else "")
         url = url.set(drivername=_DRIVERS[url.get_backend_name()])
-        (url.host or "").encode("idna")  # as the driver does
+        (url.host or "").encode("idna")  # the driver encodes it too
     except (ArgumentError, KeyError, ValueError):
         url = URL.create("")
     if url.drivername == "sqlite" and _is_file(url):
@@ -66,24 +66,23 @@ class AuthSettings(BaseSettings):
         validate_default=False,
     )
 
-    # Comma-separated UUID4s, with every scope. Only their digests are kept, so no secret outlives
-    # the parsing.
+    # Comma-separated UUID4s, with every scope. Only their digests stay in memory.
     api_keys: Annotated[
         frozenset[bytes],
         NoDecode,
         PlainValidator(_parse_api_keys),
         Field(repr=False, exclude=True),
     ] = frozenset()
-    # A relative path starts in the folder of the project.
+    # A relative path starts at the project folder.
     database_url: Annotated[
         URL,
         NoDecode,
         PlainValidator(_parse_url),
         Field(repr=False, exclude=True),
     ] = URL.create("sqlite", database=str(FOLDER / "keys.db"))
-    # New keys start with it, as in acme_4fVt... Both spellings of a key are accepted.
+    # The prefix of new keys, as in acme_4fVt... Servers accept both spellings of a key.
     key_prefix: Annotated[str, Field(pattern=PREFIX_PATTERN)] = ""
-    # Seconds for which a server trusts what it knows of the keys. A revocation waits as long.
+    # Seconds for which a server trusts its cached keys. A revocation waits that long.
     key_max_staleness: Annotated[float, Field(ge=0.1, le=60)] = 1.0
     # INFO logs each request and each refusal.
     log_level: Annotated[

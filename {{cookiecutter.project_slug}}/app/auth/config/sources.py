@@ -1,7 +1,7 @@
-"""Where settings come from: the environment first, then one source.
+"""The sources of settings: the environment first, then one other source.
 
-The source is a vault if SECRETS_VAULT names one, a folder with a file for each setting if
-SECRETS_DIR names one, and otherwise `.env` in the project's folder.
+The other source is the vault that SECRETS_VAULT names, the folder with one file per setting that
+SECRETS_DIR names, or else `.env` in the project folder.
 """
 
 import os
@@ -19,25 +19,25 @@ from app.auth.errors import SettingsError
 
 
 def _folder() -> Path:
-    """The project of this file; the working directory if only the package is installed."""
+    """The project folder, or the working directory if only the package is installed."""
     project = Path(__file__).resolve().parents[3]
     return project if (project / "pyproject.toml").is_file() else Path.cwd()
 
 
 FOLDER: Final = _folder()
-"""Relative paths in the settings start here."""
+"""The base of relative paths in the settings."""
 ENV_FILE = FOLDER / ".env"
 
 S = TypeVar("S", bound=BaseSettings)
 Source = Callable[[str, type[BaseSettings]], dict[str, Any]]
-"""Gets the value of its variable and the class of the settings. Returns the arguments to make the
-settings with. Raises SettingsError."""
+"""Takes the value of its variable and the settings class. Returns the arguments for the class.
+Raises SettingsError."""
 
 
 def load(settings: type[S], **advice: str) -> S:
-    """Raises SettingsError, in one line, if a setting is missing or malformed.
+    """Read the settings. Raises SettingsError, in one line, if one is missing or malformed.
 
-    `advice` says what to do about a missing setting, by its name.
+    `advice` has the fix for a missing setting, by the name of the setting.
     """
     try:
         with reading():
@@ -45,20 +45,20 @@ def load(settings: type[S], **advice: str) -> S:
                 return settings(**SOURCES[variable](os.environ[variable], settings))
             return settings(_env_file=ENV_FILE)
     except ValidationError as error:
-        # Without the inputs: an error must never show the value of a setting.
+        # Leave out the inputs: an error must never show the value of a setting.
         details = error.errors(include_url=False, include_context=False, include_input=False)
-        problem = "; ".join(_described(each, advice) for each in details)
+        problem = "; ".join(_described(detail, advice) for detail in details)
     except pydantic_settings.SettingsError as error:
         is_garbled = isinstance(error.__cause__, UnicodeDecodeError)
         problem = f"{error}; {'save it as UTF-8' if is_garbled else 'write it as JSON'}"
-    # Raised out here, so that no traceback leads back to the value.
+    # Raised outside the `except` block, so that no traceback contains the value.
     raise SettingsError(problem)
 
 
 def chosen() -> str | None:
     """The variable that names the source; None means `.env`.
 
-    Raises SettingsError if two variables name one.
+    Raises SettingsError if two variables name a source.
     """
     named = [variable for variable in SOURCES if os.environ.get(variable)]
     if len(named) > 1:
@@ -67,9 +67,9 @@ def chosen() -> str | None:
 
 
 def secrets_dir() -> Path | None:
-    """The folder where Docker, Kubernetes or the agent of a vault puts a file for each setting.
+    """The folder where Docker, Kubernetes or a vault agent puts one file per setting, if any.
 
-    Raises SettingsError if there is no such folder.
+    Raises SettingsError if the folder does not exist.
     """
     if not (name := os.environ.get("SECRETS_DIR")):
         return None
@@ -79,7 +79,7 @@ def secrets_dir() -> Path | None:
 
 
 def _refuse_vault(*_: object) -> dict[str, Any]:
-    # Without this line the service would start with other keys than the operator meant.
+    # Without this refusal the service would start with keys that the operator did not choose.
     raise SettingsError(
         "SECRETS_VAULT is set, but the part vaults is missing; add it, or unset SECRETS_VAULT"
     )
@@ -89,12 +89,12 @@ SOURCES: Final[dict[str, Source]] = {
     "SECRETS_VAULT": _refuse_vault,  # the part vaults replaces it
     "SECRETS_DIR": lambda *_: {"_secrets_dir": secrets_dir()},
 }
-"""By the environment variable that names the place. Parts add theirs in `app/settings.py`."""
+"""Sources by the variable that configures them. Parts add theirs in `app/settings.py`."""
 
 
 @contextmanager
 def reading() -> Generator[None]:
-    """Raises SettingsError, in one line, if `.env` cannot be read."""
+    """Turn an error in reading a file into a SettingsError of one line."""
     try:
         # Reading a pipe empties it, and a folder cannot be read.
         if (ENV_FILE.exists() or ENV_FILE.is_symlink()) and not ENV_FILE.is_file():

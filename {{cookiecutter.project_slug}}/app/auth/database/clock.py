@@ -1,7 +1,7 @@
-"""Time that does not go back: an expired key stays expired, whatever is done to a clock.
+"""A clock that does not go back, so that an expired key stays expired when a clock is set back.
 
-What counts is the latest moment that any process has written down. One that lies more than a day
-ahead of the clock does not: some clock was wrong, and no key is to suffer from it for good.
+It uses the latest time that any process has written to the database. It ignores a time more than a
+day ahead of the system clock: one wrong clock must not expire keys for good.
 """
 
 from collections.abc import Iterable
@@ -18,11 +18,11 @@ _DAY: Final = DAY.total_seconds()
 
 
 class Clock:
-    """Of a process that stays."""
+    """For a process that keeps running."""
 
     def __init__(self) -> None:
         self._latest = 0.0
-        self.ahead = ""  # what was written down that cannot be true
+        self.ahead = ""  # what a wrong clock has written, in words
 
     def now(self) -> float:
         """Seconds since the epoch."""
@@ -43,14 +43,14 @@ class Clock:
 
 
 def moments(connection: sa.Connection) -> list[datetime]:
-    """What clocks have said lately."""
+    """The times that servers and changes have written lately."""
     events = sa.select(api_key_events.c.at).order_by(api_key_events.c.id.desc()).limit(100)
     seen = connection.scalars(sa.select(api_key_servers.c.seen_at))
     return [*seen, *connection.scalars(events)]
 
 
 def now(connection: sa.Connection) -> datetime:
-    """Of a process that does one thing."""
+    """The time in UTC, for a process that needs it once."""
     clock = Clock()
     clock.learn(moments(connection))
     return datetime.fromtimestamp(clock.now(), UTC)

@@ -1,4 +1,4 @@
-"""Connects to the database of the keys. Every wait has an end."""
+"""Connects to the database of the keys. Every wait has a timeout."""
 
 import os
 import socket
@@ -22,7 +22,7 @@ TIMEOUT: Final = 5.0  # seconds until a database that does not answer counts as 
 LONG_TIMEOUT: Final = 600.0  # seconds for a change to all keys, perhaps millions
 SCHEMA: Final = "0005"  # the newest revision in `migrations`
 SCHEMA_TABLE: Final = "api_keys_schema"
-LOCK: Final = int.from_bytes(b"api_keys")  # of PostgreSQL's advisory locks
+LOCK: Final = int.from_bytes(b"api_keys")  # the number of the advisory lock in PostgreSQL
 
 
 def connect(
@@ -92,7 +92,7 @@ def transaction(
             if write and engine.dialect.name == "postgresql":
                 connection.execute(sa.select(sa.func.pg_advisory_xact_lock(LOCK)))
             yield connection
-            if engine.pool is not pool:  # disposed of meanwhile, and would not close this one
+            if engine.pool is not pool:  # disposed of meanwhile: the new pool would not close it
                 connection.detach()
     except (exc.SQLAlchemyError, engine.dialect.loaded_dbapi.Error) as error:
         raise out_of_reach(error, engine.url) from None
@@ -104,7 +104,7 @@ def transaction(
 @contextmanager
 def cut_off_in_time(connection: sa.Connection) -> Generator[None]:
     """Ends the connection if the block takes longer than the transaction may."""
-    if connection.dialect.name == "sqlite":  # no server that could fall silent
+    if connection.dialect.name == "sqlite":  # it has no server that could hang
         yield
         return
     timeout = connection.get_execution_options()["timeout"]
@@ -118,7 +118,7 @@ def cut_off_in_time(connection: sa.Connection) -> Generator[None]:
 def _watch(opened: Any, timeout: float) -> Callable[[], None]:
     """Shuts the socket down after this many seconds, unless the returned function is called.
 
-    No timeout of TCP ends a connection to a frozen server, whose kernel still acknowledges all.
+    TCP has no timeout for a frozen server, because its kernel still acknowledges everything.
     """
     try:
         line = socket.fromfd(opened.fileno(), socket.AF_INET, socket.SOCK_STREAM)
@@ -126,7 +126,7 @@ def _watch(opened: Any, timeout: float) -> Callable[[], None]:
         raise exc.OperationalError(None, None, error) from None
 
     def hang_up() -> None:
-        with line, suppress(OSError):  # it may have ended by itself just now
+        with line, suppress(OSError):  # it may be closed already
             line.shutdown(socket.SHUT_RDWR)
 
     timer = Timer(timeout, hang_up)
@@ -151,7 +151,7 @@ def _end_handshake(_: object, record: sa.pool.ConnectionPoolEntry, __: object) -
 
 def _limit_in_postgresql(connection: sa.Connection) -> None:
     milliseconds = round(connection.get_execution_options()["timeout"] * 1000)
-    # For this transaction alone: a pooler lets no more through.
+    # LOCAL: behind a pooler, each transaction may have another server.
     connection.exec_driver_sql(
         f"SET LOCAL statement_timeout = {milliseconds}; SET LOCAL lock_timeout = {milliseconds}"
     )
@@ -236,7 +236,7 @@ def _begin_in_sqlite(timeout: float, connection: sa.Connection) -> None:
     if begin == "BEGIN":
         connection.exec_driver_sql(begin)
         return
-    # SQLite's own waiting looks less and less often, so those who wait longest would lose out.
+    # SQLite itself retries less and less often, so the longest waiting writer would lose.
     opened: Any = connection.connection.driver_connection
     run = opened.execute
     give_up_at = monotonic() + timeout

@@ -1,4 +1,4 @@
-"""Bringing the schema of the keys up to date."""
+"""Creates the schema of the keys."""
 
 from pathlib import Path
 from typing import Final
@@ -14,14 +14,14 @@ MIGRATIONS: Final = Path(__file__).parent / "migrations"
 
 
 def upgrade(url: sa.URL) -> None:
-    """Makes the SQLite file, if there is none.
+    """Creates the tables, and the SQLite file, if they are missing.
 
     Raises SettingsError or StoreUnavailableError if the database cannot be used.
     """
     engine = connect(url)
     if engine.dialect.name == "sqlite":
         make_file(Path(f"{url.database}"))
-    # Of several that upgrade at once, one writes at a time.
+    # If several processes upgrade at once, one creates the tables and the others wait.
     with transaction(connect(url, timeout=LONG_TIMEOUT), write=True) as connection:
         if schema_of(connection) is None:
             command.upgrade(configuration(connection), "head")
@@ -29,7 +29,7 @@ def upgrade(url: sa.URL) -> None:
 
 
 def make_file(path: Path) -> None:
-    """For its owner only: it tells who uses the service. Raises StoreUnavailableError."""
+    """Only the owner may read it: it lists the service's callers. Raises StoreUnavailableError."""
     try:
         path.touch(mode=0o600)
     except OSError as error:
@@ -39,7 +39,7 @@ def make_file(path: Path) -> None:
 
 def configuration(connection: sa.Connection) -> Config:
     config = Config()
-    # A percent sign in the folder's name would be taken for the name of another option.
+    # Alembic takes a percent sign in a path for a reference to another option.
     config.set_main_option("script_location", MIGRATIONS.as_posix().replace("%", "%%"))
     config.attributes["connection"] = connection
     return config

@@ -1,8 +1,8 @@
 """The tables of the keys.
 
-The migrations make them, and rules of the database that no statement can break: no key is
-deleted, a revocation is final, what has ended stays ended, no key and no secret gets wider or
-lives longer, no key has more than two secrets, and what was done to them stays written.
+The migrations create them, with triggers and indexes that enforce these rules: no key is deleted,
+a revocation is final, an ended secret stays ended, no key or secret gets more rights or a longer
+life, no key has more than two secrets in force, and the audit log is append-only.
 """
 
 import json
@@ -12,8 +12,8 @@ from typing import Final
 import sqlalchemy as sa
 
 ENV_ID: Final = "env-"  # how the ids of keys in API_KEYS begin
-LONGEST_REASON: Final = 50  # characters that are kept of why somebody was refused
-LEAST_STALENESS: Final = 0.1  # seconds for which a server may trust what it knows in any case
+LONGEST_REASON: Final = 50  # characters that are kept of the reason for a refusal
+LEAST_STALENESS: Final = 0.1  # seconds for which every server may trust an answer
 
 
 class Instant(sa.TypeDecorator[datetime]):
@@ -30,7 +30,7 @@ class Instant(sa.TypeDecorator[datetime]):
 
 
 class Restrictions(sa.TypeDecorator[dict[str, list[str]]]):
-    """What bounds a key, by the name of the policy that enforces it; JSON in the database."""
+    """The restrictions of a key by the name of their policy; JSON in the database."""
 
     impl = sa.Text
     cache_ok = True
@@ -61,8 +61,8 @@ api_keys = sa.Table(
     sqlite_with_rowid=False,
 )
 
-# Of a key at most two have not ended: the current one, which has no end of its own, and, while a
-# rotation overlaps, the old one, which expires.
+# A key has at most two secrets in force: the current one, which has no end of its own, and during
+# the overlap of a rotation the old one, which expires.
 api_key_secrets = sa.Table(
     "api_key_secrets",
     metadata,
@@ -70,18 +70,18 @@ api_key_secrets = sa.Table(
     sa.Column("key_id", sa.String(20), sa.ForeignKey("api_keys.id"), nullable=False, index=True),
     sa.Column("created_at", Instant, nullable=False),
     sa.Column("expires_at", Instant),
-    sa.Column("ended_at", Instant),  # whatever any clock says
+    sa.Column("ended_at", Instant),  # revoked or replaced; no clock matters
     sa.Column("last_used_at", Instant),
     sqlite_with_rowid=False,
 )
 
-# What was done, in the order in which it was committed. The servers follow it: the last row says
-# which state of the keys this is, and the rows after one that is known say what has changed.
+# The audit log, in the order of the commits. Servers poll it: a row is the cursor of a server, and
+# the rows after it are the changes that this server has not seen.
 api_key_events = sa.Table(
     "api_key_events",
     metadata,
     sa.Column("id", sa.Integer, primary_key=True, autoincrement=False),  # 1, 2, 3...
-    sa.Column("stamp", sa.LargeBinary(8), nullable=False),  # random: it tells histories apart
+    sa.Column("stamp", sa.LargeBinary(8), nullable=False),  # random: differs after a restore
     sa.Column("at", Instant, nullable=False),
     sa.Column("action", sa.String(20), nullable=False),
     sa.Column("actor", sa.String(100), nullable=False),
@@ -89,19 +89,18 @@ api_key_events = sa.Table(
     sqlite_with_rowid=False,
 )
 
-# Who follows it, for how long each may trust what it knows, and what its clock has said.
+# The servers that poll it: how long each trusts an answer, and the time of its last write.
 api_key_servers = sa.Table(
     "api_key_servers",
     metadata,
     sa.Column("id", sa.String(32), primary_key=True),
     sa.Column("max_staleness", sa.Float, nullable=False),  # seconds; 0 once it has stopped
     sa.Column("seen_at", Instant, nullable=False),
-    sa.Column("batch", sa.BigInteger, nullable=False, server_default="0"),  # of counts, the last
+    sa.Column("batch", sa.BigInteger, nullable=False, server_default="0"),  # the last one added
 )
 
-# How often secrets were used in an hour, or, when that is long ago, in a day. They refer to no
-# other table: a count that cannot be written, say because a backup lacks the secret, would be in
-# the way of all others.
+# How often secrets were used, by hour and, when compacted, by day. There is no foreign key: a
+# restored backup may lack a secret, and a count that cannot be written would block all others.
 api_key_usage = sa.Table(
     "api_key_usage",
     metadata,
@@ -109,12 +108,12 @@ api_key_usage = sa.Table(
     sa.Column("starts_at", Instant, primary_key=True, index=True),
     sa.Column("hours", sa.SmallInteger, primary_key=True),  # 1 or 24
     sa.Column("served", sa.BigInteger, nullable=False),
-    sa.Column("refused", sa.BigInteger, nullable=False),  # for want of a scope
+    sa.Column("refused", sa.BigInteger, nullable=False),  # because the key lacks a scope
     sa.Column("limited", sa.BigInteger, nullable=False, server_default="0"),
     sqlite_with_rowid=False,
 )
 
-# From where secrets were used on a day: of each some, for it is only told how many they are.
+# The networks that used a secret on a day. Their number is capped.
 api_key_networks = sa.Table(
     "api_key_networks",
     metadata,
@@ -124,17 +123,17 @@ api_key_networks = sa.Table(
     sqlite_with_rowid=False,
 )
 
-# What is unusual now, and was told in the log.
+# The current anomalies, which are in the log already.
 api_key_findings = sa.Table(
     "api_key_findings",
     metadata,
-    sa.Column("key_id", sa.String(20), primary_key=True),  # or none
+    sa.Column("key_id", sa.String(20), primary_key=True),  # empty for the service as a whole
     sa.Column("problem", sa.String(200), primary_key=True),
     sa.Column("since", Instant, nullable=False),
     sqlite_with_rowid=False,
 )
 
-# Who was refused without a key in force: from where, and why.
+# Refusals of callers without a valid key, by network and reason.
 api_key_refusals = sa.Table(
     "api_key_refusals",
     metadata,

@@ -1,6 +1,6 @@
-"""The owner's tables: writes and applies the revisions in a folder of Alembic's.
+"""Migrates the owner's tables with the Alembic revisions in a folder.
 
-The folder and the tables are handed in. The folder's `env.py` calls `run_migrations`.
+The folder's `env.py` calls `run_migrations`.
 """
 
 import sqlite3
@@ -21,7 +21,7 @@ from sqlalchemy import event, exc
 from app.auth.database.engine import check_schema, connect, transaction
 from app.auth.errors import SettingsError, StoreUnavailableError
 
-TIMEOUT: Final = 3600.0  # seconds for tables of any size, and for migrations that came first
+TIMEOUT: Final = 3600.0  # seconds, enough for large tables and for a migration that runs first
 
 
 def upgrade_tables(url: sa.URL, folder: Path) -> None:
@@ -34,19 +34,19 @@ def upgrade_tables(url: sa.URL, folder: Path) -> None:
 
 
 def configuration(url: sa.URL, folder: Path) -> Config:
-    """For Alembic's commands, on this database."""
+    """The configuration of Alembic's commands for this database."""
     config = Config()
-    # A percent sign in the folder's name would be taken for the name of another option.
+    # Alembic takes a percent sign in a path for a reference to another option.
     config.set_main_option("script_location", folder.as_posix().replace("%", "%%"))
     config.attributes["url"] = url
     return config
 
 
 def run_migrations(metadata: sa.MetaData, load_settings: Callable[[], Any], **options: Any) -> None:
-    """Run what Alembic's command needs, in one transaction and while nobody else migrates.
+    """Run the migrations of the current Alembic command in one transaction, one process at a time.
 
-    `metadata` has the tables. The settings have a `database_url`. The options are further ones of
-    Alembic's `context.configure`.
+    `metadata` has the tables. The settings have a `database_url`. The options go to Alembic's
+    `context.configure`. Raises CommandError.
     """
     try:
         url = context.config.attributes.get("url") or load_settings().database_url
@@ -59,7 +59,7 @@ def run_migrations(metadata: sa.MetaData, load_settings: Callable[[], Any], **op
             context.configure(
                 connection=connection,
                 target_metadata=metadata,
-                # The tables of the keys, and other people's, are in the database alone.
+                # Ignore the tables of the keys and those of other applications.
                 include_name=lambda name, kind, _: kind != "table" or name in metadata.tables,
                 render_item=_import_its_module,
                 render_as_batch=True,  # SQLite needs it; PostgreSQL does not mind
@@ -73,7 +73,7 @@ def run_migrations(metadata: sa.MetaData, load_settings: Callable[[], Any], **op
 
 
 def _import_its_module(kind: str, item: Any, writing: AutogenContext) -> Literal[False]:
-    """A revision that names a type of the owner's imports it."""
+    """Make a revision import the modules of the owner's column types."""
     module = type(item).__module__
     if kind == "type" and not module.startswith("sqlalchemy."):
         writing.imports.add(f"import {module}")
@@ -99,13 +99,13 @@ def _errors_in_one_line() -> Generator[None]:
 
 
 def _suspend_foreign_keys(opened: sqlite3.Connection, _: object) -> None:
-    """Or the drop would delete the rows that refer to the table. In a transaction this does
-    nothing, so it happens before."""
+    """Otherwise the drop deletes the rows that refer to the table. The pragma has no effect in a
+    transaction, so it runs before."""
     opened.execute("PRAGMA foreign_keys = OFF")
 
 
 def _check_foreign_keys(ctx: MigrationContext, step: MigrationInfo, *_: Any, **__: Any) -> None:
-    """After each revision. PostgreSQL does this by itself."""
+    """Runs after each revision. PostgreSQL checks them by itself."""
     if ctx.dialect.name == "sqlite" and ctx.connection:
         rows = ctx.connection.exec_driver_sql("PRAGMA foreign_key_check").all()
         if rows:
@@ -116,7 +116,7 @@ def _check_foreign_keys(ctx: MigrationContext, step: MigrationInfo, *_: Any, **_
 
 
 def _refuse_loss(_: object, cursor: sqlite3.Cursor, statement: str, *__: object) -> None:
-    """Alembic does not see everything that belongs to a table: it would go with the old one."""
+    """Refuse a rebuild that would lose parts of the table which Alembic does not see."""
     if not statement.lstrip().startswith("DROP TABLE"):
         return
     run = cursor.connection.execute

@@ -1,1 +1,1 @@
-"""The life of a key: created, rotated, revoked, shown."""
+"""The life cycle of keys: create, rotate, revoke, show."""

@@ -1,4 +1,4 @@
-"""One transaction that changes keys, with the event that tells of it."""
+"""A transaction that changes keys and records the event."""
 
 import unicodedata
 from collections.abc import Iterable, Sequence
@@ -14,21 +14,21 @@ from app.auth.errors import InvalidError
 from app.auth.key import is_scope
 from app.auth.keys.views import AT_ONCE, KeyView, get_view, select_views, shown
 
-# Printable for Unicode, but nothing that somebody could see.
+# Characters that are printable in Unicode but invisible.
 _BLANK = frozenset("\u034f\u115f\u1160\u17b4\u17b5\u2800\u3164\uffa0")
 
 
 def check_name(name: str) -> str:
-    """Without the space around it. Raises InvalidError for what people could not tell apart."""
+    """Strip the name. Raises InvalidError if it is empty, too long or not visible."""
     name = name.strip()
-    visible = any(unicodedata.category(each)[0] in "LNPS" for each in name)
+    visible = any(unicodedata.category(character)[0] in "LNPS" for character in name)
     if not (visible and name.isprintable() and len(name) <= 100 and _BLANK.isdisjoint(name)):
         raise InvalidError("A name has 1 to 100 characters, all of them visible or spaces")
     return name
 
 
 def check_scopes(scopes: Iterable[str]) -> list[str]:
-    """Each of them once, in order. Raises InvalidError for what is no scope."""
+    """Sort the scopes and drop duplicates. Raises InvalidError for a malformed scope."""
     for scope in scopes:
         if not is_scope(scope):
             raise InvalidError(
@@ -39,7 +39,7 @@ def check_scopes(scopes: Iterable[str]) -> list[str]:
 
 @dataclass(frozen=True)
 class Change:
-    """A transaction that has waited for all changes before it."""
+    """A write transaction. Changes run one after the other."""
 
     connection: sa.Connection
     now: datetime
@@ -65,7 +65,7 @@ class Change:
         self.connection.execute(sa.insert(api_key_secrets).values(**values))
 
     def in_force(self, id: str) -> dict[Literal["old", "new"], bytes]:
-        """The digests of an active key's secrets. What has expired is put down as ended."""
+        """The digests of an active key's secrets. Marks expired ones as ended."""
         secret = api_key_secrets.c
         self.end(secret.key_id == id, secret.expires_at <= self.now)
         query = sa.select(secret.digest, secret.expires_at)
@@ -73,14 +73,14 @@ class Change:
         return {"old" if row.expires_at else "new": row.digest for row in rows}
 
     def end(self, *which: sa.ColumnElement[bool]) -> list[str]:
-        """End secrets for good. Gives the ids of their keys."""
+        """End secrets for good. Returns the ids of their keys."""
         secret = api_key_secrets.c
         statement = sa.update(api_key_secrets).where(secret.ended_at.is_(None), *which)
         ended = statement.values(ended_at=self.now).returning(secret.key_id)
         return sorted(self.connection.scalars(ended))
 
     def expire(self, hashed: bytes, at: datetime) -> None:
-        """Let a secret end then, unless it ends before; or now, if then is now."""
+        """Let a secret expire no later than `at`. A time in the past ends it now."""
         secret = api_key_secrets.c
         if at <= self.now:
             self.end(secret.digest == hashed)
@@ -90,13 +90,13 @@ class Change:
         self.connection.execute(statement.values(expires_at=at))
 
     def revoke(self, which: sa.ColumnElement[bool]) -> list[str]:
-        """Gives the ids of those that were not revoked before."""
+        """Revoke keys. Returns the ids of those that were not revoked before."""
         statement = sa.update(api_keys).where(api_keys.c.revoked_at.is_(None), which)
         revoked = statement.values(revoked_at=self.now).returning(api_keys.c.id)
         return sorted(self.connection.scalars(revoked))
 
     def record(self, action: str, actor: str, ids: Sequence[str]) -> None:
-        """Write down what was done: every server hears of it by this."""
+        """Write one event per key. Servers learn of the change from these events."""
         if ids:
             event = {"at": self.now, "stamp": token_bytes(8), "action": action, "actor": actor}
             latest = self.connection.scalar(sa.select(sa.func.max(api_key_events.c.id))) or 0

@@ -1,6 +1,6 @@
-"""The life of a key: created, rotated, revoked, and what is told about it.
+"""The key service: it creates, rotates, revokes and lists keys.
 
-Every change is one transaction with its event in it: it happens wholly or not at all.
+Each change and its event are written in one transaction.
 """
 
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
@@ -39,11 +39,11 @@ from app.auth.keys.views import (
     shown,
 )
 
-MANAGE: Final = "keys:manage"  # the scope that somebody must keep
-LONGEST_STALENESS: Final = 60.0  # seconds; what the settings allow at most
+MANAGE: Final = "keys:manage"  # the scope that at least one key must keep
+LONGEST_STALENESS: Final = 60.0  # seconds; the maximum in the settings
 
 Show = Callable[[IssuedKey], None]
-"""Shows a new secret before the change is committed: if it fails, nothing has changed."""
+"""Shows a new secret before the change is committed. If it raises, nothing changes."""
 
 
 Authorize = Callable[[Change, KeyView], None]
@@ -51,14 +51,14 @@ Authorize = Callable[[Change, KeyView], None]
 
 
 def anybody(_: Change, __: KeyView) -> None:
-    """For whoever has access to the database."""
+    """Allow every change, for callers with access to the database."""
 
 
 class KeyService:
-    """Changes the keys, whether a server runs or not.
+    """Manages the keys in the database. No server needs to run.
 
-    All of it raises StoreUnavailableError if the database is out of reach. `authorize` is asked
-    inside the transaction, if who wants a change has no access to the database.
+    Every method raises StoreUnavailableError if the database is unreachable. `authorize` runs
+    inside the transaction. Pass it for callers without access to the database.
     """
 
     def __init__(self, settings: AuthSettings, policies: Sequence[Policy] = ()) -> None:
@@ -68,7 +68,7 @@ class KeyService:
         self._env_keys = {ENV_ID + id_of(hashed): hashed for hashed in settings.api_keys}
 
     def import_env_keys(self) -> None:
-        """Let the database know the keys of API_KEYS; one that was revoked there stays revoked."""
+        """Add the keys of API_KEYS to the database. A key revoked there stays revoked."""
 
         def unknown(connection: sa.Connection) -> list[str]:
             hashed = api_key_secrets.c.digest
@@ -80,7 +80,7 @@ class KeyService:
             if not unknown(connection):
                 return
         with self._change() as change:
-            ids = unknown(change.connection)  # of several servers that start, one is the first
+            ids = unknown(change.connection)  # again: another server may have added them
             for id in ids:
                 change.add(id, "API_KEYS", "*", self._env_keys[id], created_by="API_KEYS")
             change.record("created", "API_KEYS", ids)
@@ -96,7 +96,7 @@ class KeyService:
         authorize: Authorize = anybody,
         show: Show | None = None,
     ) -> IssuedKey:
-        """Raises InvalidError, or what `authorize` raises."""
+        """Create a key. Raises InvalidError, or the error of `authorize`."""
         name, scopes, secret = check_name(name), check_scopes(scopes), new_secret()
         try:
             bounds = parse_restrictions(restrictions or {}, self.policies)
@@ -123,8 +123,8 @@ class KeyService:
         authorize: Authorize = anybody,
         show: Show | None = None,
     ) -> IssuedKey:
-        """Give a key a new secret; the one it has stays in force for the overlap, and no longer
-        than it would have been. Two that are in force already: `drop` says which one ends now.
+        """Give a key a new secret. The current one stays valid for the overlap, but no longer than
+        before. If two are valid already, `drop` says which one ends now.
 
         Raises InvalidError, NotFoundError, ForbiddenError or ConflictError.
         """
@@ -159,7 +159,7 @@ class KeyService:
         actor: str,
         authorize: Authorize = anybody,
     ) -> KeyView:
-        """End one of two secrets, and issue none. The old one that is left still expires.
+        """End one of two secrets without a new one. An old one that remains still expires.
 
         Raises NotFoundError, ForbiddenError or ConflictError.
         """
@@ -177,7 +177,7 @@ class KeyService:
     ) -> KeyView:
         """End a key for good.
 
-        Raises NotFoundError, ForbiddenError, or ConflictError for the last manager.
+        Raises NotFoundError, ForbiddenError, or ConflictError if no manager would be left.
         """
         with self._change() as change:
             authorize(change, change.view(id))
@@ -187,9 +187,9 @@ class KeyService:
     def revoke_issued_before(
         self, moment: datetime, *, force: bool = False, actor: str
     ) -> list[KeyView]:
-        """End every secret that was issued before, and each key that has no other.
+        """End every secret issued before `moment`, and revoke each key without a newer one.
 
-        Gives the keys that were revoked. Raises ConflictError if no manager would be left.
+        Returns the revoked keys. Raises ConflictError if no manager would be left.
         """
         secret = api_key_secrets.c
         in_force = sa.select(secret.key_id).where(secret.ended_at.is_(None))
@@ -204,17 +204,17 @@ class KeyService:
             return change.views(revoked)
 
     def longest_staleness(self) -> float:
-        """Seconds after which every server has heard of what was committed before the call."""
+        """Seconds until every server knows the changes committed before this call."""
         try:
             with transaction(self.engine) as connection:
                 servers = connection.execute(sa.select(api_key_servers)).all()
                 now = clock.now(connection)
         except StoreUnavailableError:
             return LONGEST_STALENESS
-        # One that was not seen for a day has ended; but it may be this clock that is days ahead.
-        latest = max((each.seen_at for each in servers), default=now)
-        alive = (each for each in servers if each.seen_at > min(now, latest) - clock.DAY)
-        longest: float = max((each.max_staleness for each in alive), default=0.0)
+        # A server that was not seen for a day has stopped, unless this clock is days ahead.
+        latest = max((server.seen_at for server in servers), default=now)
+        alive = (server for server in servers if server.seen_at > min(now, latest) - clock.DAY)
+        longest: float = max((server.max_staleness for server in alive), default=0.0)
         return max(longest, LEAST_STALENESS)
 
     def _active(self, change: Change, id: str, authorize: Authorize) -> KeyView:
@@ -237,7 +237,7 @@ class KeyService:
         return ids
 
     def _managers(self, change: Change) -> int:
-        """2 if a key may manage keys for good, 1 if one may for some time, 0 if none may."""
+        """2 if a key without expiry can manage keys, 1 if only expiring keys can, 0 if none can."""
         scopes = " " + api_keys.c.scopes + " "
         manages = [scopes.contains(f" {held} ") for held in ("*", "keys:*", MANAGE)]
         named = sa.or_(api_keys.c.id.not_like(f"{ENV_ID}%"), api_keys.c.id.in_(self._env_keys))
@@ -247,14 +247,14 @@ class KeyService:
         return change.connection.scalar(query) or 0
 
     def get(self, id: str) -> KeyView:
-        """Raises NotFoundError."""
+        """Return one key. Raises NotFoundError."""
         with transaction(self.engine) as connection:
             return get_view(connection, id, clock.now(connection))
 
     def page(
         self, after: str = "", limit: int = 100, *conditions: sa.ColumnElement[bool]
     ) -> list[KeyView]:
-        """The keys that follow that id, oldest first; those of API_KEYS are last."""
+        """Return keys after the id `after`, oldest first; keys of API_KEYS come last."""
         with transaction(self.engine) as connection:
             query = select_views(clock.now(connection)).where(api_keys.c.id > after, *conditions)
             rows = connection.execute(query.order_by(api_keys.c.id).limit(limit))
@@ -267,18 +267,18 @@ class KeyService:
             after = page[-1].id
 
     def ids_of(self, digests: Sequence[bytes]) -> dict[bytes, str]:
-        """The ids of those secrets that the database knows, whether in force or ended."""
+        """Return the key ids of the secrets that the database has, valid or ended."""
         secret = api_key_secrets.c
         query = sa.select(secret.digest, secret.key_id).where(secret.digest.in_(digests))
         with transaction(self.engine) as connection:
             return {row.digest: row.key_id for row in connection.execute(query)}
 
     def is_named(self, id: str) -> bool:
-        """Whether API_KEYS still names this key, if it is one of those."""
+        """Whether API_KEYS still names this key. True for keys from elsewhere."""
         return not id.startswith(ENV_ID) or id in self._env_keys
 
     def events(self, id: str | None = None) -> list[EventView]:
-        """What was done, oldest first. Raises NotFoundError."""
+        """Return the events, oldest first. Raises NotFoundError."""
         query = sa.select(api_key_events).order_by(api_key_events.c.id)
         with transaction(self.engine) as connection:
             if id is not None:
@@ -302,15 +302,15 @@ class KeyService:
 def open_service(
     settings: AuthSettings, policies: Sequence[Policy] = (), *, migrate: bool = False
 ) -> KeyService:
-    """Raises SettingsError if the database has not the schema that this service needs, and
-    StoreUnavailableError. `migrate` brings SQLite up to date."""
+    """Check the schema; `migrate` upgrades it on SQLite. Raises SettingsError if the service needs
+    another schema, and StoreUnavailableError."""
     service = KeyService(settings, policies)
     try:
         check_schema(service.engine)
     except SettingsError:
         if not (migrate and service.engine.dialect.name == "sqlite"):
             raise
-        from app.auth.database.migrate import upgrade  # here, for it takes longer than all the rest
+        from app.auth.database.migrate import upgrade  # imported late, because it is slow
 
         upgrade(settings.database_url)
     return service

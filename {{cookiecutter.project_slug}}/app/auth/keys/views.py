@@ -1,4 +1,4 @@
-"""What is shown of keys, and how it is read."""
+"""The public data of keys, and the queries for it."""
 
 from collections.abc import Iterator
 from datetime import datetime, timedelta
@@ -13,20 +13,20 @@ from app.auth.key import Key, masked
 
 OVERLAP: Final = timedelta(hours=24)
 LONGEST: Final = timedelta(days=36_500)
-AT_ONCE: Final = 1000  # keys, so that no query gets long
+AT_ONCE: Final = 1000  # keys per query
 
 
 class KeyView(BaseModel):
-    """A key as it is shown. Times are in UTC."""
+    """A key without its secret. Times are in UTC."""
 
     id: str
     name: str
     scopes: list[str]
-    restrictions: dict[str, list[str]]  # by the names of the policies that enforce them
+    restrictions: dict[str, list[str]]  # by the name of the policy
     status: Literal["active", "expired", "revoked"]
     created_by: str
     created_at: datetime
-    issued_at: datetime  # its newest secret
+    issued_at: datetime  # of its newest secret
     expires_at: datetime | None
     revoked_at: datetime | None
     last_used_at: datetime | None
@@ -54,24 +54,24 @@ def is_active(now: datetime) -> sa.ColumnElement[bool]:
 
 
 def select_views(now: datetime) -> sa.Select[Any]:
-    """All that a KeyView tells, of every key."""
+    """Select the columns of a KeyView, one row per key."""
     secret, latest = api_key_secrets.c, sa.func.max
     revoked, active = api_keys.c.revoked_at.is_not(None), is_active(now)
     status = sa.case((active, "active"), (revoked, "revoked"), else_="expired")
     old = sa.and_(active, secret.ended_at.is_(None), secret.expires_at > now)
-    told = {
+    computed = {
         "status": status,
         "issued_at": latest(secret.created_at),
         "last_used_at": latest(secret.last_used_at),
         "old_key_expires_at": latest(sa.case((old, secret.expires_at))),
         "old_key_last_used_at": latest(sa.case((old, secret.last_used_at))),
     }
-    columns = [column.label(name) for name, column in told.items()]
+    columns = [column.label(name) for name, column in computed.items()]
     return sa.select(api_keys, *columns).join(api_key_secrets).group_by(api_keys.c.id)
 
 
 def active_keys(connection: sa.Connection, now: datetime) -> Iterator[KeyView]:
-    """One after the other, however many there are."""
+    """Stream the active keys, in batches of AT_ONCE."""
     rows = connection.execution_options(yield_per=AT_ONCE).execute(
         select_views(now).where(is_active(now))
     )
@@ -80,7 +80,7 @@ def active_keys(connection: sa.Connection, now: datetime) -> Iterator[KeyView]:
 
 def get_view(connection: sa.Connection, id: str, now: datetime) -> KeyView:
     row = None
-    if id.isascii() and id.isprintable():  # else no database need be asked, or could be
+    if id.isascii() and id.isprintable():  # PostgreSQL rejects some other text
         row = connection.execute(select_views(now).where(api_keys.c.id == id)).one_or_none()
     if row is None:
         raise NotFoundError(f"No key has the id {masked(id)!r}; `keys list` shows the ids")
@@ -88,10 +88,10 @@ def get_view(connection: sa.Connection, id: str, now: datetime) -> KeyView:
 
 
 def shown(row: sa.Row[Any]) -> KeyView:
-    """The view of a row of `select_views`."""
+    """Return the KeyView for a row of `select_views`."""
     return KeyView.model_validate({**row._mapping, "scopes": row.scopes.split()})
 
 
 def key_of(row: sa.Row[Any]) -> Key:
-    """The key as endpoints know it, of a row with the columns of `api_keys`."""
+    """Return the Key for a row with the columns of `api_keys`."""
     return Key(row.id, row.name, frozenset(row.scopes.split()), row.restrictions)

@@ -1,1 +1,1 @@
-"""The keys as a running service knows them."""
+"""Looks keys up while the service runs."""

@@ -1,7 +1,8 @@
-"""The keys as the guard sees them: in memory, and never more out of date than was promised.
+"""An in-memory cache of the keys.
 
-A server trusts what it knows for KEY_MAX_STALENESS after it began to ask for it, and no longer.
-Whatever takes access away waits as long before it returns: then no server accepts it any more.
+It polls the database and trusts an answer for KEY_MAX_STALENESS seconds (default 1). A command
+that takes access away waits that long before it returns, so no server still accepts the key
+afterwards.
 """
 
 import asyncio
@@ -29,70 +30,69 @@ from app.auth.usage.counts import Counts
 
 logger = logging.getLogger(__name__)
 
-FLUSH_EVERY = 5.0  # seconds until it is written when a secret was last used
-SEEN_EVERY = 60.0  # seconds until a server that has nothing to write says that it is there
-COUNTED_FOR = 12 * 3600.0  # seconds since then; others wait for it twice as long
-# An unknown secret may be one that was made just now, so it is worth a question; but in a flood of
-# unknown ones, questions take no more than one part in ten of the time.
-RECHECK = 0.02  # seconds, at most
-MOST_IN_MEMORY = 20_000  # secrets; what does not fit costs a query when it comes back
-NOTICE_EVERY = 600.0  # seconds until somebody looks again for what is unusual
+FLUSH_EVERY = 5.0  # seconds between writes of how keys were used
+SEEN_EVERY = 60.0  # seconds until a server with nothing to write renews its row
+COUNTED_FOR = 12 * 3600.0  # seconds for which a server relies on its row; commands do twice as long
+# An unknown secret may be a new one, so it is worth a poll. In a flood of unknown secrets, polls
+# take at most a tenth of the time.
+RECHECK = 0.02  # seconds until the next such poll, at most
+MOST_IN_MEMORY = 20_000  # secrets; any other costs a query when it is used again
+NOTICE_EVERY = 600.0  # seconds between searches for anomalies
 
 T = TypeVar("T")
 
 
 class DatabaseKeyStore:
-    """Looks secrets up: in memory those in use, of all others only what tells them from strangers'.
+    """Caches the secrets in use, and the first eight bytes of the digest of every secret.
 
-    That is the first eight bytes of their digests. Who is not among them costs no query.
+    A secret whose digest begins with none of these costs no query.
     """
 
     has_scopes = True
 
     def __init__(self, settings: AuthSettings) -> None:
         self._engine = connect(settings.database_url, pooled=True)
-        # Its own: endpoints may fill all others. And some for the questions alone, which hang or
-        # wait for nothing that the rest does.
+        # Endpoints may fill the default threads, so the store has its own. Polls have threads of
+        # their own too: other queries do not delay them.
         self._threads = ThreadPoolExecutor(8, thread_name_prefix="api-keys")
         self._asking_threads = ThreadPoolExecutor(4, thread_name_prefix="api-keys-news")
         self._max_staleness = settings.key_max_staleness
-        # A question is asked anew after that, on another connection: no less than a loaded machine
-        # may need.
+        # A slower poll is repeated on another connection. A loaded machine may need a second.
         self._timeout = min(max(self._max_staleness, 1.0), TIMEOUT)
         self._queries = Queries(self._engine, settings.api_keys)
         self._clock = clock.Clock()
         self._counted = 0.0
         self._counted_until = self._silent_until = self._wrote_at = -inf
-        self._used: dict[bytes, float] = {}  # when each secret was last let in
+        self._used: dict[bytes, float] = {}  # when each secret was last accepted
         self._counts = Counts()
         self._thinned_on: date | None = None
         self._notice_at = -inf
         self._secrets: dict[bytes, Secret] = {}
-        self._known = array("Q")  # sorted
+        self._known = array("Q")  # how the digests of all secrets begin, sorted
         self._position = NOWHERE
-        self.changes = 0  # how often the keys have changed
+        self.changes = 0  # counts the polls that found changes, and the reloads
         self._asked_at = self._trusted_until = self._ask_strangers_at = -inf
         self._asking: asyncio.Task[None] | None = None
-        self._written_at = 0.0  # what its clock said
+        self._written_at = 0.0  # seconds since the epoch, by the store's clock
         self._saw_an_end = False
-        self._problem = ""  # the one with writing, as the log has it
+        self._problem = ""  # why writing failed, as it was logged
 
     def observe(self, record: RequestRecord) -> None:
-        """What a key is used for, and who is refused without one."""
+        """Count a request, by its key or by why it was refused. `flush` writes the counts."""
         now = self._clock.now()
         if record.key:
             self._counts.use(record.digest, now, record.outcome, record.client)
             if not record.limited:
                 self._used[record.digest] = now
-        elif record.refusal and record.refusal != OUT_OF_REACH:  # who may be no stranger
+        elif record.refusal and record.refusal != OUT_OF_REACH:  # its key may be valid
             self._counts.refuse(record.client, now, record.refusal)
 
     def now(self) -> float:
-        """Seconds since the epoch, by a clock that does not go back."""
+        """Seconds since the epoch. This clock does not go back."""
         return self._clock.now()
 
     async def used_since(self, key_id: str, since: datetime) -> int:
-        """How many requests a key has sent since then, as far as that is written down.
+        """How many requests of a key since then are written to the database.
 
         Raises StoreUnavailableError.
         """
@@ -100,10 +100,10 @@ class DatabaseKeyStore:
         return await self._run(self._threads, give_up_at, self._queries.used, key_id, since)
 
     def ages(self) -> tuple[float, float]:
-        """Seconds since the keys were read, and since usage was written (once a minute at least)."""
+        """Seconds since the keys were read, and since usage was written (at least every minute)."""
         return monotonic() - self._asked_at, monotonic() - self._wrote_at
 
-    # What the guard asks.
+    # Lookups.
 
     def cached(self, digest: bytes) -> Key | None:
         secret = self._secrets.get(digest)
@@ -120,7 +120,7 @@ class DatabaseKeyStore:
             return UNKNOWN
         if secret.ends_at > self._clock.now():
             return secret.key
-        # So that no clock takes it back later. Once: nobody who is refused makes it write.
+        # Have the time written, once, so that a clock that is set back does not revive the secret.
         self._saw_an_end |= secret.ends_at > self._written_at
         return Refusal(secret.ended, secret.key.id)
 
@@ -144,7 +144,7 @@ class DatabaseKeyStore:
             changes = self.changes
             give_up_at = came_at + self._max_staleness
             secret = await self._run(self._threads, give_up_at, self._queries.secret, digest)
-            # A revocation that was heard of meanwhile must not be undone by what was read before.
+            # If keys have changed meanwhile, this one may be revoked: read it again.
             if changes == self.changes:
                 if secret:
                     if len(self._secrets) >= MOST_IN_MEMORY:
@@ -153,48 +153,48 @@ class DatabaseKeyStore:
                 return secret
         return None
 
-    # What it asks the database.
+    # Polls.
 
     async def refresh(self) -> None:
-        """Hear of every change up to now. Raises StoreUnavailableError."""
+        """Read all changes up to now. Raises StoreUnavailableError."""
         await self._ensure_fresh(monotonic())
 
     async def _ensure_fresh(self, moment: float) -> None:
-        """Know what was so then or later: no answer counts that was asked for before."""
+        """Wait for the answer to a poll that began at this moment or later."""
         give_up_at = monotonic() + self._max_staleness
         while self._asked_at < moment:
             await _in_time(give_up_at, self._poll())
 
     def _poll(self, timeout: float | None = None) -> asyncio.Task[None]:
-        """One to the database, however many wait for the answer."""
+        """The poll that is running, or a new one. All callers share its answer."""
         if not self._asking or self._asking.done():
             self._asking = asyncio.create_task(self._refresh_now(timeout or self._timeout))
-            # Somebody has to take an error: all who waited for the answer may have given up.
+            # Take the error here, because every caller may have given up.
             self._asking.add_done_callback(lambda asked: asked.cancelled() or asked.exception())
         return self._asking
 
     async def _refresh_now(self, seconds: float) -> None:
-        threads, news_since = self._asking_threads, self._queries.changes_since
+        threads, changes_since = self._asking_threads, self._queries.changes_since
         while True:
             asked_at = monotonic()
             give_up_at = asked_at + seconds
-            news = await self._run(threads, give_up_at, news_since, self._position, seconds)
-            if news.changed is not None:
+            answer = await self._run(threads, give_up_at, changes_since, self._position, seconds)
+            if answer.changed is not None:
                 break
-            await self._reload(news.position)
-        for digest in news.changed:
+            await self._reload(answer.position)
+        for digest in answer.changed:
             self._secrets.pop(digest, None)
             if not self.may_exist(digest):
                 insort(self._known, _start_of(digest))
-        self.changes += bool(news.changed)
-        self._position, self._counted = news.position, news.counted
-        if not news.counted:  # say soon that it is there: nobody knows of this server
+        self.changes += bool(answer.changed)
+        self._position, self._counted = answer.position, answer.counted
+        if not answer.counted:  # the database lacks this server's row: write it soon
             self._silent_until = -inf
         self._asked_at, self._trusted_until = asked_at, asked_at + self._staleness()
         self._ask_strangers_at = asked_at + min(10 * (monotonic() - asked_at), RECHECK)
 
     def _staleness(self) -> float:
-        """Seconds for which an answer is trusted: no more than those who revoke wait for."""
+        """Seconds for which an answer is trusted. A command that revokes waits at least as long."""
         counted = self._counted if monotonic() < self._counted_until else 0.0
         return max(counted, LEAST_STALENESS)
 
@@ -221,19 +221,19 @@ class DatabaseKeyStore:
         try:
             return await _in_time(give_up_at, running)
         finally:
-            running.cancel()  # what nobody waits for any more need not begin
+            running.cancel()  # if it has not begun, it is not needed any more
 
-    # In the background.
+    # Background tasks.
 
     @asynccontextmanager
     async def follow(self) -> AsyncGenerator[None]:
-        """Keep up with the database while the service runs, and write when keys were last used.
+        """Poll the database while the service runs, and write how keys were used.
 
         Raises StoreUnavailableError if the keys cannot be read at the start.
         """
         self._queries.name_server()
         await self.flush(starting=True)
-        await _in_time(None, self._poll(TIMEOUT))  # no busy machine keeps it from starting
+        await _in_time(None, self._poll(TIMEOUT))  # a busy machine may be slow to start
         if ahead := self._clock.ahead:
             logger.warning("The keys' database says %s. Is this machine's clock right?", ahead)
         stop = asyncio.Event()
@@ -251,14 +251,14 @@ class DatabaseKeyStore:
             self.close()
 
     def close(self) -> None:
-        """Let go of the database, until somebody asks again."""
+        """Close the connections. The next lookup opens one again."""
         self._trusted_until = -inf
         self._engine.dispose()
 
     async def flush(self, *, starting: bool = False, stopping: bool = False) -> None:
-        """Write when keys were last used; what cannot be written now is kept for the next time."""
-        news = self._used or self._counts or self._saw_an_end or starting or stopping
-        if not news and monotonic() < self._silent_until:
+        """Write how keys were used. After an error, the next call writes it."""
+        is_needed = self._used or self._counts or self._saw_an_end or starting or stopping
+        if not is_needed and monotonic() < self._silent_until:
             return
         used, self._saw_an_end = self._used, False
         self._used = {}
@@ -276,11 +276,11 @@ class DatabaseKeyStore:
             if networks := self._counts.networks():
                 await self._run(self._threads, None, self._queries.note_networks, networks)
                 self._counts.noted(networks)
-            if not (starting or stopping):  # nobody is to wait for it
+            if not (starting or stopping):  # neither waits for this
                 await self._housekeep(now)
         except BaseException as error:
             self._used, self._saw_an_end = used | self._used, True
-            if not isinstance(error, StoreUnavailableError):  # it was given up halfway
+            if not isinstance(error, StoreUnavailableError):  # such as a cancellation
                 raise
             if self._problem != f"{error}":
                 logger.warning("How keys were used is not written yet. %s", error)
@@ -292,7 +292,7 @@ class DatabaseKeyStore:
             self._wrote_at = began_at
 
     async def _housekeep(self, now: datetime) -> None:
-        """What is due every few minutes, or once a day."""
+        """Compact old counts once a day, and look for anomalies every NOTICE_EVERY seconds."""
         if now.date() != self._thinned_on:
             await self._run(self._threads, None, self._queries.thin, now)
             self._thinned_on = now.date()
@@ -307,14 +307,14 @@ class DatabaseKeyStore:
 
 
 async def _in_time(give_up_at: float | None, answer: asyncio.Future[T]) -> T:
-    """The answer. Raises StoreUnavailableError, whatever it is that stands in its way."""
+    """Wait for the answer. Every error becomes a StoreUnavailableError."""
     await asyncio.wait([answer], timeout=None if give_up_at is None else give_up_at - monotonic())
     if not answer.done():
         raise StoreUnavailableError("DATABASE_URL: no answer in time")
     error = answer.exception()
     if error is None:
         return answer.result()
-    # Another one for each who waits: one would collect the frames of them all.
+    # A new error for each caller: a shared one would collect the frames of all.
     if isinstance(error, StoreUnavailableError):
         raise StoreUnavailableError(f"{error}") from error.__cause__
     raise StoreUnavailableError(f"The keys cannot be followed: {error!r}") from error
@@ -323,7 +323,7 @@ async def _in_time(give_up_at: float | None, answer: asyncio.Future[T]) -> T:
 async def _keep_doing(
     what: Callable[[], Awaitable[None]], every: Callable[[], float], stop: asyncio.Event
 ) -> None:
-    """Whatever happens; while it does not work, what is known ceases to be trusted."""
+    """Repeat this until `stop`. An error is logged and does not end it."""
     problem = ""
     while True:
         with suppress(TimeoutError):

@@ -1,4 +1,4 @@
-"""What a server asks the database of the keys, and what it writes there. Runs in a thread."""
+"""The queries and writes of a server. They block, so they run in threads."""
 
 import logging
 from collections.abc import Iterable, Sequence
@@ -28,21 +28,21 @@ from app.auth.usage.counts import Batch
 
 logger = logging.getLogger(__name__)
 
-AT_ONCE = 50_000  # digests, so that no query takes long
-MOST_NEWS = 10_000  # events; after more of them it is quicker to read everything
-FLUSH_AT_ONCE = 500  # secrets, so that no change to a key has to wait long
+AT_ONCE = 50_000  # digests a query, so that none takes long
+MOST_NEWS = 10_000  # events; with more of them, a reload is faster
+FLUSH_AT_ONCE = 500  # secrets a transaction, so that changes to keys wait only briefly
 
 
 @dataclass(frozen=True, slots=True)
 class Secret:
     key: Key
     ends_at: float  # seconds since the epoch: its own end or its key's; 0 if it has ended
-    ended: str  # the reason to refuse it then
+    ended: str  # why it is refused from then on
 
 
 @dataclass(frozen=True, slots=True)
 class Cursor:
-    """How far the events are known. The stamp is random: another history has another one."""
+    """The last known event. Its random stamp differs after a restored backup."""
 
     event: int
     stamp: bytes
@@ -55,11 +55,11 @@ NOWHERE: Final = Cursor(-1, b"")
 class Changes:
     position: Cursor
     changed: Sequence[bytes] | None  # digests; None if all may have changed
-    counted: float  # seconds that others wait for this server
+    counted: float  # seconds for which commands wait for this server
 
 
 class Queries:
-    """All raise StoreUnavailableError."""
+    """All methods raise StoreUnavailableError."""
 
     def __init__(
         self,
@@ -71,13 +71,13 @@ class Queries:
         self.name_server()
 
     def name_server(self) -> None:
-        """Each process has a name of its own: this one may have forked."""
+        """Take a new name. A process that was forked must not share that of its parent."""
         self._server = token_hex(8)
 
     def changes_since(self, known: Cursor, timeout: float) -> Changes:
-        """What has changed since, and whether others wait for this server when they revoke.
+        """The changes after this cursor, and whether commands that revoke wait for this server.
 
-        The timeout, in seconds, is that of a transaction.
+        `timeout` is that of the transaction, in seconds.
         """
         events, servers = api_key_events.c, api_key_servers.c
 
@@ -86,7 +86,7 @@ class Queries:
 
         bound = sa.select(servers.max_staleness).where(servers.id == self._server)
         with transaction(self._engine, timeout=timeout) as connection:
-            # In one statement: others wait for this server if they have changed anything since.
+            # One statement, so one snapshot: every later change then waits for this server.
             query = sa.select(latest(events.id), latest(events.stamp), bound.scalar_subquery())
             event, stamp, counted = connection.execute(query).one()
             news = Changes(Cursor(event or 0, stamp or b""), [], counted or 0.0)
@@ -103,14 +103,14 @@ class Queries:
             return replace(news, changed=connection.scalars(changed).all())
 
     def digests(self, after: bytes) -> Sequence[bytes]:
-        """Those of all secrets, in order, some at a time."""
+        """The next digests of all secrets, in order, AT_ONCE at most."""
         digest = api_key_secrets.c.digest
         some = sa.select(digest).where(digest > after).order_by(digest).limit(AT_ONCE)
         with transaction(self._engine) as connection:
             return connection.scalars(some).all()
 
     def moments(self) -> list[datetime]:
-        """What the clock learns from."""
+        """The times that the clock learns from."""
         with transaction(self._engine) as connection:
             return clock.moments(connection)
 
@@ -130,7 +130,7 @@ class Queries:
         return Secret(key, min(ends, default=inf), "expired key")
 
     def used(self, key_id: str, since: datetime) -> int:
-        """How many requests a key has sent since then, as far as that is written down."""
+        """How many requests of a key since then are written to the database."""
         with transaction(self._engine) as connection:
             return counts.used(connection, key_id, since)
 
@@ -140,7 +140,7 @@ class Queries:
                 counts.note_networks(connection, used[first : first + FLUSH_AT_ONCE])
 
     def notice(self, now: datetime) -> list[Finding]:
-        """What has become unusual, told to one of all servers."""
+        """The new anomalies. Of all servers, one gets each."""
         with transaction(self._engine, timeout=LONG_TIMEOUT) as connection:
             active = active_keys(connection, now)
             keys = (
@@ -153,8 +153,8 @@ class Queries:
     def write(
         self, used: dict[bytes, float], now: datetime, max_staleness: float, starting: bool
     ) -> None:
-        """When secrets were last used (seconds since the epoch), and that this server is there."""
-        # One column, and only forward: nothing that is known here can bring anything back.
+        """Write when secrets were last used (seconds since the epoch), and this server's row."""
+        # It moves one column forward and nothing else, so outdated data cannot revive a key.
         at = sa.bindparam("at", type_=Instant)
         last, earliest_wrong = api_key_secrets.c.last_used_at, sa.bindparam("wrong", type_=Instant)
         later = sa.or_(last.is_(None), last < at, last > earliest_wrong)
@@ -162,8 +162,8 @@ class Queries:
         statement = statement.where(api_key_secrets.c.digest == sa.bindparam("used"), later)
         wrong = now + clock.DAY
         uses = [
-            {"used": each, "at": datetime.fromtimestamp(used[each], UTC), "wrong": wrong}
-            for each in used
+            {"used": digest, "at": datetime.fromtimestamp(used_at, UTC), "wrong": wrong}
+            for digest, used_at in used.items()
         ]
         for first in range(0, len(uses), FLUSH_AT_ONCE):
             with transaction(self._engine, write=True) as connection:
@@ -179,7 +179,7 @@ class Queries:
                 connection.execute(sa.insert(servers).values(id=self._server, **this))
 
     def add(self, batch: Batch) -> None:
-        """Add its counts; once, for it may be that all but the answer went well the last time."""
+        """Add the counts of a batch once, even if it is tried again after a lost answer."""
         ours = api_key_servers.c.id == self._server
         with transaction(self._engine, write=True) as connection:
             written = connection.scalar(sa.select(api_key_servers.c.batch).where(ours))
@@ -194,7 +194,7 @@ class Queries:
 
 
 def _forget_servers(connection: sa.Connection, now: datetime) -> None:
-    """Those that ended long ago, or whose clock was wrong."""
+    """Delete the servers that ended long ago, or whose clock was wrong."""
     seen_at = api_key_servers.c.seen_at
     possible = seen_at <= now + clock.DAY
     latest = connection.scalar(sa.select(sa.func.max(seen_at)).where(possible))

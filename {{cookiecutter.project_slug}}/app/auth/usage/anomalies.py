@@ -1,4 +1,4 @@
-"""What is unusual about how keys are used. The numbers in the rules are yours to change."""
+"""Finds anomalies in the use of keys. The thresholds in `_problems` are yours to change."""
 
 from collections.abc import Iterable, Iterator
 from datetime import datetime, timedelta
@@ -17,12 +17,12 @@ from app.auth.database.models import (
 )
 from app.auth.keys.views import KeyView
 
-MONTH: Final = timedelta(days=28)  # whole weeks, for many callers rest at weekends
+MONTH: Final = timedelta(days=28)  # whole weeks, because many callers pause at weekends
 MAX_REFUSALS: Final = 1000  # of one network in a day
 
 
 class Finding(BaseModel):
-    """What `doctor` finds: about a key, or without an id about the service as a whole."""
+    """A problem of a key or, if the id is empty, of the service as a whole, with advice."""
 
     id: str
     name: str
@@ -31,20 +31,20 @@ class Finding(BaseModel):
 
 
 class Activity(NamedTuple):
-    """How a key is used: on its last day, and in the month before."""
+    """The use of a key in the last day, and its baseline from the month before."""
 
     busiest: int  # requests in the busiest hour of the last day
     busiest_before: int  # requests in the busiest hour of the month before
     denied: int  # requests of the last day that lacked a scope
-    networks: int  # networks on the busier one of today and yesterday
+    networks: int  # networks today or yesterday, whichever had more
     networks_before: int  # networks on the busiest day of the month before
 
 
 def _problems(key: KeyView, activity: Activity, now: datetime) -> Iterator[tuple[str, str]]:
-    """What is unusual about a key, and what to do about it."""
+    """The anomalies of a key, each with advice."""
     if key.last_used_at and key.last_used_at < now - timedelta(days=30):
         yield "silent for 30 days", "revoke it if nobody needs it any more"
-    if key.created_at < now - timedelta(days=7):  # nobody knows yet what is usual for a new key
+    if key.created_at < now - timedelta(days=7):  # a new key has no baseline yet
         if activity.busiest > max(1000, 10 * activity.busiest_before):
             yield (
                 "used ten times as much as in any hour of a month",
@@ -124,7 +124,7 @@ def _networks(connection: sa.Connection, now: datetime) -> dict[str, tuple[int, 
 
 
 def _most(number: Any, is_recent: Any) -> tuple[sa.Function[int], sa.Function[int]]:
-    """The largest number that is recent, and the largest before that."""
+    """The largest recent number, and the largest earlier one."""
     recent, before = sa.case((is_recent, number), else_=0), sa.case((is_recent, 0), else_=number)
     return sa.func.max(recent), sa.func.max(before)
 
@@ -132,7 +132,7 @@ def _most(number: Any, is_recent: Any) -> tuple[sa.Function[int], sa.Function[in
 def remember(
     connection: sa.Connection, findings: Iterable[Finding], now: datetime
 ) -> list[Finding]:
-    """Write the findings down. Returns those that are new."""
+    """Store the findings. Returns the new ones."""
     known = api_key_findings.c
     found = {(finding.id, finding.problem): finding for finding in findings}
     before = {(row.key_id, row.problem) for row in connection.execute(sa.select(api_key_findings))}

@@ -1,4 +1,4 @@
-"""How keys are used: counted in memory, written to the database every few seconds."""
+"""Counts how keys are used, in memory. The store writes the counts every few seconds."""
 
 from collections import Counter, deque
 from collections.abc import Iterable, Sequence
@@ -20,22 +20,22 @@ from app.auth.database.models import (
 
 HOUR: Final = 3600  # seconds
 DAY: Final = 24 * HOUR
-HOURS_KEPT: Final = timedelta(days=31)  # then they are summed up into days
-AT_ONCE: Final = 500  # counts, so that no change to a key has to wait long
-MOST_NETWORKS: Final = 1000  # for which refusals are told apart until they are written down
-MOST_NOTED: Final = 50_000  # networks of secrets that are remembered for a day
-MOST_OF_A_SECRET: Final = 100  # networks that are written down for a day
-ELSEWHERE: Final = "elsewhere"  # all further ones
+HOURS_KEPT: Final = timedelta(days=31)  # then they are compacted into days
+AT_ONCE: Final = 500  # counts a transaction, so that changes to keys wait only briefly
+MOST_NETWORKS: Final = 1000  # that are counted apart between two writes
+MOST_NOTED: Final = 50_000  # written networks in memory, so that none is written again
+MOST_OF_A_SECRET: Final = 100  # networks a day that are written
+ELSEWHERE: Final = "elsewhere"  # stands for all further networks
 
 Outcome = Literal["served", "refused", "limited"]
 OUTCOMES: Final = get_args(Outcome)
 Row = dict[str, Any]
-_Network = tuple[int, bytes, str]  # a day, a secret's digest, and from where it was used
+_Network = tuple[int, bytes, str]  # a day, a secret's digest, and the network that used it
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Counts that are written in one transaction; the number tells whether they were."""
+    """Counts for one transaction. The number tells whether they are written already."""
 
     number: int
     table: sa.Table
@@ -43,13 +43,13 @@ class Batch:
 
 
 class Counts:
-    """What has happened and is not written down yet."""
+    """The counts that are not written yet."""
 
     def __init__(self) -> None:
         self._uses = Counter[tuple[bytes, int, Outcome]]()
         self._refusals = Counter[tuple[str, int, str]]()
         self._networks: set[_Network] = set()
-        self._noted: set[_Network] = set()  # those of them that are written down
+        self._noted: set[_Network] = set()  # written already
         self._batches = deque[Batch]()
         self._number = 0
 
@@ -68,7 +68,7 @@ class Counts:
         return bool(self._uses or self._refusals or self._batches or self._networks)
 
     def batches(self) -> deque[Batch]:
-        """What is to be written down, the oldest first. What was, is to be taken out."""
+        """The batches to write, oldest first. The caller removes each that it has written."""
         uses, self._uses = self._uses, Counter()
         refusals, self._refusals = self._refusals, Counter()
         self._add(api_key_usage, _use_rows(uses))
@@ -80,7 +80,7 @@ class Counts:
         return self._batches
 
     def networks(self) -> list[Row]:
-        """From where secrets were used, on which day, if that is not written down yet."""
+        """The networks that used a secret on a day, except those that are written already."""
         return [
             {
                 "digest": digest,
@@ -91,7 +91,7 @@ class Counts:
         ]
 
     def noted(self, rows: Iterable[Row]) -> None:
-        """They are written down."""
+        """Mark these networks as written."""
         networks = {
             (int(row["starts_at"].timestamp()) // DAY, row["digest"], row["network"])
             for row in rows
@@ -120,12 +120,12 @@ def _hour(number: int) -> Row:
 
 
 def _network_of(client: str) -> str:
-    """As far as somebody else may be responsible for it."""
+    """The /24 of an IPv4 address or the /48 of an IPv6 one, usually one organisation."""
     return network_of(client, 24, 48)
 
 
 def add(connection: sa.Connection, table: sa.Table, rows: Sequence[Row]) -> None:
-    """Add counts to those that are there."""
+    """Add these counts to the stored ones."""
     statement = _insert(connection, table)
     counts = [column.name for column in table.c if not column.primary_key]
     statement = statement.on_conflict_do_update(
@@ -136,7 +136,7 @@ def add(connection: sa.Connection, table: sa.Table, rows: Sequence[Row]) -> None
 
 
 def note_networks(connection: sa.Connection, rows: Sequence[Row]) -> None:
-    """Write down from where secrets were used on a day: of each the first hundred networks."""
+    """Store the networks that used a secret on a day, MOST_OF_A_SECRET at most."""
     known = api_key_networks.c
     days = {(row["digest"], row["starts_at"]) for row in rows}
     of_day = (known.digest, known.starts_at)
@@ -156,13 +156,13 @@ def note_networks(connection: sa.Connection, rows: Sequence[Row]) -> None:
 
 
 def _insert(connection: sa.Connection, table: sa.Table) -> Any:
-    """One that may meet what is there: each database speaks of that in its own dialect."""
-    # Here, for to load PostgreSQL's takes a while.
+    """An INSERT with ON CONFLICT, which is a part of each database's dialect."""
+    # Imported here, because PostgreSQL's dialect takes a while to load.
     return import_module(f"sqlalchemy.dialects.{connection.dialect.name}").insert(table)
 
 
 def used(connection: sa.Connection, key_id: str, since: datetime) -> int:
-    """How many requests of a key were let in as far as its limits go."""
+    """How many requests of a key its limits have let in since then."""
     usage, secret = api_key_usage.c, api_key_secrets.c
     query = sa.select(sa.func.sum(usage.served + usage.refused))
     query = query.join(api_key_secrets, secret.digest == usage.digest)
@@ -172,7 +172,7 @@ def used(connection: sa.Connection, key_id: str, since: datetime) -> int:
 
 
 def thin(connection: sa.Connection, now: datetime) -> int:
-    """Sum up hours of long ago into days; how many rows there are less for it."""
+    """Compact old hours into days. Returns how many rows that saves."""
     before = (now - HOURS_KEPT).replace(hour=0, minute=0, second=0, microsecond=0)
     fewer = 0
     for table in (api_key_usage, api_key_refusals):

@@ -1,4 +1,4 @@
-"""Which keys need attention, and what to do about each."""
+"""Finds keys that need attention, and gives advice."""
 
 import os
 import shutil
@@ -23,11 +23,11 @@ from app.auth.usage.anomalies import Finding, examine_usage
 
 UNUSED = timedelta(days=7)  # after its creation
 EXPIRING = timedelta(days=14)  # before its end
-ROTATION = timedelta(days=90)  # the age that a secret may reach
+ROTATION = timedelta(days=90)  # the age at which a secret should be rotated
 
 
 def diagnose(service: KeyService, routes: Sequence[BaseRoute]) -> list[Finding]:
-    """What there is to say of the keys, and of how they are used."""
+    """The findings about the keys, the clocks, and how the keys are used."""
     now = clock.Clock()
     with transaction(service.engine) as connection:
         now.learn(clock.moments(connection))
@@ -40,14 +40,14 @@ def diagnose(service: KeyService, routes: Sequence[BaseRoute]) -> list[Finding]:
 
 
 def scopes_asked_for(routes: Sequence[BaseRoute]) -> set[str]:
-    """By any endpoint or router, also in applications that are mounted."""
+    """The scopes that endpoints and routers ask for, also in mounted applications."""
     found: set[str] = set()
     for context in iter_route_contexts(routes):
         if isinstance(dependant := getattr(context, "dependant", None), Dependant):
             found.update(scopes_of(dependant))
     for route in routes:
         for inner in (getattr(route, "original_router", None), getattr(route, "app", None)):
-            if isinstance(inner, GuardedRouter):  # what is on it need not have dependencies
+            if isinstance(inner, GuardedRouter):  # its routes may have no dependencies
                 found.update(inner.scopes)
             found |= scopes_asked_for(getattr(inner, "routes", ()))
     return found
@@ -60,8 +60,8 @@ def examine(
     ahead: str = "",
     enforced: Collection[str] = (),
 ) -> list[Finding]:
-    """`ahead` is what the database knows of a time that has not come yet; `enforced` are the
-    names of the restrictions that policies enforce."""
+    """The findings about active keys. `ahead` is a future time that a wrong clock has written, in
+    words; `enforced` are the names of the restrictions that policies enforce."""
     keys = [key for key in keys if key.status == "active"]
     findings = [
         Finding(id=key.id, name=key.name, problem=problem, advice=advice)
@@ -73,7 +73,7 @@ def examine(
 
 
 def examine_file(file: Path) -> Iterator[Finding]:
-    """`.env`, where there is one: it holds keys, and is for its owner alone."""
+    """Findings about `.env`: it holds keys, so only its owner may read it, and git must not."""
     if not file.is_file():
         return
     if os.name != "nt" and file.stat().st_mode & 0o077:

@@ -1,4 +1,4 @@
-"""How often keys were used, and how often strangers were refused."""
+"""Reports how often keys were used, and how often anonymous callers were refused."""
 
 from datetime import datetime, timedelta
 from typing import Literal
@@ -19,7 +19,7 @@ from app.auth.usage.counts import OUTCOMES
 
 
 class KeyUse(BaseModel):
-    """How often a key got in, was refused for want of a scope, and by a limit."""
+    """How often a key was served, refused because it lacks a scope, and stopped by a limit."""
 
     id: str
     name: str
@@ -38,7 +38,7 @@ class SecretUse(BaseModel):
 
 
 class PeriodOfUse(BaseModel):
-    """An hour, or a day if that is more than a month ago."""
+    """An hour, or a day if it is more than a month ago."""
 
     starts_at: datetime
     hours: Literal[1, 24]
@@ -50,12 +50,12 @@ class PeriodOfUse(BaseModel):
 class UsageView(KeyUse):
     since: datetime
     total: int
-    by_secret: list[SecretUse]  # the newest first
-    by_hour: list[PeriodOfUse]  # those in which anything happened, the oldest first
+    by_secret: list[SecretUse]  # newest first
+    by_hour: list[PeriodOfUse]  # periods with any request, oldest first
 
 
 class StrangerUse(BaseModel):
-    """How often callers without a key in force were refused, by where they came from, and why."""
+    """How often callers without a valid key were refused, by network and reason."""
 
     network: str
     reason: str
@@ -68,7 +68,7 @@ class AllUsage(BaseModel):
 
 
 def of_key(engine: sa.Engine, id: str, since: timedelta) -> UsageView:
-    """How a key was used in that time, up to now. Raises NotFoundError."""
+    """The use of a key from this long ago until now. Raises NotFoundError."""
     with transaction(engine) as connection:
         now = clock.now(connection)
         return _of_key(connection, get_view(connection, id, now), now - since, now)
@@ -89,7 +89,7 @@ def _of_key(connection: sa.Connection, key: KeyView, since: datetime, now: datet
     by_hour = used.add_columns(*of_period).group_by(*of_period).order_by(*of_period)
     periods = [PeriodOfUse.model_validate(row._mapping) for row in connection.execute(by_hour)]
     secrets = [SecretUse.model_validate(row._mapping) for row in connection.execute(by_secret)]
-    in_all = {each: sum(getattr(period, each) for period in periods) for each in OUTCOMES}
+    in_all = {name: sum(getattr(period, name) for period in periods) for name in OUTCOMES}
     return UsageView(
         id=key.id,
         name=key.name,
@@ -103,7 +103,7 @@ def _of_key(connection: sa.Connection, key: KeyView, since: datetime, now: datet
 
 
 def of_all(engine: sa.Engine, since: timedelta) -> AllUsage:
-    """The keys that were used in that time, those used most first; and refused strangers."""
+    """The keys used from this long ago until now, most used first, and the refusals."""
     with transaction(engine) as connection:
         return _of_all(connection, clock.now(connection) - since)
 
@@ -138,7 +138,7 @@ def sums() -> list[sa.Label[int]]:
 
 
 def _is_since(counted: sa.Table, moment: datetime) -> sa.ColumnElement[bool]:
-    """Of the hour or, where days are told, the day that it lies in, or later."""
+    """Whether a count belongs to the hour of this moment (of a compacted one: its day) or later."""
     start, hour = counted.c.starts_at, hour_of(moment)
     return sa.or_(start >= hour, (counted.c.hours == 24) & (start >= hour.replace(hour=0)))
 

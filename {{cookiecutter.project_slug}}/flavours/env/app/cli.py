@@ -1,4 +1,4 @@
-"""The command line of the service. Commands of yours go here: `@main.command()`."""
+"""The command line of the service. Add your commands here: `@main.command()`."""
 
 from app.auth.cli.commands import command_line
 from app.settings import load_settings

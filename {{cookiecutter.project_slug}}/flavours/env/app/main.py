@@ -1,6 +1,6 @@
 """The application: `uv run fastapi dev`, or `uvicorn app.main:app`.
 
-Add middleware, routers and pages of yours in `create_app`.
+Add your middleware, routers and pages in `create_app`.
 """
 
 import sys
@@ -40,4 +40,4 @@ try:
     app = create_app(load_settings())
 except SettingsError as error:
     sys.stderr.write(f"{error}\n")
-    sys.exit(3)  # what uvicorn and gunicorn take as: do not start it again
+    sys.exit(3)  # uvicorn and gunicorn do not restart a worker with this exit code

@@ -1,4 +1,4 @@
-"""How Alembic reaches the database: through the connection that `app.auth.database.migrate` gives it."""
+"""Alembic's environment. It uses the connection from `app.auth.database.migrate`."""
 
 from alembic import context
 
@@ -10,7 +10,7 @@ context.configure(
     target_metadata=metadata,
     version_table=SCHEMA_TABLE,
     include_object=lambda _, __, kind, found, known: (
-        # Other people's tables, and the indexes that are rules, are in the database alone.
+        # Ignore the tables of others, and the indexes that enforce rules: `models` lacks both.
         known is not None or not (found and kind in {"table", "index"})
     ),
 )

@@ -1,4 +1,4 @@
-"""The keys of a vault, as a running server knows them."""
+"""The key store of a running server for a vault."""
 
 import logging
 import math
@@ -15,14 +15,14 @@ from app.vaults.client import TIMEOUT, Vault
 
 logger = logging.getLogger(__name__)
 
-ASK_EVERY = 5.0  # seconds from one question to the next
+ASK_EVERY = 5.0  # seconds between two reads of the vault
 
 
 class VaultKeyStore(EnvKeyStore):
     """Follows the list in a vault instead of a file.
 
-    A thread asks the vault, so that no request waits for it. The last answer counts for
-    `max_staleness` seconds, from the moment of the question.
+    A thread reads the vault, so that no request waits for it. The last answer is trusted for
+    `max_staleness` seconds from the start of the read.
     """
 
     def __init__(self, keys: Iterable[bytes], vault: Vault, max_staleness: float) -> None:
@@ -34,11 +34,11 @@ class VaultKeyStore(EnvKeyStore):
         self._problem = ""
 
     def _look(self) -> None:
-        """Raises StoreUnavailableError if the vault has been silent for too long."""
+        """Raises StoreUnavailableError if the last answer is too old."""
         now = time.monotonic()
         if now >= self._ask_at and not (self._asking and self._asking.is_alive()):
             self._ask_at = now + ASK_EVERY
-            # A daemon does not delay the exit. After a fork the thread is gone and starts again.
+            # A daemon does not delay the exit. After a fork the thread is gone, and starts again.
             self._asking = Thread(target=self._ask, name="api-keys-vault", daemon=True)
             self._asking.start()
         if now >= (trusted_until := self._asked_at + self._max_staleness):

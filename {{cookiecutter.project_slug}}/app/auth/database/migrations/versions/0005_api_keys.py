@@ -1,4 +1,4 @@
-"""The tables of the keys, and the rules that no statement breaks."""
+"""The tables of the keys, with triggers and indexes that enforce their rules."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -10,7 +10,7 @@ down_revision = None
 branch_labels = None
 depends_on = None
 
-# What must never happen: the table, the kind of statement, and when.
+# Forbidden statements: the table, the kind of statement, and the condition.
 RULES = {
     "api_keys_stay": ("api_keys", "DELETE", "true"),
     "api_key_secrets_stay": ("api_key_secrets", "DELETE", "true"),
@@ -39,8 +39,8 @@ RULES = {
         " AND (NEW.expires_at IS NULL OR NEW.expires_at > OLD.expires_at)",
     ),
 }
-# SQLite's OR REPLACE deletes the row in its way and asks no rule for deletions. (A rule could not
-# see that row either if these tables had row ids.)
+# SQLite's OR REPLACE deletes the conflicting row and fires no trigger for that. (With row ids in
+# these tables, a trigger could not see that row either.)
 _SAME_PLACE = (
     "key_id = NEW.key_id AND ended_at IS NULL AND NEW.ended_at IS NULL"
     " AND (expires_at IS NULL) = (NEW.expires_at IS NULL)"
@@ -84,7 +84,7 @@ def upgrade() -> None:
         sa.Column("last_used_at", Instant),
         sqlite_with_rowid=False,
     )
-    # A key has one current secret, and one old one while a rotation overlaps.
+    # A key has one current secret, and during the overlap of a rotation one old secret.
     for name, expires in (("current", "IS NULL"), ("old", "IS NOT NULL")):
         where = sa.text(f"ended_at IS NULL AND expires_at {expires}")
         op.create_index(

@@ -21,7 +21,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 def command_line(load_settings: Callable[[], Any]) -> typer.Typer:
-    """`keys ...`, to which commands of your own can be added."""
+    """The command line with the group `keys`. You can add commands to it."""
     # Plain tracebacks: pretty ones can show local variables, and with them a key.
     main = typer.Typer(
         no_args_is_help=True,
@@ -35,7 +35,7 @@ def command_line(load_settings: Callable[[], Any]) -> typer.Typer:
 
 def _prepare() -> None:
     """Manage the service from the command line."""
-    # What the terminal cannot show is escaped: a file may have any name.
+    # Escape characters that the terminal cannot encode: a file may have any name.
     for stream in (sys.stdout, sys.stderr):
         if reconfigure := getattr(stream, "reconfigure", None):
             reconfigure(errors="backslashreplace")
@@ -106,7 +106,7 @@ def _id(key: str) -> str:
 
 
 def _without(id: str, listed: list[str]) -> list[str]:
-    # Also a key that is listed twice must not survive its removal.
+    # Remove every copy of a key that is listed twice.
     kept = [key for key in listed if _id(key) != id]
     if len(kept) == len(listed):
         raise SettingsError(f"No key has the id {id}; `keys list` shows the ids")
@@ -128,18 +128,18 @@ def _show(key: str, as_json: bool) -> None:
 def _print(text: str) -> None:
     """Raises SettingsError if standard output does not take it."""
     try:
-        typer.echo(text)  # leaves nothing in a buffer
+        typer.echo(text)  # flushes
     except OSError as error:
-        sys.stdout = None  # or Python writes once more at its end, and fails in ten lines
+        sys.stdout = None  # or Python flushes at exit, and prints a traceback
         raise SettingsError(f"The output cannot be written: {error.strerror}") from None
 
 
 def _note(text: str) -> None:
-    """For people. What a command does is independent of whether they can read it."""
+    """Write a message for people. A command does not fail if this fails."""
     try:
         typer.echo(text, err=True)
     except OSError:
-        sys.stderr = None  # or Python writes once more at its end, and exits with 120
+        sys.stderr = None  # or Python flushes at exit, and exits with 120
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""The settings of the keys."""
+"""The settings for keys and logs."""
 
 import os
 from typing import Annotated, Any, Final, Literal
@@ -15,7 +15,7 @@ MAKE_A_KEY: Final = f"make a key with: uv run {COMMAND} keys create"
 
 
 def in_environment() -> bool:
-    """Whether the environment names the keys, in any case. It wins over files and vaults."""
+    """Whether the environment sets API_KEYS, in any case. It overrides files and vaults."""
     return any(name.upper() == API_KEYS for name in os.environ)
 
 
@@ -23,9 +23,9 @@ def _parse_api_keys(text: str) -> tuple[bytes, ...]:
     try:
         return tuple(digests(parse_secrets(text)))
     except ValueError as error:
-        told = {"problem": f"{error}"}
+        values = {"problem": f"{error}"}
         raise PydanticCustomError(
-            "api_keys", "{problem}; correct it, or take it out", told
+            "api_keys", "{problem}; correct it, or take it out", values
         ) from None
 
 
@@ -38,24 +38,24 @@ class AuthSettings(BaseSettings):
         env_file_encoding="utf-8",
         extra="ignore",
         hide_input_in_errors=True,
-        validate_default=False,  # a default is no text to parse
+        validate_default=False,  # defaults are already parsed
     )
 
-    # Comma-separated UUID4s. Only their digests are kept, so no secret outlives the parsing.
+    # Comma-separated UUID4s. Only their digests stay in memory.
     api_keys: Annotated[
         tuple[bytes, ...],
         NoDecode,
         PlainValidator(_parse_api_keys),
         Field(repr=False, exclude=True),
     ] = ()
-    # New keys start with it, as in acme_4fVt... Both spellings of a key are accepted.
+    # The prefix of new keys, as in acme_4fVt... Servers accept both spellings of a key.
     key_prefix: Annotated[str, Field(pattern=PREFIX_PATTERN)] = ""
     # INFO logs each request and each refusal.
     log_level: Annotated[
         Literal["DEBUG", "INFO", "WARNING", "ERROR"], BeforeValidator(_parse_log_level)
     ] = "INFO"
     log_format: Annotated[Literal["text", "json"], BeforeValidator(str.lower)] = "text"
-    # Seconds for which the last answer of a vault counts while it is out of reach.  # part: vaults
+    # Seconds for which the last answer of an unreachable vault is trusted.  # part: vaults
     vault_max_staleness: Annotated[float, Field(ge=20, le=86_400)] = 60.0  # part: vaults
 
     _may_change: bool = PrivateAttr(default=False)

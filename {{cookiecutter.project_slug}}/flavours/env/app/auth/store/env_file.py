@@ -1,4 +1,4 @@
-"""The file with the keys: reads their list, and changes it in `.env` without a loss."""
+"""The file with the keys: reads the list, and edits it in `.env` without losing changes."""
 
 import io
 import os
@@ -23,7 +23,7 @@ from app.constants import COMMAND
 MAX_AGE = 0.25  # seconds for which a server trusts what it has read
 TIMEOUT = 5.0  # seconds to wait for another edit to end
 
-# The statement that has the list: its name, an equals sign, and the value, perhaps in quotes.
+# The statement with the list: its name, an equals sign, and the value, perhaps in quotes.
 _LIST: Final = re.compile(
     r"""
     (\s* (?:export\s+)? (?:api_keys|'api_keys')) (?![^\s=])
@@ -34,9 +34,9 @@ _LIST: Final = re.compile(
 
 
 def key_file() -> Path:
-    """Where the settings find the keys if the environment does not name them.
+    """The file with the keys, for settings that do not get them from the environment.
 
-    Raises SettingsError if that is no file.
+    Raises SettingsError if the keys come from no file.
     """
     if sources.chosen() == "SECRETS_VAULT":
         raise SettingsError("SECRETS_VAULT is set, but this store follows files alone")
@@ -47,9 +47,9 @@ def key_file() -> Path:
 
 
 def secrets_in(text: str, place: Path | str) -> list[str]:
-    """The secrets that the settings find in this text, which is of a file or of another place.
+    """Return the secrets in the text of a file or another place, parsed as the settings do it.
 
-    Raises ValueError, without a secret in it, if there is no list or a broken one.
+    Raises ValueError, without a secret in it, if the list is missing or broken.
     """
     if (value := _value_in(text) if place == sources.ENV_FILE else text.strip()) is None:
         raise ValueError("it is not set")
@@ -57,7 +57,7 @@ def secrets_in(text: str, place: Path | str) -> list[str]:
 
 
 def secrets_named_in(text: str, place: Path | str) -> Iterator[str]:
-    """The secrets that can still be read in a broken list."""
+    """Yield the secrets that are still readable in a broken list."""
     value = text
     if place == sources.ENV_FILE:
         _, listing, _ = _split(text)
@@ -76,7 +76,7 @@ def edit_keys(
     finds either the old file or the new one. A second edit waits for the first. `show` runs
     before the file is replaced.
 
-    Raises SettingsError if anything fails. The file has not changed then.
+    Raises SettingsError if anything fails. The file is unchanged then.
     """
     in_vault = "the vault" if sources.chosen() == "SECRETS_VAULT" else None
     if place := "the environment" if in_environment() else in_vault or sources.secrets_dir():
@@ -99,19 +99,19 @@ def edit_keys(
 
 
 def wait_for_servers() -> None:
-    """Until no server trusts what it has read before now."""
+    """Wait until no server trusts a list that it read before this call."""
     coarsest_tick_of_a_clock = 0.02
     time.sleep(MAX_AGE + coarsest_tick_of_a_clock)
 
 
 def _value_in(text: str) -> str | None:
-    """The list as the settings find it: by the same parser, under its name in any case."""
+    """Return the list as the settings parse it. Its name may be in any case."""
     values = dotenv_values(stream=io.StringIO(text))
     return {name.upper(): value for name, value in values.items()}.get(API_KEYS)
 
 
 def _split(text: str) -> tuple[str, Binding, str]:
-    """The last list, which counts, and the text before and after it."""
+    """Return the last list, which is in effect, and the text before and after it."""
     statements = list(parse_stream(io.StringIO(text, newline="")))
     texts = [statement.original.string for statement in statements]
     for place in reversed(range(len(texts))):
@@ -121,7 +121,7 @@ def _split(text: str) -> tuple[str, Binding, str]:
 
 
 def _edited(text: str, change: Callable[[list[str]], list[str]]) -> tuple[str, list[str]]:
-    """The text with the changed list, whose quotes and comment stay, and that list."""
+    """Return the text with the changed list, and that list. Quotes and comment stay."""
     before, listing, after = _split(text)
     value = listing.value or ""
     if not listing.error and listing.value == _value_in(text):
@@ -150,9 +150,9 @@ def _edited(text: str, change: Callable[[list[str]], list[str]]) -> tuple[str, l
 
 @contextmanager
 def _replacing(path: Path) -> Generator[TextIO]:
-    """Write a file that takes the place of `path` at the end, with its mode and owner.
+    """Write a file that replaces `path` at the end and keeps its mode and owner.
 
-    The new file is also the lock: only one process can create it, and the rename ends the lock.
+    The new file is also the lock: only one process can create it, and the rename releases it.
     """
     lock = path.with_name(f"{path.name}.lock")
     file = _created(lock)
@@ -161,7 +161,7 @@ def _replacing(path: Path) -> Generator[TextIO]:
             yield file
         if path.exists():
             status = path.stat()
-            # Windows has no owners, and not every user may give files away.
+            # Windows has no owners, and not every user may change owners.
             with suppress(AttributeError, PermissionError):
                 os.chown(lock, status.st_uid, status.st_gid)
             lock.chmod(stat.S_IMODE(status.st_mode))
@@ -169,7 +169,7 @@ def _replacing(path: Path) -> Generator[TextIO]:
     except BaseException:
         lock.unlink(missing_ok=True)
         raise
-    with suppress(OSError):  # Windows opens no folders
+    with suppress(OSError):  # Windows cannot open folders
         folder = os.open(path.parent, os.O_RDONLY)
         try:
             os.fsync(folder)  # or a power cut could bring the old file back
@@ -178,7 +178,7 @@ def _replacing(path: Path) -> Generator[TextIO]:
 
 
 def _created(lock: Path) -> TextIO:
-    """A file that only its owner may read, created when no other edit is at work."""
+    """Create a file that only its owner may read. Waits while another edit runs."""
     give_up_at = time.monotonic() + TIMEOUT
     while True:
         try:

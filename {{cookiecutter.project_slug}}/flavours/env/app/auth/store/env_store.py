@@ -1,4 +1,4 @@
-"""The keys of `.env` or of a file in SECRETS_DIR, as a running server knows them."""
+"""The key store of a running server for `.env` or a file in SECRETS_DIR."""
 
 import asyncio
 import contextlib
@@ -23,10 +23,10 @@ EVERYTHING: Final = frozenset({"*"})
 
 
 class EnvKeyStore:
-    """The keys in force, given as digests. A store that is `followed` reads them from a file.
+    """The valid keys, by digest. If `followed`, the store reads them from a file.
 
-    The list counts for MAX_AGE; a later request reads it again. A broken list takes keys out of
-    force, and brings none in: the keys stay that were in force and that it still names.
+    The list is trusted for MAX_AGE seconds; a later request reads it again. A broken list can
+    remove keys but never adds one: only valid keys that it still names stay valid.
     """
 
     has_scopes = False
@@ -55,7 +55,7 @@ class EnvKeyStore:
 
     @asynccontextmanager
     async def follow(self) -> AsyncGenerator[None]:
-        """Look also while nobody calls: a broken list is compared with the last good one."""
+        """Read also without requests: a broken list is compared with the last good one."""
         watcher = asyncio.create_task(self._watch())
         try:
             yield
@@ -64,16 +64,16 @@ class EnvKeyStore:
             await asyncio.wait([watcher])
 
     async def _watch(self) -> None:
-        said = ""
+        logged = ""
         while True:
             try:
                 self._look()
-                said = ""
+                logged = ""
             except Exception as error:
-                if f"{error}" != said:
-                    said = f"{error}"
+                if f"{error}" != logged:
+                    logged = f"{error}"
                     known = isinstance(error, StoreUnavailableError)
-                    logger.error("Nobody gets in: %s.", said, exc_info=not known)
+                    logger.error("Nobody gets in: %s.", logged, exc_info=not known)
             await asyncio.sleep(env_file.MAX_AGE / 2)
 
     def _look(self) -> None:
@@ -85,7 +85,7 @@ class EnvKeyStore:
         self._trusted_until = began + env_file.MAX_AGE
 
     def _take(self, place: Path | str, content: bytes) -> None:
-        # Time and size may stay the same, and the content holds secrets: compare its digest.
+        # Compare digests: time and size may stay the same, and the content holds secrets.
         if (seen := sha256(content).digest()) == self._seen:
             return
         before = self._keys
@@ -124,7 +124,7 @@ def _by_digest(keys: Iterable[bytes]) -> dict[bytes, Key]:
 def _read() -> tuple[Path, bytes]:
     try:
         file = env_file.key_file()
-        if file.is_file():  # opening a pipe could take for ever
+        if file.is_file():  # opening a pipe could block
             return file, file.read_bytes()
         problem = f"{file} is missing, or no file"
     except OSError as error:
