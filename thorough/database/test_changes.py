@@ -19,7 +19,14 @@ import sqlalchemy as sa
 from alembic import command
 from alembic.script import ScriptDirectory
 
-from app.auth.database.engine import SCHEMA, SCHEMA_TABLE, connect, schema_of, transaction
+from app.auth.database.engine import (
+    LONG_TIMEOUT,
+    SCHEMA,
+    SCHEMA_TABLE,
+    connect,
+    schema_of,
+    transaction,
+)
 from app.auth.database.migrate import MIGRATIONS, configuration, make_file, upgrade
 from app.auth.database.models import api_key_events, api_key_secrets, api_keys, metadata
 from app.auth.errors import ConflictError, SettingsError, StoreUnavailableError
@@ -485,11 +492,12 @@ def test_a_migration_happens_wholly_or_not_at_all(databases: Databases, tmp_path
         upgrade(url)
 
 
-def test_of_two_that_make_the_schema_one_waits(
-    databases: Databases, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with databases.empty(tmp_path) as url, ThreadPoolExecutor(1) as pool:
-        monkeypatch.setattr("app.auth.database.engine.TIMEOUT", 0.1)  # which is not for this
+def test_of_two_that_make_the_schema_one_waits(databases: Databases, tmp_path: Path) -> None:
+    with (
+        databases.empty(tmp_path) as url,
+        ThreadPoolExecutor(1) as pool,
+        patch("app.auth.database.migrate.connect", wraps=connect) as connected,
+    ):
         if url.get_backend_name() == "sqlite":
             make_file(Path(f"{url.database}"))
         engine = connect(url)
@@ -500,6 +508,8 @@ def test_of_two_that_make_the_schema_one_waits(
             command.upgrade(configuration(connection), "head")
         other.result(30)
         assert schema(engine) == SCHEMA
+    # However long it takes.
+    assert LONG_TIMEOUT in [call.kwargs.get("timeout") for call in connected.call_args_list]
 
 
 def test_services_that_start_at_the_same_time_make_the_schema_once(tmp_path: Path) -> None:

@@ -287,7 +287,9 @@ async def test_a_database_that_freezes_is_missed_only_meanwhile(
 async def test_a_database_that_freezes_holds_up_neither_who_counts_limits_nor_a_stop(
     postgresql_in_trouble: OwnPostgreSQL, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("app.auth.database.engine.TIMEOUT", 1.0)
+    monkeypatch.setattr("app.auth.database.engine.TIMEOUT", 2.0)
+    assert connect.__kwdefaults__
+    monkeypatch.setitem(connect.__kwdefaults__, "timeout", 2.0)
     hold = ProcessLock(load_settings().database_url)
     assert await asyncio.to_thread(hold.take)
     postgresql_in_trouble.freeze()
@@ -385,13 +387,14 @@ async def test_connections_that_are_half_dead_are_left_behind(
 def test_a_connection_that_dies_at_any_word_is_given_up(
     proxy: Proxy, monkeypatch: pytest.MonkeyPatch, said: bytes
 ) -> None:
-    monkeypatch.setattr("app.auth.database.engine.TIMEOUT", 0.5)
     key_service = KeyService(load_settings())
-    key_service.engine = connect(proxy.url, timeout=0.5)
+    patient, key_service.engine = key_service.engine, connect(proxy.url, timeout=0.5)
     proxy.fatal = said
-    with pytest.raises(StoreUnavailableError):
-        list(key_service.all())
-    proxy.fatal = b"\0nothing"
+    with monkeypatch.context() as patched:
+        patched.setattr("app.auth.database.engine.TIMEOUT", 0.5)
+        with pytest.raises(StoreUnavailableError):
+            list(key_service.all())
+    proxy.fatal, key_service.engine = b"\0nothing", patient
     assert list(key_service.all()) == []
 
 
