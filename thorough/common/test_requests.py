@@ -232,6 +232,20 @@ async def test_each_request_is_told_once_to_who_counts(keys: Keys) -> None:
     assert {each.digest for each in told if each.key} == {digest(secret)}
 
 
+class Unlogged(GuardedAPI):
+    def build_middleware_stack(self) -> ASGIApp:
+        return FastAPI.build_middleware_stack(self)
+
+
+async def test_the_guard_holds_without_the_log(keys: Keys) -> None:
+    api, router, secret = Unlogged(keys), GuardedRouter(), keys.issue()
+    router.add_api_route("/x", lambda: None)
+    api.include_router(router)
+    for _ in range(2):  # the first time it is looked up
+        assert (await answer_of(api, secret, path="/x")).status == 200
+    assert (await answer_of(api, path="/x")).status == MISSING_KEY_STATUS
+
+
 class Once:
     """A policy that lets each key in once."""
 

@@ -13,6 +13,7 @@ from pydantic import BaseModel
 from starlette.applications import Starlette
 from starlette.requests import HTTPConnection
 from starlette.routing import Mount
+from typing_extensions import TypeAliasType
 
 from app.auth import Caller, GuardedAPI, GuardedRouter, PublicRouter, get_caller, require
 from app.auth.errors import UnguardedRouteError
@@ -83,6 +84,13 @@ async def of_text_inside(caller: Annotated["Known", "a description"] = NOBODY) -
 async def of_optional(caller: Caller | None = None) -> None: ...
 
 
+# As `type Perhaps = Caller | None`, which Python 3.11 cannot read.
+Perhaps = TypeAliasType("Perhaps", Caller | None)
+
+
+async def of_alias(caller: Perhaps = None) -> None: ...
+
+
 async def of_list(callers: list[Known] = NOBODY) -> None: ...
 
 
@@ -119,6 +127,7 @@ class WithReturn:
         (of_text, ["caller"]),
         (of_text_inside, ["caller"]),
         (of_optional, ["caller"]),
+        (of_alias, ["caller"]),
         (of_list, ["callers"]),
         (of_query, ["items"]),
         (of_body, ["items"]),

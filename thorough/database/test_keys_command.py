@@ -1,6 +1,7 @@
 """The `keys` and `db` commands: what they do, and to which database."""
 
 import io
+import json
 import os
 import re
 import stat
@@ -14,7 +15,10 @@ from types import SimpleNamespace
 
 import pytest
 import sqlalchemy as sa
+import typer
+from typer.testing import CliRunner
 
+from app.auth.cli import commands
 from app.auth.cli.commands import _name_database
 from app.auth.config.settings import AuthSettings
 from app.auth.database import clock
@@ -24,9 +28,10 @@ from app.auth.errors import SettingsError
 from app.auth.key import is_canonical
 from app.auth.keys.service import MANAGE
 from app.auth.store.cache import DatabaseKeyStore
-from app.cli import main
+from app.cli import MIGRATIONS, main
 from app.constants import COMMAND
 from app.main import create_app
+from app.policies import make_policies
 from app.settings import load_settings
 from tests.callers import status_of
 from tests.thorough.commands import Project, complaint, keys, run
@@ -77,6 +82,15 @@ async def test_a_created_key_is_shown_this_once_and_works() -> None:
             assert created["id"] in output
             assert shown not in output
             assert secret not in output
+
+
+@on_both
+async def test_without_options_of_a_part_a_key_is_created_all_the_same() -> None:
+    core = typer.Typer()
+    core.command()(commands.create)
+    wiring = commands.Wiring(load_settings, make_policies, list, MIGRATIONS)
+    result = CliRunner().invoke(core, ["billing", "--json"], obj=wiring)
+    assert await in_force(json.loads(result.stdout)["key"]) == [True]
 
 
 @pytest.fixture
