@@ -137,11 +137,13 @@ lay_flavour(written, flavour)
 remove_parts(written, chosen)
 settle_marks(written, chosen)
 if write_keys():
-    print(f"Two API keys are in {SLUG}/.env. Keep that file to yourself.")
+    keys = f"Two API keys are in {SLUG}/.env. Keep that file to yourself."
 else:
-    print(f"The API keys in {SLUG}/.env stay as they were.")
-print(
-    rf"""
+    keys = f"The API keys in {SLUG}/.env stay as they were."
+try:
+    print(
+        rf"""{keys}
+
 Start the service:
 
     cd {SLUG}
@@ -151,5 +153,8 @@ Call it from a second terminal in the same folder (bash, zsh or Git Bash):
 
     curl -H "{HEADER}: $(sed -n 's/^API_KEYS=\([^,]*\).*/\1/p' .env)" http://127.0.0.1:8000/secure-endpoint
 
-README.md has the rest."""
-)
+README.md has the rest.""",
+        flush=True,
+    )
+except OSError:  # nobody reads it: the project is there all the same
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)

@@ -125,7 +125,10 @@ def test_the_command_line_restricts(database_url: sa.URL) -> None:
     made = keys("create", "billing", *options)
     assert made["limits"] == ["9/minute", "99/month"]
     assert made["networks"] == ["10.0.0.0/8"]
-    assert keys("show", made["id"])["limits"] == made["limits"]
+    assert keys("show", made["id"]) | {"key": made["key"]} == made
+    free = keys("create", "free")
+    assert free["limits"] == free["networks"] == []
+    assert "restrictions" not in free
     assert "give it as --quota" in run("keys", "create", "x", "--limit", "9/day").stderr
     assert "give it as --limit" in run("keys", "create", "x", "--quota", "9/hour").stderr
 

@@ -88,9 +88,11 @@ def show(
 
 
 def flat(item: BaseModel, mode: str = "json") -> dict[str, object]:
-    """The fields of an item. Each restriction of a key is a field of its own."""
-    fields = item.model_dump(mode=mode)
-    return {**fields, **fields.pop("restrictions", {})}
+    """Its fields, with each restriction of a key as a field of its own."""
+    fields: dict[str, object] = {}
+    for name, value in item.model_dump(mode=mode).items():
+        fields |= value if name == "restrictions" else {name: value}
+    return fields
 
 
 def print_text(text: str, end: str = "\n") -> None:

@@ -170,7 +170,7 @@ class KeyService:
                 raise ConflictError(f"{id} has no two secrets in force; to end the key, revoke it")
             change.end(api_key_secrets.c.digest == in_force[which])
             change.record(f"dropped {which}", actor, [id])
-            return change.view(id)
+            return self._filled(change.view(id))
 
     def revoke(
         self, id: str, *, force: bool = False, actor: str, authorize: Authorize = anybody
@@ -182,7 +182,7 @@ class KeyService:
         with self._change() as change:
             authorize(change, change.view(id))
             self._revoke(change, api_keys.c.id == id, force, actor)
-            return change.view(id)
+            return self._filled(change.view(id))
 
     def revoke_issued_before(
         self, moment: datetime, *, force: bool = False, actor: str
@@ -201,7 +201,7 @@ class KeyService:
             revoked = self._revoke(change, which, force, actor)
             rotated = change.end(secret.created_at < moment, secret.key_id.in_(alive))
             change.record("dropped old", actor, rotated)
-            return change.views(revoked)
+            return [self._filled(view) for view in change.views(revoked)]
 
     def longest_staleness(self) -> float:
         """Seconds until every server knows the changes committed before this call."""
@@ -249,7 +249,7 @@ class KeyService:
     def get(self, id: str) -> KeyView:
         """Return one key. Raises NotFoundError."""
         with transaction(self.engine) as connection:
-            return get_view(connection, id, clock.now(connection))
+            return self._filled(get_view(connection, id, clock.now(connection)))
 
     def page(
         self, after: str = "", limit: int = 100, *conditions: sa.ColumnElement[bool]
@@ -258,7 +258,7 @@ class KeyService:
         with transaction(self.engine) as connection:
             query = select_views(clock.now(connection)).where(api_keys.c.id > after, *conditions)
             rows = connection.execute(query.order_by(api_keys.c.id).limit(limit))
-            return [shown(row) for row in rows]
+            return [self._filled(shown(row)) for row in rows]
 
     def all(self) -> Iterator[KeyView]:
         after = ""
@@ -292,8 +292,13 @@ class KeyService:
         with transaction(self.engine, write=True, timeout=timeout) as connection:
             yield Change(connection, clock.now(connection))
 
+    def _filled(self, view: KeyView) -> KeyView:
+        """The view, with an empty list for each restriction that the key does not have."""
+        empty = {policy.name: list[str]() for policy in self.policies}
+        return view.model_copy(update={"restrictions": empty | view.restrictions})
+
     def _issued(self, view: KeyView, secret: str, show: Show | None) -> IssuedKey:
-        issued = IssuedKey(**view.model_dump(), key=with_prefix(secret, self._prefix))
+        issued = IssuedKey(**self._filled(view).model_dump(), key=with_prefix(secret, self._prefix))
         if show:
             show(issued)
         return issued

@@ -19,8 +19,8 @@ function newKey(parts) {
   return {
     name: parts["new-name"].value,
     scopes: words("new-scopes"),
-    limits: words("new-limits"),
-    networks: words("new-networks"),
+    limits: words("new-limits"), // part: limits
+    networks: words("new-networks"), // part: limits
     expires_at: end ? new Date(end).toISOString() : null,
   };
 }

@@ -43,8 +43,8 @@ function factsOf(key) {
     pair("Ends", moment(key.expires_at, "never")),
     pair("Last use", ago(key.last_used_at, "never")),
   ];
-  if (key.limits.length) facts.push(pair("Limits", key.limits.join(", ")));
-  if (key.networks.length) facts.push(pair("Networks", key.networks.join(", ")));
+  if (key.limits.length) facts.push(pair("Limits", key.limits.join(", "))); // part: limits
+  if (key.networks.length) facts.push(pair("Networks", key.networks.join(", "))); // part: limits
   if (key.revoked_at) facts.push(pair("Revoked", moment(key.revoked_at)));
   if (key.old_key_expires_at) {
     facts.push(pair("Old secret ends", moment(key.old_key_expires_at)));
