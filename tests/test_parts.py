@@ -88,7 +88,7 @@ def test_it_is_clean_as_it_comes(project: Project) -> None:
 
 # Words that only a part has a reason to say, in what is not prose.
 WORDS = {
-    "limits": r"rate_limit|valkey|\bquota",
+    "limits": r"new-(limits|networks)|key\.(limits|networks)|rate_limit|valkey|\bquota",
     "management": r"/api-keys|/console|app[./](management|console)",
     "metrics": r"prometheus|/metrics|app[./]metrics",
     "vaults": r"hvac|boto3|azure|app[./]vaults|vault_",
