@@ -147,22 +147,18 @@ def replaced(project: Project, texts: dict[str, str]) -> Iterator[None]:
             (project.path / name).write_text(text, "utf-8")
 
 
-DOCS = "app/docs/__init__.py"
-
-
 @contextmanager
 def without_docs(project: Project) -> Iterator[None]:
     """As the module of the page says, to the letter."""
-    _, named, deleted = re.split(
-        "take it out of|delete this folder", project.read(DOCS), maxsplit=2
-    )
+    _, told, *_ = project.read("app/docs/__init__.py").split('"""')
+    named = re.findall("`([^`/]+\\.py)`", told)
+    gone = ["app/docs", *re.findall("`(tests/.+?)`", told)]
+    assert len(named) == 1 < len(gone), told
     # Whether the OpenAPI document is hidden is another matter.
     line = r"(?m)^(?!.*openapi_url).*\b(show_)?docs\b.*\n"
     texts = {
-        name: re.sub(line, "", project.read(name))
-        for name in (f"app/{each}" for each in re.findall("`(.+?)`", named))
+        name: re.sub(line, "", project.read(name)) for name in (f"app/{each}" for each in named)
     }
-    gone = ["app/docs", *re.findall("`(.+?)`", deleted.partition('"""')[0])]
     with TemporaryDirectory(dir=project.path.parent) as folder, replaced(project, texts):
         kept = {name: Path(folder, f"{number}") for number, name in enumerate(gone)}
         for name, place in kept.items():

@@ -6,8 +6,10 @@ from unittest.mock import AsyncMock, Mock
 
 import pytest
 
+from app import auth
 from app.auth.access.clients import FailedAttempts
 from app.auth.access.rule import Refusal, authenticate, extract_key
+from app.auth.config.sources import secrets_dir
 from app.auth.key import is_scope, new_secret
 from app.auth.log import configure_logging
 from tests.callers import HEADER
@@ -33,3 +35,13 @@ def test_a_line_of_the_server_without_arguments_stays_as_it_is() -> None:
     record = logging.makeLogRecord({"msg": "started", "args": None})
     assert logging.getLogger("uvicorn.access").filter(record)
     assert record.getMessage() == "started"
+
+
+def test_without_a_folder_of_secrets_there_is_none() -> None:
+    assert secrets_dir() is None
+
+
+@pytest.mark.parametrize("name", ["nothing", "access_"])
+def test_a_name_that_is_not_there_is_told_as_of_any_module(name: str) -> None:
+    with pytest.raises(AttributeError, match=rf"module 'app\.auth' has no attribute '{name}'"):
+        getattr(auth, name)

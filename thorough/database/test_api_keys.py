@@ -760,3 +760,12 @@ async def test_the_422_of_your_endpoints_stays_the_one_of_fastapi(
     assert answers[0].status_code == answers[1].status_code == 422
     assert answers[0].json() == answers[1].json()
     assert answers[1].json()["detail"][0]["input"] == "many"
+
+
+async def test_the_page_that_manages_keys_is_for_everybody_and_tells_none(
+    client: httpx.AsyncClient, key_service: KeyService
+) -> None:
+    issued = make(key_service)
+    answer = await client.get("/console")
+    assert (answer.status_code, answer.headers["content-type"]) == (200, "text/html; charset=utf-8")
+    assert issued.id not in answer.text

@@ -20,7 +20,7 @@ from app.auth import GuardedAPI, GuardedRouter, PublicRouter
 from app.auth.database.engine import transaction
 from app.auth.database.models import api_keys
 from app.auth.errors import StoreUnavailableError
-from app.auth.key import digest, new_secret
+from app.auth.key import Key, digest, new_secret
 from app.auth.keys.service import KeyService
 from app.auth.store.cache import DatabaseKeyStore
 from app.auth.usage import report
@@ -38,6 +38,7 @@ from app.limits.limit import (
 from app.limits.local import SECOND, LocalLimiter
 from app.limits.policy import LimitPolicy
 from app.limits.process_lock import ProcessLock
+from app.policies import make_policies
 from app.settings import load_settings
 from tests.callers import answer_of, ask, status_of
 from tests.thorough.commands import PATIENCE, Project, complaint, keys, run
@@ -701,6 +702,15 @@ def test_what_cannot_be_held_is_not_said_to_be_held_by_others(tmp_path: Path) ->
     (tmp_path / "keys.db-limits").write_text("no database" * 100)
     with pytest.raises(StoreUnavailableError, match="out of reach: file is not a database"):
         ProcessLock(sa.URL.create("sqlite", database=str(tmp_path / "keys.db"))).take()
+
+
+async def test_without_a_store_a_policy_compares_and_admits_nobody(database_url: sa.URL) -> None:
+    [policy] = [each for each in make_policies(load_settings()) if isinstance(each, LimitPolicy)]
+    key = Key("1", "key", frozenset(), {"limits": ("1/hour",)})
+    policy.check_within(["1/hour"], ["2/hour"])
+    async with policy.running():
+        with pytest.raises(RuntimeError, match="no store"):
+            await policy.admit(key, "")
 
 
 # Several processes, as a supervisor starts them.

@@ -5,7 +5,7 @@ import pytest
 import sqlalchemy as sa
 
 from app.auth import GuardedAPI
-from app.auth.errors import ForbiddenError
+from app.auth.errors import ForbiddenError, InvalidError
 from app.auth.key import Key, new_secret
 from app.auth.keys.service import MANAGE, KeyService
 from app.auth.store.cache import DatabaseKeyStore
@@ -165,6 +165,14 @@ def test_the_default_limit_binds_who_manages_as_well(
     for limits in (["6/minute"], ["1/second"]):
         with pytest.raises(ForbiddenError, match="may send more than yours: 5/minute"):
             service.create("key", restrictions={"limits": limits}, actor="test", authorize=by)
+
+
+def test_a_restriction_that_nothing_enforces_makes_no_key(
+    service: GuardedAPI, key_service: KeyService
+) -> None:
+    with pytest.raises(InvalidError, match="Nothing here enforces 'moon'"):
+        key_service.create("key", restrictions={"moon": ["full"]}, actor="test")
+    assert all(event.action != "created" or event.actor != "test" for event in key_service.events())
 
 
 async def test_what_is_no_limit_and_no_address_is_told(

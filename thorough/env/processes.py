@@ -65,8 +65,8 @@ class Project:
     def serving(self, *options: str, workers: int = 1) -> Iterator[Server]:
         """uvicorn, once all of its workers answer."""
         log = self.folder / "server.log"
-        server = ("-m", "uvicorn", "--factory", "tests.thorough.services:start")
-        command = (*server, "--port", "0", "--workers", f"{workers}")
+        app = ("-m", "uvicorn", "--factory", "tests.thorough.services:start")
+        command = (*app, "--port", "0", "--workers", f"{workers}")
         with log.open("w") as output:
             server = subprocess.Popen(
                 [sys.executable, *command, *options],
