@@ -10,6 +10,7 @@ from fastapi import APIRouter, Depends, FastAPI, WebSocket
 from starlette.applications import Starlette
 
 from app.auth import Caller, GuardedAPI, GuardedRouter, PublicRouter
+from app.auth.errors import UnguardedRouteError
 from app.constants import MISSING_KEY_STATUS
 from tests.callers import (
     STRANGER,
@@ -159,15 +160,40 @@ async def test_a_route_on_neither_router_is_guarded_and_stops_the_start(
     assert await is_guarded(api, keys)
 
 
-async def test_an_endpoint_that_fastapi_cannot_read_stops_the_start(api: GuardedAPI) -> None:
-    """Or it would run without what its annotations ask for."""
-    router = GuardedRouter()
+# What an endpoint asks for counts, or it never answers.
 
-    async def unreadable(key: "OnlyForTheTypeChecker") -> None: ...
 
-    router.add_api_route("/unreadable", unreadable)
-    told = (await start_up(on(api, router)))["message"]
-    assert "FastAPI cannot read: key in /unreadable (unreadable)" in told
+async def unreadable(caller: "OnlyForTheTypeChecker") -> None: ...
+
+
+async def perhaps(caller: Caller | None = None) -> None: ...
+
+
+@pytest.mark.parametrize(
+    "add",
+    [
+        lambda router: router.add_api_route("/mounted/x", unreadable),
+        lambda router: router.add_api_route("/mounted/x", perhaps),
+        lambda router: router.add_api_route(
+            "/mounted/x", endpoint, dependencies=[Depends(unreadable)]
+        ),
+        lambda router: on(
+            router, mounted_on(GuardedRouter(dependencies=[Depends(unreadable)]), application)
+        ),
+    ],
+)
+async def test_what_fastapi_cannot_read_stops_the_start_and_never_answers(
+    keys: Keys, add: Callable[[GuardedRouter], object]
+) -> None:
+    for is_started in (True, False):
+        api, router = GuardedAPI(keys), GuardedRouter()
+        if is_started:
+            assert (await start_up(api))["type"] == "lifespan.startup.complete"
+        add(router)
+        api.include_router(router)
+        with pytest.raises(UnguardedRouteError, match="FastAPI cannot read: caller"):
+            await ask(api, keys.issue(), path="/mounted/x")
+    assert "FastAPI cannot read: caller" in (await start_up(api))["message"]
 
 
 async def test_only_what_lies_on_the_application_itself_can_be_declared_public(keys: Keys) -> None:

@@ -7,6 +7,7 @@ from unittest.mock import patch
 import pytest
 
 from app.auth import GuardedAPI
+from app.auth.access.rule import Refusal
 from app.auth.errors import StoreUnavailableError
 from app.auth.key import canonical, digest, id_of, new_secret, parse_secrets, with_prefix
 from app.constants import MISSING_KEY_STATUS
@@ -110,6 +111,10 @@ async def test_who_guesses_is_slowed_and_valid_keys_of_that_address_get_in(
     assert await guess(api, 3) == [429] * 3
     assert keys.found == found  # they cost no look-up
     assert await status_of(api, keys.issue(), client=HERE) == 200
+    ended = keys.issue()
+    with patch.object(keys, "lookup", return_value=Refusal("revoked key", "key-0")):
+        assert await status_of(api, ended, client=THERE) == MISSING_KEY_STATUS
+        assert await status_of(api, ended, client=HERE) == 429  # not told apart from a guess
     assert await guess(api, 1, THERE) == [MISSING_KEY_STATUS]
     sent = (b"not a key", EXAMPLE.encode())
     (answer,) = {await answer_of(api, each, client=HERE, headers=SAME) for each in sent}

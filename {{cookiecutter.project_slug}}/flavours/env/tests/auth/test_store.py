@@ -10,13 +10,13 @@ from unittest.mock import patch
 
 import pytest
 
-from app.auth import GuardedAPI
+from app.auth import GuardedAPI, GuardedRouter, require
 from app.auth.errors import SettingsError
 from app.auth.key import digest, new_secret, with_prefix
 from app.auth.store.env_file import edit_keys
 from app.constants import MISSING_KEY_STATUS
 from app.settings import load_settings
-from tests.callers import Clock, make_service, status_of
+from tests.callers import Clock, make_service, start_up, status_of, with_endpoints
 
 A, B, NEW = new_secret(), new_secret(), new_secret()
 
@@ -135,6 +135,13 @@ async def test_the_watcher_survives_whatever_happens_and_says_so(
     assert caplog.messages == ["Nobody gets in: no such luck.", "API_KEYS changed: 1 in force."]
 
 
+async def test_a_scope_restricts_nobody_so_asking_for_one_stops_the_start(
+    service: GuardedAPI,
+) -> None:
+    service.include_router(with_endpoints(GuardedRouter(dependencies=[require("a:b")])))
+    assert "Scopes that restrict nobody: a:b" in (await start_up(service))["message"]
+
+
 async def test_keys_of_the_environment_are_not_followed_and_the_start_says_so(
     env_file: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -174,3 +181,14 @@ def test_an_edit_changes_the_keys_and_nothing_else(
     assert env_file.read_bytes().decode() == (before if after is None else after)
     assert os.name == "nt" or stat.S_IMODE(env_file.stat().st_mode) == 0o640
     assert list(tmp_path.iterdir()) == [env_file]
+
+
+def test_of_two_editors_the_second_waits_and_gives_up(
+    env_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("app.auth.store.env_file.TIMEOUT", 0.05)
+    (tmp_path / ".env.lock").touch()
+    before = env_file.read_bytes()
+    with pytest.raises(SettingsError, match=r"\.env\.lock exists: .* delete that file"):
+        edit_keys(lambda listed: [*listed, NEW])
+    assert env_file.read_bytes() == before
