@@ -16,6 +16,7 @@ from starlette.routing import Mount
 from typing_extensions import TypeAliasType
 
 from app.auth import Caller, GuardedAPI, GuardedRouter, PublicRouter, get_caller, require
+from app.auth.access.selfcheck import _has_dependency
 from app.auth.errors import UnguardedRouteError
 from app.auth.key import Key
 from app.constants import MISSING_KEY_STATUS
@@ -442,3 +443,9 @@ async def test_scopes_of_another_scheme_are_its_own(equal_keys: Keys) -> None:
     api = on(GuardedAPI(equal_keys), router)
     assert (await start_up(api))["type"] == "lifespan.startup.complete"
     assert await status_of(api, equal_keys.issue("*"), path="/x") == 200
+
+
+def test_a_dependency_is_seen_behind_the_names_of_types() -> None:
+    inner = TypeAliasType("inner", Caller)
+    assert _has_dependency(TypeAliasType("outer", inner))
+    assert not _has_dependency(TypeAliasType("other", int))

@@ -361,7 +361,7 @@ async def test_both_secrets_of_a_rotation_share_a_limit(
     made = key_service.create("key", restrictions={"limits": ["3/hour", "5/month"]}, actor="test")
     assert await status_of(service, made.key.encode()) == 200
     renewed = key_service.rotate(made.id, actor="test")
-    assert renewed.restrictions == {"limits": ["3/hour", "5/month"]}
+    assert renewed.restrictions == {"limits": ["3/hour", "5/month"], "networks": []}
     await store.refresh()
     statuses = [
         await status_of(service, key.encode())

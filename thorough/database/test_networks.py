@@ -85,7 +85,7 @@ async def test_from_elsewhere_a_key_is_refused_like_any_stranger(
     networks = ["10.0.0.0/8", "2001:db8::/32"]
     made = key_service.create("key", restrictions={"networks": networks}, actor="test")
     key = made.key.encode()
-    assert made.restrictions == {"networks": networks}
+    assert made.restrictions == {"networks": networks, "limits": []}
     here, there = ("10.1.2.3", 1), ("192.0.2.7", 1)
     stranger = await answer_of(service, new_secret().encode(), client=there)
     for _ in range(2):  # the first time it is looked up
