@@ -211,6 +211,9 @@ async def test_strangers_see_no_files_of_a_plain_router(api: GuardedAPI, tmp_pat
     plain.frontend("/", directory=tmp_path)
     on(api, plain, on(PublicRouter(), on(GuardedRouter(), plain)))
     assert await status_of(api, path="/file.txt", body=b"") != 200
+    for router in (api, GuardedRouter(), PublicRouter()):
+        with pytest.raises(UnguardedRouteError, match="StaticFiles"):
+            router.frontend("/", directory=tmp_path)
 
 
 async def test_no_spelling_of_a_path_leads_past_the_guard(api: GuardedAPI, keys: Keys) -> None:
