@@ -189,7 +189,7 @@ async def test_what_fastapi_cannot_read_stops_the_start_and_never_answers(
         api, router = GuardedAPI(keys), GuardedRouter()
         if is_started:
             assert (await start_up(api))["type"] == "lifespan.startup.complete"
-            assert await status_of(api, path="/no-such-page") == 404
+            assert await status_of(api, keys.issue(), path="/no-such-page") == 404
         add(router)
         api.include_router(router)
         with pytest.raises(UnguardedRouteError, match="FastAPI cannot read: caller"):
