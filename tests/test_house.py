@@ -19,9 +19,9 @@ Chosen = Callable[[Choice], Project]
 
 # What a project may hold at most: files, and lines but for the two vendored files of Swagger UI.
 BUDGETS = {
-    NONE["database"]: (86, 8_240),
-    NONE["env"]: (60, 4_520),
-    ALL["database"]: (140, 13_600),
+    NONE["database"]: (86, 8_300),
+    NONE["env"]: (60, 4_600),
+    ALL["database"]: (140, 13_700),
 }
 LONGEST_MODULE = 350
 # What is imported by the name of a module, and which distribution brings it.

@@ -820,7 +820,7 @@ DATABASE = [
         "app/auth/access/rule.py",
         "    if unenforced:\n",
         "    if None:\n",
-        "access",
+        "policies",
         lean=True,
     ),
     Mutant(
@@ -828,7 +828,7 @@ DATABASE = [
         "app/auth/access/middleware.py",
         "not (caller.restrictions or self._concerns(caller))",
         "not self._concerns(caller)",
-        "access",
+        "policies",
         lean=True,
     ),
     Mutant(
@@ -845,7 +845,7 @@ DATABASE = [
         "                    for policy in self.policies:\n"
         "                        await running.enter_async_context(policy.running())\n",
         "",
-        "limits",
+        "policies",
     ),
     Mutant(
         "a frontend is taken without a word",

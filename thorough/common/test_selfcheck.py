@@ -85,11 +85,11 @@ async def of_text_inside(caller: Annotated["Known", "a description"] = NOBODY) -
 async def of_optional(caller: Caller | None = None) -> None: ...
 
 
-# As `type Perhaps = Caller | None`, which Python 3.11 cannot read.
-Perhaps = TypeAliasType("Perhaps", Caller | None)
+# As `type Alias = Caller`, which Python 3.11 cannot read.
+Alias = TypeAliasType("Alias", Caller)
 
 
-async def of_alias(caller: Perhaps = None) -> None: ...
+async def of_alias(caller: Alias | None = None) -> None: ...
 
 
 async def of_list(callers: list[Known] = NOBODY) -> None: ...

@@ -222,9 +222,10 @@ def test_a_bad_setting_is_told_in_one_line(monkeypatch: pytest.MonkeyPatch) -> N
     assert result.stderr.count("\n") == 1
 
 
+@pytest.mark.parametrize("errors", [None, FullDisk()], ids=["closed", "full"])
 def test_what_cannot_be_said_on_standard_error_stops_nothing(
-    monkeypatch: pytest.MonkeyPatch,
+    errors: FullDisk | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sys.stderr", None)
+    monkeypatch.setattr("sys.stderr", errors)
     commands._note("nobody hears this")
     assert sys.stderr is None
