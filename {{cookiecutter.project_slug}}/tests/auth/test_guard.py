@@ -182,7 +182,7 @@ async def perhaps(caller: Caller | None = None) -> None: ...
         ),
     ],
 )
-async def test_an_endpoint_that_fastapi_cannot_read_stops_the_start(
+async def test_what_fastapi_cannot_read_stops_the_start_and_never_answers(
     keys: Keys, add: Callable[[GuardedRouter], object]
 ) -> None:
     for is_started in (True, False):
