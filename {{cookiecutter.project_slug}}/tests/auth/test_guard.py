@@ -189,6 +189,7 @@ async def test_what_fastapi_cannot_read_stops_the_start_and_never_answers(
         api, router = GuardedAPI(keys), GuardedRouter()
         if is_started:
             assert (await start_up(api))["type"] == "lifespan.startup.complete"
+            assert await status_of(api, keys.issue(), path="/no-such-page") == 404
         add(router)
         api.include_router(router)
         with pytest.raises(UnguardedRouteError, match="FastAPI cannot read: caller"):
@@ -211,6 +212,9 @@ async def test_strangers_see_no_files_of_a_plain_router(api: GuardedAPI, tmp_pat
     plain.frontend("/", directory=tmp_path)
     on(api, plain, on(PublicRouter(), on(GuardedRouter(), plain)))
     assert await status_of(api, path="/file.txt", body=b"") != 200
+    for router in (api, GuardedRouter(), PublicRouter()):
+        with pytest.raises(UnguardedRouteError, match="StaticFiles"):
+            router.frontend("/", directory=tmp_path)
 
 
 async def test_no_spelling_of_a_path_leads_past_the_guard(api: GuardedAPI, keys: Keys) -> None:

@@ -34,9 +34,9 @@ async def test_a_request_counts_once(server: Server, start_server: Callable[[], 
         each.api.include_router(on(GuardedRouter(dependencies=[require("a:b")]), nested))
         async with each.store.follow():  # what is left is written at the stop
             for type in ("http", "websocket"):
+                await each.store.flush()
                 for key in (able, unable, able):
                     await ask(each.api, key.key.encode(), path="/x", type=type)
-                await each.store.flush()
     used = [of_key(server.keys.engine, key.id, WEEK) for key in (able, unable)]
     assert [(each.served, each.refused, each.total) for each in used] == [(8, 0, 8), (0, 4, 4)]
 
