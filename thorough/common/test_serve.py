@@ -14,6 +14,8 @@ from app.auth.key import new_secret
 from app.constants import API_KEY_HEADER, MISSING_KEY_STATUS
 from tests.thorough.servers import LOCAL, PATIENCE, Service, get
 
+ANY = "0.0.0.0"  # noqa: S104
+
 
 @pytest.fixture
 def service(tmp_path: Path) -> Service:
