@@ -17,7 +17,8 @@ from app.limits.limit import CALENDAR
 from app.limits.limiter import TIMEOUT, Counted, Window
 
 SECOND: Final = 1_000_000_000  # nanoseconds: sums of whole numbers are exact
-AT_ONCE: Final = 10  # requests that left their windows and go with a charge, so that none is slow
+EVERY: Final = 16  # charges of a key until one deletes what has left its windows
+AT_ONCE: Final = 64  # requests that it deletes at most, so that no charge is slow
 YIELDS: Final = 20  # attempts before the first sleep, which takes a millisecond at least
 
 # Requests have running numbers, so that the first and the last in a window tell how many it has.
@@ -210,7 +211,8 @@ def _charge(
     if longest := max(window.seconds for window in windows):
         leaves_at = now + longest * SECOND
         run("INSERT INTO hits VALUES (?, ?, ?, ?)", (key, now, number + 1, leaves_at))
-        run(_SWEEP, (now, AT_ONCE))
+        if number % EVERY == 0:
+            run(_SWEEP, (now, AT_ONCE))
     for window, remaining in zip(windows, left, strict=True):
         if not window.seconds:
             used = window.requests - remaining + 1
