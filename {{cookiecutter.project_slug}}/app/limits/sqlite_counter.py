@@ -8,6 +8,7 @@ import os
 import sqlite3
 from collections.abc import Sequence
 from contextlib import suppress
+from glob import escape
 from pathlib import Path
 from time import monotonic, monotonic_ns, time
 from typing import Final
@@ -167,7 +168,7 @@ def _create(path: Path) -> bool:
                 path.unlink()
         return False
     stem, _, _ = path.name.rpartition("-")
-    for old in path.parent.glob(f"{stem}-*"):
+    for old in path.parent.glob(f"{escape(stem)}-*"):
         if old.name != path.name:
             old.unlink(missing_ok=True)
     return True
