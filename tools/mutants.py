@@ -937,7 +937,7 @@ DATABASE = [
     Mutant(
         "a server trusts what it knows for longer than others wait",
         "app/auth/store/cache.py",
-        "counted = self._counted if monotonic() < self._counted_until else 0.0",
+        "counted = self._counted if monotonic() < self._usage.counted_until else 0.0",
         "counted = self._max_staleness",
         "store",
         lean=True,
@@ -1162,7 +1162,7 @@ DATABASE = [
     # Your code cannot starve the guard, nor can changes that wait.
     Mutant(
         "the guard has no threads of its own",
-        "app/auth/store/cache.py",
+        "app/auth/store/queries.py",
         "run_in_executor(threads, function",
         "run_in_executor(None, function",
         "store",
@@ -1328,7 +1328,7 @@ DATABASE = [
     # When keys were last used.
     Mutant(
         "what could not be written is forgotten",
-        "app/auth/store/cache.py",
+        "app/auth/store/usage_writer.py",
         "self._used, self._saw_an_end = used | self._used, True",
         "self._saw_an_end = True",
         "store",
@@ -1338,7 +1338,7 @@ DATABASE = [
         "a stop forgets when keys were last used",
         "app/auth/store/cache.py",
         "            await self.flush(stopping=True)",
-        "            self._used = {}",
+        "            self._usage._used = {}",
         "store",
         lean=True,
     ),
@@ -1385,11 +1385,11 @@ DATABASE = [
     ),
     Mutant(
         "a write that failed is forgotten",
-        "app/auth/store/cache.py",
-        "                await self._run(self._threads, None, self._queries.add, batches[0])\n"
+        "app/auth/store/usage_writer.py",
+        "                await run(self._threads, None, self._queries.add, batches[0])\n"
         "                batches.popleft()\n",
         "                batch = batches.popleft()\n"
-        "                await self._run(self._threads, None, self._queries.add, batch)\n",
+        "                await run(self._threads, None, self._queries.add, batch)\n",
         "usage",
     ),
     Mutant(
@@ -1510,7 +1510,7 @@ DATABASE = [
         "a server that stops takes its last counts with it",
         "app/auth/store/cache.py",
         "            await self.flush(stopping=True)\n",
-        "            self._counts = Counts()\n            await self.flush(stopping=True)\n",
+        "            self._usage._counts = type(self._usage._counts)()\n            await self.flush(stopping=True)\n",
         "usage",
     ),
     Mutant(
@@ -1852,11 +1852,11 @@ DATABASE = [
     ),
     Mutant(
         "networks that could not be written are forgotten",
-        "app/auth/store/cache.py",
-        "                await self._run(self._threads, None, self._queries.note_networks, networks)\n"
+        "app/auth/store/usage_writer.py",
+        "                await run(self._threads, None, self._queries.note_networks, networks)\n"
         "                self._counts.noted(networks)",
         "                self._counts.noted(networks)\n"
-        "                await self._run(self._threads, None, self._queries.note_networks, networks)",
+        "                await run(self._threads, None, self._queries.note_networks, networks)",
         "usage",
     ),
     Mutant(

@@ -155,9 +155,9 @@ async def test_strangers_count_by_reason_and_network_and_never_by_what_they_sent
 async def test_what_cannot_be_told_in_short_is_cut_and_holds_up_nothing(
     store: DatabaseKeyStore, key_service: KeyService
 ) -> None:
-    store._counts.refuse("192.0.2.7", 0.0, "x" * 1000)
+    store._usage._counts.refuse("192.0.2.7", 0.0, "x" * 1000)
     await store.flush()
-    assert not store._counts
+    assert not store._usage._counts
     with transaction(key_service.engine) as connection:
         assert connection.scalar(sa.select(api_key_refusals.c.reason)) == "x" * LONGEST_REASON
 
@@ -238,10 +238,10 @@ async def test_many_counts_are_written_some_at_a_time(
 ) -> None:
     await store.flush(starting=True)
     for number in range(2 * AT_ONCE + 1):
-        store._counts.use(number.to_bytes(32), number * 3600.0, "served", "")
-    assert [len(batch.rows) for batch in store._counts.batches()] == [AT_ONCE, AT_ONCE, 1]
+        store._usage._counts.use(number.to_bytes(32), number * 3600.0, "served", "")
+    assert [len(batch.rows) for batch in store._usage._counts.batches()] == [AT_ONCE, AT_ONCE, 1]
     await store.flush()
-    assert not store._counts
+    assert not store._usage._counts
     with transaction(key_service.engine) as connection:
         assert connection.scalar(sa.select(sa.func.count()).select_from(api_key_usage)) == 1001
 
@@ -344,7 +344,7 @@ async def test_a_server_thins_once_a_day(store: DatabaseKeyStore, key_service: K
         assert not thinned.called  # a start waits for nothing that can be done later
         for seconds, times in ((60, 1), (60, 1), (86_400, 2)):
             time.return_value += seconds
-            store._counts.refuse("192.0.2.7", time.return_value, "no key")
+            store._usage._counts.refuse("192.0.2.7", time.return_value, "no key")
             await store.flush()
             assert thinned.call_count == times
         assert run("db", "thin").stdout == "0 rows less.\n"

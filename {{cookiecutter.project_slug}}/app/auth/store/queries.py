@@ -1,12 +1,15 @@
 """The queries and writes of a server. They block, so they run in threads."""
 
+import asyncio
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from math import inf
 from secrets import token_hex
-from typing import Any, Final
+from time import monotonic
+from typing import Any, Final, TypeVar
 
 import sqlalchemy as sa
 
@@ -20,6 +23,7 @@ from app.auth.database.models import (
     api_key_servers,
     api_keys,
 )
+from app.auth.errors import StoreUnavailableError
 from app.auth.key import Key, id_of
 from app.auth.keys.views import active_keys, key_of
 from app.auth.usage import anomalies, counts
@@ -31,6 +35,8 @@ logger = logging.getLogger(__name__)
 AT_ONCE = 50_000  # digests a query, so that none takes long
 MOST_NEWS = 10_000  # events; with more of them, a reload is faster
 FLUSH_AT_ONCE = 500  # secrets a transaction, so that changes to keys wait only briefly
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,3 +206,31 @@ def _forget_servers(connection: sa.Connection, now: datetime) -> None:
     latest = connection.scalar(sa.select(sa.func.max(seen_at)).where(possible))
     gone = seen_at < (latest or now) - 2 * clock.DAY
     connection.execute(sa.delete(api_key_servers).where(sa.or_(sa.not_(possible), gone)))
+
+
+async def run(
+    threads: ThreadPoolExecutor,
+    give_up_at: float | None,
+    function: Callable[..., T],
+    *arguments: Any,
+) -> T:
+    """Run this in a thread. Raises StoreUnavailableError."""
+    running = asyncio.get_running_loop().run_in_executor(threads, function, *arguments)
+    try:
+        return await in_time(give_up_at, running)
+    finally:
+        running.cancel()  # if it has not begun, it is not needed any more
+
+
+async def in_time(give_up_at: float | None, answer: asyncio.Future[T]) -> T:
+    """Wait for the answer. Every error becomes a StoreUnavailableError."""
+    await asyncio.wait([answer], timeout=None if give_up_at is None else give_up_at - monotonic())
+    if not answer.done():
+        raise StoreUnavailableError("DATABASE_URL: no answer in time")
+    error = answer.exception()
+    if error is None:
+        return answer.result()
+    # A new error for each caller: a shared one would collect the frames of all.
+    if isinstance(error, StoreUnavailableError):
+        raise StoreUnavailableError(f"{error}") from error.__cause__
+    raise StoreUnavailableError(f"The keys cannot be followed: {error!r}") from error
