@@ -856,7 +856,7 @@ DATABASE = [
     ),
     Mutant(
         "the doctor does not tell of a restriction that nothing enforces",
-        "app/auth/usage/doctor.py",
+        "app/auth/usage/findings.py",
         "key.restrictions.keys() - set(enforced)",
         "key.restrictions.keys() - key.restrictions.keys()",
         "doctor",
@@ -1458,7 +1458,7 @@ DATABASE = [
     ),
     Mutant(
         "a new key is called unusual",
-        "app/auth/usage/anomalies.py",
+        "app/auth/usage/findings.py",
         "if key.created_at < now - timedelta(days=7):",
         "if key.created_at < now:",
         "unusual",
@@ -1515,7 +1515,7 @@ DATABASE = [
     ),
     Mutant(
         "every busy hour is unusual",
-        "app/auth/usage/anomalies.py",
+        "app/auth/usage/findings.py",
         "max(1000, 10 * activity.busiest_before)",
         "1000",
         "unusual",
@@ -1861,21 +1861,21 @@ DATABASE = [
     ),
     Mutant(
         "networks of yesterday evening are forgotten at midnight",
-        "app/auth/usage/anomalies.py",
+        "app/auth/usage/findings.py",
         "by_day.c.starts_at >= today - DAY",
         "by_day.c.starts_at >= today",
         "unusual",
     ),
     Mutant(
         "who always calls from many networks is unusual",
-        "app/auth/usage/anomalies.py",
+        "app/auth/usage/findings.py",
         "max(10, 3 * activity.networks_before)",
         "10",
         "unusual",
     ),
     Mutant(
         "what was unusual once is never told again",
-        "app/auth/usage/anomalies.py",
+        "app/auth/usage/findings.py",
         "        connection.execute(over)\n",
         "",
         "unusual",
@@ -1890,7 +1890,7 @@ DATABASE = [
     # What `keys doctor` finds.
     Mutant(
         "scopes of what is mounted count as those of no endpoint",
-        "app/auth/usage/doctor.py",
+        "app/auth/usage/findings.py",
         "                found.update(inner.scopes)",
         "                pass",
         "doctor",

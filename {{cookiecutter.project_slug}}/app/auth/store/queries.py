@@ -26,8 +26,7 @@ from app.auth.database.models import (
 from app.auth.errors import StoreUnavailableError
 from app.auth.key import Key, id_of
 from app.auth.keys.views import active_keys, key_of
-from app.auth.usage import anomalies, counts
-from app.auth.usage.anomalies import Finding
+from app.auth.usage import counts, findings
 from app.auth.usage.counts import Batch
 
 logger = logging.getLogger(__name__)
@@ -145,16 +144,16 @@ class Queries:
             with transaction(self._engine, write=True) as connection:
                 counts.note_networks(connection, used[first : first + FLUSH_AT_ONCE])
 
-    def notice(self, now: datetime) -> list[Finding]:
+    def notice(self, now: datetime) -> list[findings.Finding]:
         """The new anomalies. Of all servers, one gets each."""
         with transaction(self._engine, timeout=LONG_TIMEOUT) as connection:
             active = active_keys(connection, now)
             keys = (
                 key for key in active if not key.id.startswith(ENV_ID) or key.id in self._env_ids
             )
-            found = [*anomalies.examine_usage(connection, keys, now)]
+            found = [*findings.examine_usage(connection, keys, now)]
         with transaction(self._engine, write=True) as connection:
-            return anomalies.remember(connection, found, now)
+            return findings.remember(connection, found, now)
 
     def write(
         self, used: dict[bytes, float], now: datetime, max_staleness: float, starting: bool
