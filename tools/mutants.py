@@ -1384,6 +1384,20 @@ DATABASE = [
         "usage",
     ),
     Mutant(
+        "what is written while the use of a key is read is left out",
+        "app/auth/store/usage_writer.py",
+        "if made == self._counts.made:",
+        "if True:",
+        "usage",
+    ),
+    Mutant(
+        "what is being written while the use of a key is read counts twice",
+        "app/auth/store/usage_writer.py",
+        "if batch.number > last]",
+        "if True]",
+        "usage",
+    ),
+    Mutant(
         "a write that failed is forgotten",
         "app/auth/store/usage_writer.py",
         "                await run(self._threads, None, self._queries.add, batches[0])\n"

@@ -246,6 +246,51 @@ async def test_many_counts_are_written_some_at_a_time(
         assert connection.scalar(sa.select(sa.func.count()).select_from(api_key_usage)) == 1001
 
 
+@pytest.mark.parametrize("order", ["read, write", "write, read"])
+@pytest.mark.parametrize("write", ["succeeds", "fails", "loses its answer", "has begun before"])
+async def test_the_use_of_a_key_counts_once_while_it_is_written(
+    service: GuardedAPI, store: DatabaseKeyStore, key_service: KeyService, order: str, write: str
+) -> None:
+    first = key_service.create("key", ["a:b"], actor="test")
+    second = key_service.rotate(first.id, actor="test")
+    other = key_service.create("other", actor="test")
+    since = datetime.now(UTC) - WEEK
+    loop, read, add_once = asyncio.get_running_loop(), store._queries.used, store._queries.add
+
+    async def use() -> None:
+        for issued in (first, second, other):
+            assert await status_of(service, issued.key.encode()) == 200
+
+    def add(batch: Any) -> None:
+        if write != "fails":
+            add_once(batch)
+        if write != "succeeds":
+            raise StoreUnavailableError("the line was cut")
+
+    def write_and_read(*arguments: Any) -> Any:
+        answer = read(*arguments) if order == "read, write" else None
+        if not flushed:
+            flushed.append(True)
+            asyncio.run_coroutine_threadsafe(store.flush(), loop).result(60)
+        return answer or read(*arguments)
+
+    flushed: list[bool] = []
+    await store.flush(starting=True)
+    await use()
+    await store.flush()
+    await use()
+    assert await store.used_since(first.id, since) == 4
+    with patch.object(store._queries, "add", add):
+        if write == "has begun before":
+            await store.flush()
+            await use()
+        with patch.object(store._queries, "used", write_and_read):
+            assert await store.used_since(first.id, since) == 4 + 2 * (write == "has begun before")
+    await store.flush()
+    assert await store.used_since(first.id, since) == 4 + 2 * (write == "has begun before")
+    assert await store.used_since(first.id, datetime.now(UTC) + WEEK) == 0
+
+
 # By the hour, and later by the day.
 
 

@@ -69,12 +69,11 @@ class DatabaseKeyStore:
         return self._clock.now()
 
     async def used_since(self, key_id: str, since: datetime) -> int:
-        """How many requests of a key since then are written to the database.
+        """How many requests of a key since then are written, or counted by this server.
 
         Raises StoreUnavailableError.
         """
-        give_up_at = monotonic() + self._max_staleness
-        return await run(self._threads, give_up_at, self._queries.used, key_id, since)
+        return await self._usage.used_since(monotonic() + self._max_staleness, key_id, since)
 
     def ages(self) -> tuple[float, float]:
         """Seconds since the keys were read, and since usage was written (at least every minute)."""

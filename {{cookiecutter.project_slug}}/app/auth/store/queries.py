@@ -134,10 +134,16 @@ class Queries:
         ends = [at.timestamp() for at in (row.expires_at, row.own_expires_at) if at]
         return Secret(key, min(ends, default=inf), "expired key")
 
-    def used(self, key_id: str, since: datetime) -> int:
-        """How many requests of a key since then are written to the database."""
+    def used(self, key_id: str, since: datetime) -> tuple[int, int, set[bytes]]:
+        """How many requests of a key since then are written, this server's last batch among them,
+        and the digests of the key's secrets."""
+        digests = sa.select(api_key_secrets.c.digest).where(api_key_secrets.c.key_id == key_id)
+        last = sa.select(api_key_servers.c.batch).where(api_key_servers.c.id == self._server)
+        # One statement, so one snapshot.
+        query = sa.select(counts.used(digests, since).scalar_subquery(), last.scalar_subquery())
         with transaction(self._engine) as connection:
-            return counts.used(connection, key_id, since)
+            used, batch = connection.execute(query).one()
+            return int(used), batch or 0, set(connection.scalars(digests))
 
     def note_networks(self, used: Sequence[counts.Row]) -> None:
         for first in range(0, len(used), FLUSH_AT_ONCE):

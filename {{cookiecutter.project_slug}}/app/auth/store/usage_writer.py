@@ -50,6 +50,16 @@ class UsageWriter:
         """Have the time written, once, so that a clock that is set back revives no secret."""
         self._saw_an_end |= ends_at > self.written_at
 
+    async def used_since(self, give_up_at: float, key_id: str, since: datetime) -> int:
+        while True:
+            made, waiting = self._counts.made, tuple(self._counts.waiting)
+            used, last, digests = await run(
+                self._threads, give_up_at, self._queries.used, key_id, since
+            )
+            if made == self._counts.made:  # else what is written meanwhile may be in both or none
+                left = [batch for batch in waiting if batch.number > last]
+                return used + self._counts.unwritten(digests, since, left)
+
     async def flush(self, max_staleness: float, *, starting: bool, stopping: bool) -> None:
         is_needed = self._used or self._counts or self._saw_an_end or starting or stopping
         if not is_needed and monotonic() < self.silent_until:

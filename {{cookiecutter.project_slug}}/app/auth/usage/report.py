@@ -14,7 +14,7 @@ from app.auth.database.models import (
     api_key_usage,
     api_keys,
 )
-from app.auth.keys.views import KeyView, get_view
+from app.auth.keys.views import get_view
 from app.auth.usage.counts import OUTCOMES
 
 
