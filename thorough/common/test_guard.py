@@ -1,5 +1,6 @@
 """The guard: what it covers, when it asks, and that nobody forgets it."""
 
+import logging
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -17,7 +18,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from websockets.exceptions import InvalidStatus
 from websockets.sync.client import connect
 
-from app.auth import Caller, GuardedAPI, GuardedRouter, PublicRouter
+from app.auth import Caller, GuardedAPI, GuardedRouter, PublicRouter, require
 from app.auth.errors import UnguardedRouteError
 from app.constants import API_KEY_HEADER, MISSING_KEY_STATUS
 from tests.callers import Keys, answer_of, ask, start_up, status_of
@@ -233,6 +234,37 @@ async def test_a_refused_websocket_is_never_accepted(
     sent = await ask(api, path="/x", type="websocket", extensions=extensions)
     assert isinstance(sent, list)
     assert sent[0]["type"] == expected
+
+
+def test_a_refused_websocket_is_no_error_of_the_server(
+    api: GuardedAPI, keys: Keys, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Neither in the log nor for a tracker that listens to it; one that nobody answers is."""
+    asking = GuardedRouter(dependencies=[require("reports:read")])
+    api.include_router(filled(asking))
+    api.include_router(router := PublicRouter())
+
+    @router.websocket("/unanswered")
+    async def unanswered(socket: WebSocket) -> None: ...
+
+    said = logging.getLogger("uvicorn.error")
+    with LiveServer(api) as live:
+        said.addHandler(caplog.handler)
+        try:
+            url = f"ws://127.0.0.1:{live.address[1]}"
+            key = {API_KEY_HEADER: keys.issue().decode()}
+            for path, headers, expected in (
+                ("/x", {}, MISSING_KEY_STATUS),
+                ("/x", key, 403),
+                ("/unanswered", {}, 500),
+            ):
+                with pytest.raises(InvalidStatus) as refused:
+                    connect(f"{url}{path}", additional_headers=headers)
+                assert refused.value.response.status_code == expected
+        finally:
+            said.removeHandler(caplog.handler)
+    errors = [each.getMessage() for each in caplog.records if each.levelno >= logging.ERROR]
+    assert errors == ["ASGI callable returned without completing handshake."]
 
 
 # Everything on a guarded router is guarded.
