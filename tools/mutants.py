@@ -739,6 +739,13 @@ ENV = [
         "guesses",
     ),
     Mutant(
+        "callers without an address are slowed for each other",
+        "app/auth/access/clients.py",
+        "(source := _source(client)) == NO_ADDRESS",
+        '(source := _source(client)) == ""',
+        "guesses",
+    ),
+    Mutant(
         "each address of an IPv6 network guesses for itself",
         "app/auth/access/clients.py",
         "network_of(client, 32, 64)",
