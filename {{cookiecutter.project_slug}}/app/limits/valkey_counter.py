@@ -1,31 +1,24 @@
-"""Limits that servers share: Valkey or Redis counts, by its own clock, in one call a request."""
+"""Limits counted in Valkey or Redis, by its own clock, in one call a request."""
 
 import asyncio
-import logging
-from collections.abc import Callable, Sequence
-from datetime import datetime
-from math import inf
-from time import monotonic
+from collections.abc import Awaitable, Callable, Sequence
+from hashlib import sha1
 from typing import Any, Final
 
 from valkey.asyncio import BlockingConnectionPool, Valkey
-from valkey.exceptions import ValkeyError
+from valkey.exceptions import NoScriptError, ValkeyError
 
 from app.auth.errors import SettingsError
 from app.constants import COMMAND
-from app.limits.limit import Charge, Limit, Used, calendar_period
-from app.limits.local import LocalLimiter
+from app.limits.limit import CALENDAR
+from app.limits.limiter import TIMEOUT, Counted, Window
 from app.limits.settings import VALKEY_URL_FORM
 
-logger = logging.getLogger(__name__)
-
-TIMEOUT: Final = 0.5  # seconds until Valkey counts as out of reach
-PAUSE: Final = 2.0  # seconds until the next attempt
 CONNECTIONS: Final = 10  # a process; a call takes a fraction of a millisecond
 
-# Arguments for each limit: its requests; its window in microseconds, or 0 for a quota; the requests
-# used already (-1: unknown); the seconds until its key expires. The script charges all limits or
-# none. It returns for each the requests left and the microseconds until the window frees one.
+# Arguments for each window: its requests; its length in microseconds, or 0 for a quota; the requests
+# used already (-1: unknown); the seconds until its key expires. The script charges all windows or
+# none. It returns for each the requests left and the microseconds until it frees one.
 _CHARGE: Final = """
 local time = redis.call('TIME')
 local now = time[1] * 1000000 + time[2]
@@ -41,14 +34,11 @@ for i, key in ipairs(KEYS) do
       oldest = redis.call('LINDEX', key, 0)
     end
     left[i] = most - redis.call('LLEN', key)
-    resets[i] = oldest and oldest + span - now or 0
+    if left[i] < 0 then oldest = redis.call('LINDEX', key, -left[i]) end -- the limit was higher
+    resets[i] = oldest and oldest + span - now or span
   else
-    local used = redis.call('GET', key)
-    if not used then
-      if tonumber(ARGV[4 * i - 1]) < 0 then return false end
-      redis.call('SET', key, ARGV[4 * i - 1])
-      used = ARGV[4 * i - 1]
-    end
+    local used = math.max(tonumber(redis.call('GET', key) or -1), tonumber(ARGV[4 * i - 1]))
+    if used < 0 then return false end
     left[i], resets[i] = most - used, 0
   end
   if left[i] <= 0 then over = true end
@@ -58,25 +48,24 @@ for i, key in ipairs(KEYS) do
     left[i] = left[i] - 1
     if tonumber(ARGV[4 * i - 2]) > 0 then
       redis.call('RPUSH', key, time[1] .. string.format('%06d', time[2]))
-      if resets[i] == 0 then resets[i] = tonumber(ARGV[4 * i - 2]) end
+      redis.call('EXPIRE', key, ARGV[4 * i])
     else
-      redis.call('INCR', key)
+      redis.call('SET', key, ARGV[4 * i - 3] - left[i], 'EX', ARGV[4 * i])
     end
   end
-  redis.call('EXPIRE', key, ARGV[4 * i])
 end
-return {over and 1 or 0, left, resets}
+return {over and 0 or 1, left, resets}
 """
+_NAME: Final = sha1(_CHARGE.encode(), usedforsecurity=False).hexdigest()
 
 
-class ValkeyLimiter:
-    """Counts in Valkey. While that is out of reach, each server counts alone, with `local`.
+class ValkeyCounter:
+    """Raises SettingsError if the URL is not valid."""
 
-    Raises SettingsError if the URL is not valid.
-    """
+    setting = "VALKEY_URL"
+    errors: tuple[type[Exception], ...] = (ValkeyError, OSError)
 
-    def __init__(self, url: str, local: LocalLimiter, used: Used, now: Callable[[], float]) -> None:
-        self._local, self._used, self._now = local, used, now
+    def __init__(self, url: str) -> None:
         try:
             pool = BlockingConnectionPool.from_url(
                 url, max_connections=CONNECTIONS, timeout=None, client_name=COMMAND
@@ -85,69 +74,30 @@ class ValkeyLimiter:
         except (TypeError, ValueError):  # unknown options, or a port that is no number
             raise SettingsError(f"VALKEY_URL: {VALKEY_URL_FORM}") from None
         self._client = Valkey.from_pool(pool)
-        self._charge = self._client.register_script(_CHARGE)
-        self._ask_at = -inf
-        self._problem = ""
+        self._run: Callable[..., Awaitable[Any]] = self._client.execute_command
 
-    async def charge(self, key_id: str, limits: Sequence[Limit]) -> Charge:
-        if monotonic() < self._ask_at:
-            return await self._local.charge(key_id, limits)
-        moment = self._now()
-        periods = [
-            None if limit.seconds else calendar_period(limit.period, moment) for limit in limits
-        ]
-        try:
-            answer = await self._ask(key_id, limits, periods, moment, [-1] * len(limits))
-            if answer is None:  # it lacks a quota: the period is new, or it has lost its data
-                used = [await self._used(key_id, period[0]) if period else -1 for period in periods]
-                answer = await self._ask(key_id, limits, periods, moment, used)
-        except (ValkeyError, OSError, TimeoutError) as error:
-            self._ask_at = monotonic() + PAUSE
-            problem = type(error).__name__
-            if self._problem != problem:
-                logger.warning(
-                    "VALKEY_URL: out of reach (%s). Each server counts its requests for itself.",
-                    problem,
-                )
-            self._problem = problem
-            return await self._local.charge(key_id, limits)
-        if self._problem:
-            logger.info("Valkey is back: the servers count together.")
-            self._problem = ""
-            self._local.forget_quotas()
-        is_over, *columns = answer
-        states = [
-            (left, period[1] - moment if period else reset / 1_000_000)
-            for period, left, reset in zip(periods, *columns, strict=True)
-        ]
-        if not is_over:
-            return Charge(states)
-        waits = [wait if left <= 0 else 0.0 for left, wait in states]
-        over = limits[waits.index(max(waits))]
-        return Charge([(max(0, left), wait) for left, wait in states], over, max(waits))
-
-    async def _ask(
-        self,
-        key_id: str,
-        limits: Sequence[Limit],
-        periods: Sequence[tuple[datetime, float] | None],
-        moment: float,
-        used: Sequence[int],
-    ) -> Any:
+    async def charge(self, key_id: str, windows: Sequence[Window]) -> Counted | None:
         names: list[str] = []
-        arguments: list[int] = []
-        for limit, period, count in zip(limits, periods, used, strict=True):
+        arguments: list[Any] = []
+        for window in windows:
             # A cluster keeps names with the same text in braces on one node.
-            name = f"{COMMAND}:" + "{" + key_id + "}" + f":{limit}"
-            if period:
-                begins_at, ends_at = period
-                names.append(f"{name}:{begins_at:%Y-%m-%d}")
-                arguments += [limit.requests, 0, count, round(ends_at - moment) + 3600]
+            name = f"{COMMAND}:" + "{" + key_id + "}:" + window.period
+            if window.begins_at:
+                names.append(f"{name}:{window.begins_at:%Y-%m-%d}")
+                lasts = CALENDAR[window.period] + 86_400
+                arguments += [window.requests, 0, window.used, lasts]
             else:
                 names.append(name)
-                arguments += [limit.requests, limit.seconds * 1_000_000, -1, limit.seconds + 1]
+                arguments += [window.requests, window.seconds * 1_000_000, -1, window.seconds + 1]
         async with asyncio.timeout(TIMEOUT):
-            return await self._charge(names, arguments)
+            try:
+                answer = await self._run("EVALSHA", _NAME, len(names), *names, *arguments)
+            except NoScriptError:
+                answer = await self._run("EVAL", _CHARGE, len(names), *names, *arguments)
+        if answer is None:
+            return None
+        admitted, left, resets = answer
+        return Counted(bool(admitted), left, [reset / 1_000_000 for reset in resets])
 
     async def close(self) -> None:
         await self._client.aclose()

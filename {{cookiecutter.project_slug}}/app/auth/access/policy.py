@@ -63,8 +63,13 @@ class Policy(Protocol):
     def running(self) -> AbstractAsyncContextManager[None]:
         """A context that the service enters at its start and leaves at its end.
 
-        Raises SettingsError on entry if the policy cannot do its work.
+        Raises SettingsError on entry if the policy cannot do its work. Without a lifespan the
+        service never enters it.
         """
+        ...
+
+    def upgrade(self) -> None:
+        """Create what the policy keeps in the database of the keys. `db upgrade` calls it."""
         ...
 
 

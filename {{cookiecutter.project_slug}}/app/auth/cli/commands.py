@@ -283,6 +283,8 @@ def upgrade_database(ctx: typer.Context) -> None:
         settings = wiring_of(ctx).load_settings()
         _name_database(settings)
         upgrade(settings.database_url)
+        for policy in wiring_of(ctx).make_policies(settings):
+            policy.upgrade()
         upgrade_tables(settings.database_url, wiring_of(ctx).migrations)
         print_text("The schema is up to date.")
 
