@@ -66,17 +66,9 @@ class Changes:
 class Queries:
     """All methods raise StoreUnavailableError."""
 
-    def __init__(
-        self,
-        engine: sa.Engine,
-        env_keys: Iterable[bytes],
-    ) -> None:
+    def __init__(self, engine: sa.Engine, env_keys: Iterable[bytes]) -> None:
         self._engine, self._env_keys = engine, frozenset(env_keys)
         self._env_ids = {ENV_ID + id_of(digest) for digest in self._env_keys}
-        self.name_server()
-
-    def name_server(self) -> None:
-        """Take a new name. A process that was forked must not share that of its parent."""
         self._server = token_hex(8)
 
     def changes_since(self, known: Cursor, timeout: float) -> Changes:
@@ -165,6 +157,8 @@ class Queries:
         self, used: dict[bytes, float], now: datetime, max_staleness: float, starting: bool
     ) -> None:
         """Write when secrets were last used (seconds since the epoch), and this server's row."""
+        if starting:  # a process that was forked must not share the name of its parent
+            self._server = token_hex(8)
         # It moves one column forward and nothing else, so outdated data cannot revive a key.
         at = sa.bindparam("at", type_=Instant)
         last, earliest_wrong = api_key_secrets.c.last_used_at, sa.bindparam("wrong", type_=Instant)

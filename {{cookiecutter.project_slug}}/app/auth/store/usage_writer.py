@@ -74,8 +74,9 @@ class UsageWriter:
             used.clear()
             batches = self._counts.batches()
             while batches:
-                await run(self._threads, None, self._queries.add, batches[0])
-                batches.popleft()
+                await run(self._threads, None, self._queries.add, batch := batches[0])
+                if batches and batches[0] is batch:  # no other loop has written it meanwhile
+                    batches.popleft()
             if networks := self._counts.networks():
                 await run(self._threads, None, self._queries.note_networks, networks)
                 self._counts.noted(networks)
