@@ -1419,6 +1419,20 @@ DATABASE = [
         "lifespan",
     ),
     Mutant(
+        "all that is old is compacted in one transaction",
+        "app/auth/usage/counts.py",
+        ".order_by(starts_at).limit(AT_ONCE)",
+        ".order_by(starts_at)",
+        "usage",
+    ),
+    Mutant(
+        "strangers from everywhere fill the database",
+        "app/auth/usage/counts.py",
+        "or len(kinds[period]) < MOST_NETWORKS:",
+        "or True:",
+        "usage",
+    ),
+    Mutant(
         "a write that failed is forgotten",
         "app/auth/store/usage_writer.py",
         "                await run(self._threads, None, self._queries.add, batch := batches[0])\n",
