@@ -25,7 +25,7 @@ from app.auth.cli.output import (
 from app.auth.config import sources
 from app.auth.config.settings import AuthSettings
 from app.auth.database import clock
-from app.auth.database.engine import LONG_TIMEOUT, transaction
+from app.auth.database.engine import transaction
 from app.auth.database.models import ENV_ID
 from app.auth.key import id_of
 from app.auth.keys.service import KeyService, open_service
@@ -293,10 +293,9 @@ def upgrade_database(ctx: typer.Context) -> None:
 def thin_database(ctx: typer.Context) -> None:
     """Compact the usage counts of hours into days where they are more than a month old."""
     with reading(ctx) as service:
-        write = transaction(service.engine, write=True, timeout=LONG_TIMEOUT)
-        with write as connection:
-            fewer = counts.thin(connection, clock.now(connection))
-        print_text(f"{fewer} rows less.")
+        with transaction(service.engine) as connection:
+            now = clock.now(connection)
+        print_text(f"{sum(counts.thin(service.engine, now))} rows compacted.")
 
 
 def _open(ctx: typer.Context, settings: AuthSettings) -> KeyService:
