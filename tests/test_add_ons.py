@@ -347,11 +347,14 @@ def test_opentelemetry_by_its_variables_tells_routes_and_no_key(service: Service
     key = service.keys[0]
     told = chapter(page("recipes.md"), "OpenTelemetry")
     assert "export FASTAPI_OTEL_AUTO_CONFIGURE=true OTEL_EXPORTER_OTLP_ENDPOINT=" in told
+    (argument,) = re.findall(r"^`(telemetry=.*)`\.$", told, re.MULTILINE)
+    service.declare(argument)
     with collector() as (address, arrived):
         variables = {"FASTAPI_OTEL_AUTO_CONFIGURE": "true", "OTEL_EXPORTER_OTLP_ENDPOINT": address}
         with service.running(**variables) as url:
             service.guards(f"{url}/secure-endpoint?key={key}")
             assert get(f"{url}/{key}")[0] == 404
+            assert get(f"{url}/health/live")[0] == 200
     assert arrived["/v1/metrics"]  # they are sent at the end
     bodies = [body for each in arrived.values() for body in each]
     assert not any(key.encode() in body for body in bodies)
@@ -362,6 +365,7 @@ def test_opentelemetry_by_its_variables_tells_routes_and_no_key(service: Service
     spans = service.do(SPANS_OF_OTLP, *names)[0].splitlines()
     route = "GET /secure-endpoint /secure-endpoint"
     assert f"{route}  no key key=[key]" in spans
+    assert not any("/health" in span for span in spans)
     (id,) = re.findall(r"key ([0-9a-f]{12})", service.read("said"))
     assert f"{route} {id} None key=[key]" in spans
 
