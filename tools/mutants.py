@@ -857,8 +857,29 @@ DATABASE = [
     Mutant(
         "a frontend is taken without a word",
         "app/auth/access/application.py",
-        "        refuse_frontend()\n",
-        "        pass\n",
+        "    frontend = refuse_frontend\n",
+        "",
+        "guard",
+    ),
+    Mutant(
+        "the size of a body counts before the key",
+        "app/auth/access/application.py",
+        "self.max_body_size = None",
+        "pass",
+        "guard",
+    ),
+    Mutant(
+        "writers that wait take the threads of other endpoints",
+        "app/database.py",
+        ", max_concurrency=8",
+        "",
+        "tables",
+    ),
+    Mutant(
+        "a refused WebSocket is an error of the server",
+        "app/auth/access/rule.py",
+        "_is_refused.set(True)",
+        "pass",
         "guard",
     ),
     Mutant(
