@@ -6,6 +6,7 @@ from collections.abc import AsyncGenerator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
 from functools import lru_cache
+from typing import Final
 
 import sqlalchemy as sa
 
@@ -40,6 +41,10 @@ class LimitPolicy:
     """
 
     name = "limits"
+    headers: Final = {
+        "RateLimit-Policy": "The limits of the key",
+        "RateLimit": "How many requests are left, and the seconds until there are more",
+    }
 
     def __init__(
         self,
