@@ -1624,8 +1624,8 @@ DATABASE = [
     Mutant(
         "a second that has begun is not waited for",
         "app/limits/limit.py",
-        'f"{ceil(charge.wait)}"',
-        'f"{int(charge.wait)}"',
+        "min(ceil(charge.wait)",
+        "min(int(charge.wait)",
         "limits",
     ),
     Mutant(

@@ -8,9 +8,11 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Itera
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from typing import Any, Final
 
-from fastapi import APIRouter, FastAPI, Request
+from fastapi import APIRouter, FastAPI, Request, Response
+from fastapi.exception_handlers import http_exception_handler
 from fastapi.responses import PlainTextResponse
 from fastapi.routing import APIRoute, RouteContext, iter_route_contexts
+from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.routing import BaseRoute, Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -29,7 +31,7 @@ from app.auth.access.routers import (
     scopes_in,
     with_scopes_of,
 )
-from app.auth.access.rule import KeyStore, extract_key
+from app.auth.access.rule import PROBLEM_JSON, KeyStore, extract_key
 from app.auth.access.selfcheck import FaultyRoutes, check_guard, check_places, places_in
 from app.auth.errors import SettingsError, StoreUnavailableError, UnguardedRouteError
 from app.auth.log import Observer
@@ -70,6 +72,7 @@ class GuardedAPI(FastAPI):
         if options.get("max_body_size") is not None:
             for option, added in (("responses", _TOO_LARGE), ("exception_handlers", _as_text)):
                 options[option] = {413: added, **(options.get(option) or {})}
+        handlers = options.pop("exception_handlers", None) or {}
         super().__init__(
             routes=given,
             # Innermost: middleware that is added later sees requests before the guard does.
@@ -80,6 +83,7 @@ class GuardedAPI(FastAPI):
             ],
             # A redirect would bypass the guard and make callers send the key to another URL.
             redirect_slashes=False,
+            exception_handlers={HTTPException: _answer_of, **handlers},
             **options,
         )
         self.max_body_size = None  # the router bounds bodies, behind the guard
@@ -173,7 +177,7 @@ class GuardedAPI(FastAPI):
         known = self.openapi_schema
         document = super().openapi()
         if document is not known:
-            complete(document, self._operations())
+            complete(document, self._operations(), self.policies)
         return document
 
     def _operations(self) -> Iterator[tuple[Any, bool]]:
@@ -209,6 +213,14 @@ class GuardedAPI(FastAPI):
                 raise
 
         return following
+
+
+async def _answer_of(request: Request, error: HTTPException) -> Response:
+    """FastAPI's answer. The router's 404 and 405 get the media type of the refusals."""
+    answer = await http_exception_handler(request, error)
+    if type(error) is HTTPException:  # endpoints raise FastAPI's, which is a subclass
+        answer.headers["Content-Type"] = PROBLEM_JSON
+    return answer
 
 
 def _is_in(route: BaseRoute, routes: Sequence[BaseRoute]) -> bool:
