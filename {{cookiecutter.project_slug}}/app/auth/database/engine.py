@@ -30,6 +30,7 @@ OPTIONS: Final[dict[str, Any]] = {  # of a connection to PostgreSQL
     "keepalives_idle": 5,
     "keepalives_interval": 1,
     "keepalives_count": 3,
+    "target_session_attrs": "primary",  # a standby lags behind: it knows no new revocation
     "prepare_threshold": None,  # behind a pooler each transaction may have another server
 }
 LOCK: Final = int.from_bytes(b"api_keys")  # the number of the advisory lock in PostgreSQL
@@ -291,6 +292,14 @@ def schema_of(connection: sa.Connection) -> str | None:
         newest = sa.select(sa.func.max(version)).select_from(sa.table(SCHEMA_TABLE))
         return connection.scalar(newest)
     return "" if inspector.has_table("api_keys") else None
+
+
+def has_rules(connection: sa.Connection) -> bool:
+    """Whether the triggers are there, which a restore creates after it has brought all rows."""
+    if connection.dialect.name == "sqlite":  # restored at once
+        return True
+    trigger = sa.text("SELECT 1 FROM pg_trigger WHERE tgname = 'api_keys_stay'")
+    return connection.scalar(trigger) is not None
 
 
 def out_of_reach(error: Exception, url: sa.URL) -> StoreUnavailableError:

@@ -204,11 +204,11 @@ class DatabaseKeyStore:
         while digests := await self._run(threads, None, self._queries.digests, after):
             known.extend(map(_start_of, digests))
             after = digests[-1]
-        self._clock.learn(await self._run(threads, None, self._queries.moments))
+        check = self._queries.check
+        self._clock.learn(await self._run(threads, None, check, position, len(known)))
         self._secrets.clear()
-        self._known, self._position = known, position
+        self._known, self._position, self._written_at = known, position, 0.0
         self.changes += 1
-        self._written_at = 0.0
 
     async def _run(
         self,
