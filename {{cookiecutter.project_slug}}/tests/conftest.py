@@ -60,7 +60,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     """The time of the whole service, which passes when the test says so."""
     clock = Clock()
     monkeypatch.setattr("app.auth.database.clock.time", lambda: clock.now)
-    for module in ("access.clients", "store.cache"):
+    for module in ("access.clients", "store.cache", "store.queries", "store.usage_writer"):
         monkeypatch.setattr(f"app.auth.{module}.monotonic", clock.monotonic)
     return clock
 

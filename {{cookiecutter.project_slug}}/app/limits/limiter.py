@@ -4,6 +4,7 @@ import logging
 from collections.abc import Sequence
 from contextlib import suppress
 from datetime import datetime
+from functools import lru_cache
 from math import inf
 from time import monotonic
 from typing import Final, NamedTuple, Protocol
@@ -75,17 +76,17 @@ class Limiter:
             None if each.seconds else calendar_period(each.period, moment) for each in limits
         ]
         windows = [
-            Window(*(limit.requests, limit.seconds, limit.period), period and period[0], -1)
+            _window(limit, period and period[0])
             for limit, period in zip(limits, periods, strict=True)
         ]
-        counted = await self._count(key_id, windows)
+        admitted, lefts, frees_in = await self._count(key_id, windows)
         told = [
-            (max(0, left), period[1] - moment if period else frees_in)
-            for period, left, frees_in in zip(periods, counted.left, counted.frees_in, strict=True)
+            (left if left > 0 else 0, period[1] - moment if period else seconds)
+            for period, left, seconds in zip(periods, lefts, frees_in, strict=True)
         ]
-        if counted.admitted:
+        if admitted:
             return Charge(told)
-        waits = [wait if left <= 0 else 0.0 for left, wait in told]
+        waits = [wait if left == 0 else 0.0 for left, wait in told]
         return Charge(told, limits[waits.index(max(waits))], max(waits))
 
     async def _count(self, key_id: str, windows: Sequence[Window]) -> Counted:
@@ -139,3 +140,8 @@ class Limiter:
     async def close(self) -> None:
         await self._counter.close()
         await self._spare.close()
+
+
+@lru_cache(1000)
+def _window(limit: Limit, begins_at: datetime | None) -> Window:
+    return Window(limit.requests, limit.seconds, limit.period, begins_at, used=-1)

@@ -13,28 +13,29 @@ import psycopg
 import sqlalchemy as sa
 
 from app.auth.database.engine import LOCK, OPTIONS, connect
+from app.limits.connections import Connections
 from app.limits.limit import CALENDAR
 from app.limits.limiter import TIMEOUT, Counted, Window
 
-CONNECTIONS: Final = 4  # a process; a call takes a fraction of a millisecond
-
 # Requests have running numbers, so that the first and the last in a window tell how many it has.
-# Times are in microseconds. The name of the function changes with its text.
+# Arguments for each window: its requests; its length in microseconds, or 0 for a quota; of a quota
+# the length and the start of its period in seconds, and the requests used already (-1: unknown). It
+# returns whether the request is charged, and for each window the requests left and the microseconds
+# until it frees one; null if a quota is unknown. The name changes with the text.
 TABLES: Final = """
 CREATE UNLOGGED TABLE IF NOT EXISTS api_key_hits (
   key text COLLATE "C", time bigint, number bigint, leaves_at bigint, PRIMARY KEY (key, time)
 );
 CREATE INDEX IF NOT EXISTS api_key_hits_leave ON api_key_hits (leaves_at);
 CREATE UNLOGGED TABLE IF NOT EXISTS api_key_quotas (
-  key text COLLATE "C", period text, begins_at bigint, used bigint,
-  PRIMARY KEY (key, period, begins_at)
+  key text COLLATE "C", period bigint, starts_at bigint, used bigint,
+  PRIMARY KEY (key, period, starts_at)
 );
-CREATE OR REPLACE FUNCTION api_key_charge_1(
-  whose text, most bigint[], spans bigint[], periods text[], starts bigint[], ended bigint[],
-  known bigint[], OUT admitted boolean, OUT remaining bigint[], OUT frees_in bigint[]
-) LANGUAGE plpgsql AS $$
+CREATE OR REPLACE FUNCTION api_key_charge_1(whose text, windows bigint[]) RETURNS bigint[]
+LANGUAGE plpgsql AS $$
 DECLARE
-  now bigint; latest api_key_hits; oldest api_key_hits; taken bigint; longest bigint := 0;
+  now bigint; latest api_key_hits; oldest api_key_hits; span bigint; taken bigint;
+  longest bigint := 0; charged bigint := 1; answer bigint[] := '{1}';
 BEGIN
   IF current_setting('transaction_isolation') <> 'read committed' THEN
     RAISE EXCEPTION 'limits need the isolation level read committed'; -- to see others after a wait
@@ -47,55 +48,60 @@ BEGIN
     latest := NULL;
   END IF;
   now := greatest(now, latest.time + 1);
-  admitted := true;
-  FOR i IN 1..cardinality(most) LOOP
-    IF spans[i] > 0 THEN
-      longest := greatest(longest, spans[i]);
-      SELECT * INTO oldest FROM api_key_hits WHERE key = whose AND time > now - spans[i]
-        ORDER BY time LIMIT 1;
-      taken := coalesce(latest.number - oldest.number + 1, 0);
-      IF taken > most[i] THEN -- the limit was higher
-        SELECT * INTO oldest FROM api_key_hits WHERE key = whose AND time > now - spans[i]
-          ORDER BY time LIMIT 1 OFFSET taken - most[i];
+  FOR i IN 1..cardinality(windows) BY 5 LOOP
+    span := windows[i + 1];
+    IF span > 0 THEN
+      longest := greatest(longest, span);
+      taken := 0;
+      IF latest.time > now - span THEN
+        SELECT * INTO oldest FROM api_key_hits WHERE key = whose AND time > now - span
+          ORDER BY time LIMIT 1;
+        taken := latest.number - oldest.number + 1;
+        IF taken > windows[i] THEN -- the limit was higher
+          SELECT * INTO oldest FROM api_key_hits WHERE key = whose AND time > now - span
+            ORDER BY time LIMIT 1 OFFSET taken - windows[i];
+        END IF;
+        span := oldest.time + span - now;
       END IF;
-      frees_in[i] := coalesce(oldest.time + spans[i] - now, spans[i]);
     ELSE
       SELECT used INTO taken FROM api_key_quotas
-        WHERE key = whose AND period = periods[i] AND begins_at = starts[i];
-      taken := greatest(taken, known[i]);
+        WHERE key = whose AND period = windows[i + 2] AND starts_at = windows[i + 3];
+      taken := greatest(taken, windows[i + 4]);
       IF taken < 0 THEN
-        admitted := NULL;
-        RETURN;
+        RETURN NULL;
       END IF;
-      frees_in[i] := 0;
     END IF;
-    remaining[i] := most[i] - taken;
-    admitted := admitted AND remaining[i] > 0;
+    answer := answer || (windows[i] - taken) || span;
+    IF taken >= windows[i] THEN
+      charged := 0;
+    END IF;
   END LOOP;
-  IF NOT admitted THEN
-    RETURN;
+  answer[1] := charged;
+  IF charged = 0 THEN
+    RETURN answer;
   END IF;
   IF longest > 0 THEN
     INSERT INTO api_key_hits VALUES (whose, now, coalesce(latest.number, 0) + 1, now + longest);
-    DELETE FROM api_key_hits WHERE ctid = ANY (ARRAY(
-      SELECT ctid FROM api_key_hits WHERE leaves_at <= now ORDER BY leaves_at LIMIT 10
-      FOR UPDATE SKIP LOCKED));
+    IF latest.number % 16 = 0 THEN
+      DELETE FROM api_key_hits WHERE ctid = ANY (ARRAY(
+        SELECT ctid FROM api_key_hits WHERE leaves_at <= now ORDER BY leaves_at LIMIT 64
+        FOR UPDATE SKIP LOCKED));
+    END IF;
   END IF;
-  FOR i IN 1..cardinality(most) LOOP
-    remaining[i] := remaining[i] - 1;
-    IF spans[i] = 0 THEN
-      INSERT INTO api_key_quotas VALUES (whose, periods[i], starts[i], most[i] - remaining[i])
-        ON CONFLICT (key, period, begins_at) DO UPDATE SET used = excluded.used;
-      DELETE FROM api_key_quotas
-        WHERE key = whose AND period = periods[i] AND begins_at < ended[i];
+  FOR i IN 0..cardinality(windows) / 5 - 1 LOOP
+    answer[2 * i + 2] := answer[2 * i + 2] - 1;
+    IF windows[5 * i + 2] = 0 THEN
+      INSERT INTO api_key_quotas
+        VALUES (whose, windows[5 * i + 3], windows[5 * i + 4], windows[5 * i + 1] - answer[2 * i + 2])
+        ON CONFLICT (key, period, starts_at) DO UPDATE SET used = excluded.used;
+      DELETE FROM api_key_quotas WHERE key = whose AND period = windows[5 * i + 3]
+        AND starts_at < windows[5 * i + 4] - 2 * windows[5 * i + 3];
     END IF;
   END LOOP;
+  RETURN answer;
 END $$;
 """
-_CHARGE: Final = (
-    "SELECT * FROM api_key_charge_1(%s, %s::bigint[], %s::bigint[], %s::text[], %s::bigint[],"
-    " %s::bigint[], %s::bigint[])"
-)
+_CHARGE: Final = "SELECT api_key_charge_1(%s, %s::bigint[])"
 
 _Connection = psycopg.AsyncConnection[tuple[Any, ...]]
 
@@ -108,80 +114,47 @@ class PostgresqlCounter:
 
     def __init__(self, url: sa.URL) -> None:
         _, options = connect(url).dialect.create_connect_args(url)
-        self._options: dict[str, Any] = {**options, **OPTIONS, "autocommit": True}
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._free = asyncio.Semaphore(CONNECTIONS)
-        self._idle: list[_Connection] = []
+        options = {**options, **OPTIONS, "autocommit": True}
+        self._connections = Connections(
+            lambda: _Connection.connect(**options), _Connection.close, psycopg.OperationalError
+        )
+        self.close = self._connections.close
 
     async def charge(self, key_id: str, windows: Sequence[Window]) -> Counted | None:
-        starts = [int(each.begins_at.timestamp()) if each.begins_at else 0 for each in windows]
-        lasts = [2 * CALENDAR.get(each.period, 0) for each in windows]
-        arguments = (
-            key_id,
-            [each.requests for each in windows],
-            [each.seconds * 1_000_000 for each in windows],
-            [each.period for each in windows],
-            starts,
-            [start - last for start, last in zip(starts, lasts, strict=True)],
-            [each.used for each in windows],
-        )
-        give_up_at = asyncio.get_running_loop().time() + TIMEOUT
-        was_used = bool(self._idle)
-        try:
-            admitted, left, frees_in = await self._ask(arguments, give_up_at)
-        except psycopg.OperationalError:
-            if not was_used:
-                raise
-            await self.close()  # the server may have closed them while nobody asked
-            admitted, left, frees_in = await self._ask(arguments, give_up_at)
-        if admitted is None:
+        numbers: list[int] = []
+        for window in windows:
+            start = int(window.begins_at.timestamp()) if window.begins_at else 0
+            length = CALENDAR.get(window.period, 0)
+            numbers += window.requests, window.seconds * 1_000_000, length, start, window.used
+        arguments = key_id, "{" + ",".join(map(str, numbers)) + "}"
+        answer = await self._connections.ask(lambda opened: _charge(opened, arguments))
+        if answer is None:
             return None
-        return Counted(admitted, left, [each / 1_000_000 for each in frees_in])
-
-    async def _ask(self, arguments: Sequence[Any], give_up_at: float) -> tuple[Any, ...]:
-        loop = asyncio.get_running_loop()
-        if self._loop is not loop:  # connections belong to the loop that opened them
-            self._loop, self._idle, self._free = loop, [], asyncio.Semaphore(CONNECTIONS)
-        async with asyncio.timeout_at(give_up_at):
-            await self._free.acquire()
-        try:
-            async with asyncio.timeout_at(give_up_at):
-                opened = (
-                    self._idle.pop() if self._idle else await _Connection.connect(**self._options)
-                )
-            timer = loop.call_at(give_up_at, _hang_up, opened)
-            try:
-                row = await _charge(opened, arguments)
-            except BaseException:
-                _hang_up(opened)
-                await opened.close()
-                raise
-            finally:
-                timer.cancel()
-            self._idle.append(opened)
-            return row
-        finally:
-            self._free.release()
-
-    async def close(self) -> None:
-        idle, self._idle = self._idle, []
-        for connection in idle:
-            await connection.close()
+        admitted, *rest = answer
+        return Counted(bool(admitted), rest[::2], [each / 1_000_000 for each in rest[1::2]])
 
 
-async def _charge(connection: _Connection, arguments: Sequence[Any]) -> tuple[Any, ...]:
+async def _charge(connection: _Connection, arguments: Sequence[str]) -> list[int] | None:
+    # psycopg waits for a query that it cancels, and the server may be frozen.
+    timer = asyncio.get_running_loop().call_later(TIMEOUT, _hang_up, connection)
     try:
-        cursor = await connection.execute(_CHARGE, arguments)
-    except psycopg.errors.UndefinedFunction:
-        async with connection.transaction():
-            await connection.execute("SELECT pg_advisory_xact_lock(%s)", [LOCK])
-            await connection.execute(TABLES)
-        cursor = await connection.execute(_CHARGE, arguments)
-    return await cursor.fetchone() or (None, (), ())
+        try:
+            cursor = await connection.execute(_CHARGE, arguments)
+        except psycopg.errors.UndefinedFunction:
+            async with connection.transaction():
+                await connection.execute("SELECT pg_advisory_xact_lock(%s)", [LOCK])
+                await connection.execute(TABLES)
+            cursor = await connection.execute(_CHARGE, arguments)
+        row: tuple[list[int] | None] | None = await cursor.fetchone()
+        return row and row[0]
+    except asyncio.CancelledError:
+        _hang_up(connection)
+        raise
+    finally:
+        timer.cancel()
 
 
 def _hang_up(connection: _Connection) -> None:
-    """A cancelled query waits for the server, which may be frozen; a closed socket does not."""
     with (
         suppress(OSError, psycopg.Error),
         socket.fromfd(connection.fileno(), socket.AF_INET, socket.SOCK_STREAM) as line,

@@ -8,6 +8,7 @@ import os
 import sqlite3
 from collections.abc import Sequence
 from contextlib import suppress
+from glob import escape
 from pathlib import Path
 from time import monotonic, monotonic_ns, time
 from typing import Final
@@ -17,7 +18,8 @@ from app.limits.limit import CALENDAR
 from app.limits.limiter import TIMEOUT, Counted, Window
 
 SECOND: Final = 1_000_000_000  # nanoseconds: sums of whole numbers are exact
-AT_ONCE: Final = 10  # requests that left their windows and go with a charge, so that none is slow
+EVERY: Final = 16  # charges of a key until one deletes what has left its windows
+AT_ONCE: Final = 64  # requests that it deletes at most, so that no charge is slow
 YIELDS: Final = 20  # attempts before the first sleep, which takes a millisecond at least
 
 # Requests have running numbers, so that the first and the last in a window tell how many it has.
@@ -166,7 +168,7 @@ def _create(path: Path) -> bool:
                 path.unlink()
         return False
     stem, _, _ = path.name.rpartition("-")
-    for old in path.parent.glob(f"{stem}-*"):
+    for old in path.parent.glob(f"{escape(stem)}-*"):
         if old.name != path.name:
             old.unlink(missing_ok=True)
     return True
@@ -210,7 +212,8 @@ def _charge(
     if longest := max(window.seconds for window in windows):
         leaves_at = now + longest * SECOND
         run("INSERT INTO hits VALUES (?, ?, ?, ?)", (key, now, number + 1, leaves_at))
-        run(_SWEEP, (now, AT_ONCE))
+        if number % EVERY == 0:
+            run(_SWEEP, (now, AT_ONCE))
     for window, remaining in zip(windows, left, strict=True):
         if not window.seconds:
             used = window.requests - remaining + 1

@@ -83,7 +83,7 @@ class UsageSource(Protocol):
         ...
 
     async def used_since(self, key_id: str, since: datetime) -> int:
-        """Return how many requests of a key are written down since then.
+        """Return how many requests of a key since then are written, or counted by this server.
 
         Raises StoreUnavailableError.
         """

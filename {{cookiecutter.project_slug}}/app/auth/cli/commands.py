@@ -245,7 +245,7 @@ def usage(
 def doctor(ctx: typer.Context, as_json: AsJson = False) -> None:
     """Look for keys that need attention; exit with 1 if there is one."""
     with reading(ctx) as service:
-        from app.auth.usage.doctor import diagnose, examine_file  # loads the web framework
+        from app.auth.usage.findings import diagnose, examine_file  # loads the web framework
 
         findings = [*examine_file(sources.ENV_FILE), *diagnose(service, wiring_of(ctx).routes())]
         show(findings, as_json)
