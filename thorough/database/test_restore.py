@@ -1,30 +1,33 @@
 """What comes back: a restore in pieces, a standby, and a role that owns nothing."""
 
 import os
-import pwd
 import shutil
 import socket
 import subprocess
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import pytest
 import sqlalchemy as sa
 
-from app.auth import GuardedAPI
-from app.auth.database.engine import connect
+from app.auth.database import engine
+from app.auth.database.engine import transaction
 from app.auth.database.migrate import upgrade
-from app.auth.errors import SettingsError, StoreUnavailableError
-from app.auth.keys.service import KeyService, open_service
+from app.auth.errors import StoreUnavailableError
+from app.auth.key import new_secret
+from app.auth.keys.service import KeyService
 from app.auth.store.cache import DatabaseKeyStore
+from app.auth.usage import report
 from app.constants import MISSING_KEY_STATUS
 from app.settings import load_settings
 from tests.callers import status_of
+from tests.thorough.commands import run
 from tests.thorough.databases import TOOLS, PostgreSQLDatabases
-from tests.thorough.replicas import PATIENCE, Replica, started
+from tests.thorough.replicas import Replica, started
 from tests.thorough.services import make_service, patient_settings
-from tests.thorough.test_store import forget_when_it_asked, make
+from tests.thorough.test_store import forget_when_it_asked, make, until_status
 
 NO = MISSING_KEY_STATUS
 
@@ -67,7 +70,9 @@ async def test_while_a_backup_comes_back_piece_by_piece_everybody_waits_or_gets_
     (kept, kept_secret), (revoked, revoked_secret) = make(key_service), make(key_service)
     truth = {kept_secret: 200, make(key_service)[1]: 200}  # of the backup
     await store.refresh()
-    assert [await status_of(service, secret) for secret in (kept_secret, revoked_secret)] == [200] * 2
+    assert [await status_of(service, secret) for secret in (kept_secret, revoked_secret)] == [
+        200
+    ] * 2
 
     def change() -> None:
         truth[key_service.rotate(kept.id, actor="test").key.encode()] = 200 if is_newer else NO
@@ -86,9 +91,9 @@ async def test_while_a_backup_comes_back_piece_by_piece_everybody_waits_or_gets_
         dump = back_up()
         change()
         await store.refresh()
-    engine = sa.create_engine(postgresql_url, isolation_level="AUTOCOMMIT")
+    owner = sa.create_engine(postgresql_url, isolation_level="AUTOCOMMIT")
     has_begun, seen = False, set[int]()
-    with engine.connect() as connection:
+    with owner.connect() as connection:
         for piece in dump:
             connection.exec_driver_sql(piece.replace("%", "%%"))
             has_begun |= "DROP TABLE IF EXISTS public.api_key_events" in piece
@@ -97,7 +102,7 @@ async def test_while_a_backup_comes_back_piece_by_piece_everybody_waits_or_gets_
                 status = await status_of(service, secret)
                 assert not has_begun or status in (right, 503), piece
                 seen.add(status)
-    engine.dispose()
+    owner.dispose()
     assert 503 in seen
     await store.refresh()
     for secret, right in truth.items():
@@ -125,34 +130,126 @@ def test_a_service_follows_a_backup_that_pg_restore_brings_back(
 # A standby.
 
 
-@pytest.fixture
-def standby(postgresql_url: sa.URL) -> Iterator[sa.URL]:
-    """A copy of the server that follows it and answers queries."""
-    postgresql_url = postgresql_url.set(host=None, query=postgresql_url.query)
-    with TemporaryDirectory() as folder, socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-        data = Path(folder) / "data"
-        tool("pg_basebackup", postgresql_url, f"--pgdata={data}", "--write-recovery-conf")
-        user = None
+class Copy:
+    """A copy of the server, in a folder of its own. At first it is a standby."""
+
+    def __init__(self, of: sa.URL, folder: Path) -> None:
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            port = free.getsockname()[1]
+        self.url = of.set(host="127.0.0.1", port=port, query={})
+        self._data, self._user, self._options = folder / "data", None, f"-p {port} -k {folder}"
+        tool(
+            "pg_basebackup",
+            of,
+            f"--pgdata={self._data}",
+            "--write-recovery-conf",
+            "--checkpoint=fast",
+        )
         if os.geteuid() == 0:  # as which PostgreSQL does not run
-            user = "embedded_postgres"
-            for path in (Path(folder), *data.rglob("*"), data):
-                os.chown(path, pwd.getpwnam(user).pw_uid, pwd.getpwnam(user).pw_gid)
-        free.close()
-        control = [f"{TOOLS / 'pg_ctl'}", f"--pgdata={data}", "--wait"]
-        options = f"-h 127.0.0.1 -p {port} -k {folder}"
-        start = [*control, f"--log={data / 'log'}", f"--options={options}", "start"]
-        subprocess.run(start, check=True, user=user, stdout=subprocess.DEVNULL, timeout=PATIENCE)
+            self._user = "embedded_postgres"
+            for path in (folder, self._data, *self._data.rglob("*")):
+                shutil.chown(path, self._user)
+
+    def start(self) -> None:
+        self.run(f"--log={self._data / 'log'}", f"--options=-h 127.0.0.1 {self._options}", "start")
+
+    def run(self, *command: str) -> None:
+        control = [f"{TOOLS / 'pg_ctl'}", f"--pgdata={self._data}", "--wait", *command]
+        output, folder = subprocess.DEVNULL, self._data.parent
+        subprocess.run(control, check=True, user=self._user, stdout=output, cwd=folder)
+
+    def become_standby(self) -> None:
+        self.run("--mode=fast", "stop")
+        (self._data / "standby.signal").touch()
+        self.start()
+
+
+@pytest.fixture
+def copy(postgresql_url: sa.URL) -> Iterator[Copy]:
+    with TemporaryDirectory() as folder:
+        copy = Copy(postgresql_url, Path(folder))
+        copy.start()
         try:
-            yield postgresql_url.set(host="127.0.0.1", port=port, query={})
+            yield copy
         finally:
-            stop = [*control, "--mode=immediate", "stop"]
-            subprocess.run(stop, check=True, user=user, stdout=subprocess.DEVNULL, cwd=folder)
+            copy.run("--mode=immediate", "stop")
 
 
-def test_a_standby_stops_the_start(standby: sa.URL, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("DATABASE_URL", standby.render_as_string(hide_password=False))
-    with pytest.raises(StoreUnavailableError) as error:
-        open_service(load_settings())
-    print(error.value)
-    assert 0
+async def test_a_standby_stops_the_start_and_lets_nobody_in(
+    copy: Copy, secrets: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DATABASE_URL", copy.url.render_as_string(hide_password=False))
+    with pytest.raises(StoreUnavailableError, match="server is in hot standby mode"):
+        make_service(load_settings())
+    copy.run("promote")
+    service, secret = make_service(patient_settings()), secrets[0].encode()
+    store = service.keys
+    assert isinstance(store, DatabaseKeyStore)
+    assert await status_of(service, secret) == 200
+    copy.become_standby()
+    forget_when_it_asked(store)
+    assert await status_of(service, secret) == 503
+    # A pooler may lead an open connection to another server.
+    pooled = {**engine.OPTIONS, "target_session_attrs": "any"}
+    monkeypatch.setattr(engine, "OPTIONS", pooled)
+    behind_pooler = DatabaseKeyStore(load_settings())
+    with pytest.raises(StoreUnavailableError, match="standby"):
+        await behind_pooler.refresh()
+    behind_pooler.close()
+    copy.run("promote")
+    await until_status(service, secret, 200)
+
+
+# A role that owns nothing.
+
+# docs/settings.md shows them.
+GRANTS = """
+GRANT USAGE ON SCHEMA public TO service;
+GRANT SELECT, INSERT, UPDATE ON api_keys, api_key_secrets TO service;
+GRANT SELECT, INSERT ON api_key_events TO service;
+GRANT SELECT, INSERT, UPDATE, DELETE ON api_key_servers, api_key_usage, api_key_networks,
+  api_key_refusals, api_key_findings TO service;
+GRANT SELECT ON api_keys_schema TO service;
+"""
+
+
+@pytest.fixture
+def role(postgresql_url: sa.URL, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """A role named `service`, which DATABASE_URL names from then on."""
+    owner = sa.create_engine(postgresql_url, isolation_level="AUTOCOMMIT")
+    with owner.connect() as connection:
+        connection.exec_driver_sql("CREATE ROLE service LOGIN")
+        for grant in GRANTS.split(";\n"):
+            if grant.strip():
+                connection.exec_driver_sql(grant)
+        url = postgresql_url.set(username="service")
+        monkeypatch.setenv("DATABASE_URL", url.render_as_string(hide_password=False))
+        yield "service"
+        connection.exec_driver_sql("DROP OWNED BY service")
+        connection.exec_driver_sql("DROP ROLE service")
+    owner.dispose()
+
+
+async def test_a_role_that_owns_nothing_is_enough(role: str, secrets: list[str]) -> None:
+    service = make_service(patient_settings())
+    store, key_service = service.keys, service.state.key_service
+    assert isinstance(store, DatabaseKeyStore)
+    async with store.follow():
+        assert await status_of(service, secrets[0].encode()) == 200
+        assert await status_of(service, new_secret().encode()) == NO
+        issued, _ = make(key_service)
+        rotated = key_service.rotate(issued.id, actor="test")
+        assert await status_of(service, rotated.key.encode()) == 200
+        await store.flush()
+        key_service.revoke(issued.id, actor="test")
+        await store.refresh()
+        assert await status_of(service, rotated.key.encode()) == NO
+    for command in ("keys list", "keys usage", "keys doctor", "keys audit", "db thin"):
+        assert not run(*command.split()).stderr.startswith("DATABASE_URL")
+    assert report.of_key(key_service.engine, issued.id, timedelta(days=1)).served == 1
+    for table in ("api_keys", "api_key_secrets", "api_key_events"):
+        with (
+            pytest.raises(StoreUnavailableError, match="permission denied"),
+            transaction(key_service.engine) as connection,
+        ):
+            connection.exec_driver_sql(f"ALTER TABLE {table} DISABLE TRIGGER USER")
