@@ -4,6 +4,7 @@ import os
 import shutil
 import socket
 import subprocess
+import time
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
@@ -15,7 +16,7 @@ import sqlalchemy as sa
 from app.auth.database import engine
 from app.auth.database.engine import transaction
 from app.auth.database.migrate import upgrade
-from app.auth.errors import StoreUnavailableError
+from app.auth.errors import NotFoundError, StoreUnavailableError
 from app.auth.key import new_secret
 from app.auth.keys.service import KeyService
 from app.auth.store.cache import DatabaseKeyStore
@@ -23,9 +24,9 @@ from app.auth.usage import report
 from app.constants import MISSING_KEY_STATUS
 from app.settings import load_settings
 from tests.callers import status_of
-from tests.thorough.commands import run
-from tests.thorough.databases import TOOLS, PostgreSQLDatabases
-from tests.thorough.replicas import Replica, started
+from tests.thorough.commands import complaint, run
+from tests.thorough.databases import TOOLS, PostgreSQLDatabases, SQLiteDatabases, remove
+from tests.thorough.replicas import Poller, Replica, started
 from tests.thorough.services import make_service, patient_settings
 from tests.thorough.test_store import forget_when_it_asked, make, until_status
 
@@ -249,7 +250,140 @@ async def test_a_role_that_owns_nothing_is_enough(role: str, secrets: list[str])
     assert report.of_key(key_service.engine, issued.id, timedelta(days=1)).served == 1
     for table in ("api_keys", "api_key_secrets", "api_key_events"):
         with (
-            pytest.raises(StoreUnavailableError, match="permission denied"),
+            pytest.raises(StoreUnavailableError, match="must be owner"),
             transaction(key_service.engine) as connection,
         ):
             connection.exec_driver_sql(f"ALTER TABLE {table} DISABLE TRIGGER USER")
+
+
+# The file of SQLite.
+
+
+@pytest.fixture(autouse=True)
+def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """How long `db restore` waits for servers, in these tests half a second."""
+    pauses = list[float]()
+
+    def pause(seconds: float) -> None:
+        pauses.append(seconds)
+        time.sleep(min(seconds, 0.5))
+
+    monkeypatch.setattr("app.auth.cli.database.sleep", pause)
+    return pauses
+
+
+@pytest.fixture
+def file(
+    sqlite_databases: SQLiteDatabases, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Path]:
+    with sqlite_databases.fresh(tmp_path) as url:
+        monkeypatch.setenv("DATABASE_URL", f"{url}")
+        yield Path(f"{url.database}")
+
+
+def test_a_service_follows_what_db_restore_brings_back(
+    file: Path, tmp_path: Path, pauses: list[float]
+) -> None:
+    key_service, copy = KeyService(load_settings()), tmp_path / "copy"
+    (kept, _), (revoked, _) = make(key_service), make(key_service)
+    with started(*(Replica(KEY_MAX_STALENESS="0.4") for _ in range(2))) as servers:
+        for server in servers:
+            server.until(200, kept.key)
+        assert run("db", "backup", f"{copy}").exit_code == 0
+        assert [each.name for each in tmp_path.glob("copy*")] == ["copy"]
+        assert copy.stat().st_mode & 0o777 == 0o600
+        key_service.revoke(revoked.id, actor="test")
+        lost = key_service.create("key", actor="test")
+        for server in servers:
+            server.until(200, lost.key)
+        before = copy.read_bytes()
+        with Poller(servers[0]) as poller:
+            poller.key = kept.key
+            assert run("db", "restore", f"{copy}").exit_code == 0
+        assert set(poller.statuses(kept.key)) <= {200, 503}
+        assert pauses == [0.4]
+        for server in servers:
+            asked = [server.request(issued.key) for issued in (kept, revoked, lost)]
+            assert asked == [200, 200, NO]
+    assert copy.read_bytes() == before
+    assert [each.name for each in tmp_path.glob("copy*")] == ["copy"]
+
+
+def test_a_backup_comes_back_where_nothing_is_left(file: Path, tmp_path: Path) -> None:
+    key_service, copy = KeyService(load_settings()), tmp_path / "copy"
+    issued, _ = make(key_service)
+    run("db", "backup", f"{copy}")
+    remove(file)
+    assert run("db", "restore", f"{copy}").exit_code == 0
+    assert key_service.get(issued.id).status == "active"
+
+
+def test_what_is_no_backup_changes_nothing(file: Path, tmp_path: Path) -> None:
+    issued, _ = make(key_service := KeyService(load_settings()))
+    (tmp_path / "text").write_text("swordfish")
+    (tmp_path / "empty").touch()
+    for name, why in (
+        ("text", "file is not a database"),
+        ("empty", "no such table: api_keys_schema"),
+        ("nothing", "unable to open database file"),
+    ):
+        said = complaint("db", "restore", f"{tmp_path / name}")
+        assert said == f"{tmp_path / name}: {why}; nothing has changed"
+    assert complaint("db", "backup", f"{tmp_path / 'text'}").endswith(
+        "File exists; nothing has changed"
+    )
+    assert (tmp_path / "text").read_text() == "swordfish"
+    assert key_service.get(issued.id).status == "active"
+
+
+def test_postgresql_has_commands_of_its_own(postgresql_url: sa.URL, tmp_path: Path) -> None:
+    for command, words in (("backup", "pg_dump --format"), ("restore", "pg_restore --clean")):
+        said = complaint("db", command, f"{tmp_path / 'copy'}")
+        assert said.startswith(f"DATABASE_URL: for PostgreSQL, run: {words}")
+
+
+@pytest.mark.parametrize("way", ["moved", "copied over it"])
+def test_a_wal_of_another_file_is_not_added_to_a_backup(
+    file: Path, tmp_path: Path, secrets: list[str], way: str
+) -> None:
+    """A service is killed, so its -wal stays, and somebody puts a backup in the place of the file."""
+    copy, key_service = tmp_path / "copy", KeyService(load_settings())
+    with started(Replica()) as [server]:
+        server.until(200, secrets[0])
+        run("db", "backup", f"{copy}")
+        lost, _ = make(key_service)
+        server.until(200, lost.key)
+        server.process.kill()
+    wal = Path(f"{file}-wal")
+    assert wal.stat().st_size
+    before = copy.read_bytes()
+    copy.replace(file) if way == "moved" else shutil.copyfile(copy, file)
+    for command in ("keys list", "db upgrade"):
+        assert f"{wal.name} may be of another file" in complaint(*command.split())
+    assert file.read_bytes() == before
+    moved = file.replace(tmp_path / "moved")
+    remove(file)
+    assert run("db", "restore", f"{moved}").exit_code == 0
+    assert [view.id for view in key_service.all()] != []
+    with pytest.raises(NotFoundError):
+        key_service.get(lost.id)
+
+
+@pytest.mark.parametrize("is_moved", [False, True])
+def test_a_wal_of_the_same_file_is_not_lost(
+    file: Path, secrets: list[str], tmp_path: Path, is_moved: bool
+) -> None:
+    key_service = KeyService(load_settings())
+    with started(Replica()) as [server]:
+        server.until(200, secrets[0])
+        issued, _ = make(key_service)
+        server.process.kill()
+    wal, elsewhere = Path(f"{file}-wal"), tmp_path / "elsewhere"
+    assert wal.stat().st_size
+    if is_moved:  # such as a copy of the folder
+        elsewhere.mkdir()
+        for name in (file.name, wal.name):
+            shutil.copyfile(file.parent / name, elsewhere / name)
+        remove(file)
+        assert run("db", "restore", f"{elsewhere / file.name}").exit_code == 0
+    assert key_service.get(issued.id).status == "active"

@@ -247,8 +247,8 @@ def _refuse_strange_wal(path: Path) -> None:
     with closing(sqlite3.connect(uri_of(path, "ro"), uri=True)) as both:
         if both.execute("PRAGMA user_version").fetchone()[0] != _signature(path):
             raise sqlite3.OperationalError(
-                f"{path} was put there, and {wal.name} belongs to another file: move both away, and"
-                f" restore with `{COMMAND} db restore FILE`"
+                f"{path} was put there, and {wal.name} may be of another file: move both away, side"
+                f" by side only if they belong together, and run `{COMMAND} db restore FILE`"
             )
 
 
