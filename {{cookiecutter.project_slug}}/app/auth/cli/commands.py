@@ -26,6 +26,7 @@ from app.auth.config import sources
 from app.auth.config.settings import AuthSettings
 from app.auth.database import clock
 from app.auth.database.engine import LONG_TIMEOUT, transaction
+from app.auth.database.migrate import upgrade
 from app.auth.database.models import ENV_ID
 from app.auth.key import id_of
 from app.auth.keys.service import KeyService, open_service
@@ -276,8 +277,7 @@ def scan(
 @db.command("upgrade")
 def upgrade_database(ctx: typer.Context) -> None:
     """Create all tables, or update them before a newer service starts."""
-    from app.auth.database.migrate import upgrade  # these load Alembic
-    from app.auth.database.owner_migrations import upgrade_tables
+    from app.auth.database.owner_migrations import upgrade_tables  # loads Alembic
 
     with one_line_errors():
         settings = wiring_of(ctx).load_settings()
