@@ -1082,7 +1082,6 @@ DATABASE = [
         "        unique=True,",
         "        unique=False,",
         "changes",
-        lean=True,
     ),
     Mutant(
         "a change and its event are two transactions",
