@@ -8,7 +8,7 @@ import typer
 
 from app.auth.cli.output import note, one_line_errors, print_text
 from app.auth.config.settings import AuthSettings
-from app.auth.database import clock
+from app.auth.database import clock, migrate
 from app.auth.database.engine import transaction
 from app.auth.keys.service import KeyService, open_service
 from app.auth.usage import counts
@@ -19,8 +19,7 @@ db = typer.Typer(no_args_is_help=True)
 @db.command()
 def upgrade(ctx: typer.Context) -> None:
     """Create all tables, or update them before a newer service starts."""
-    from app.auth.database import migrate  # these load Alembic
-    from app.auth.database.owner_migrations import upgrade_tables
+    from app.auth.database.owner_migrations import upgrade_tables  # loads Alembic
 
     with one_line_errors():
         settings = _settings(ctx)
