@@ -12,6 +12,7 @@ from glob import escape
 from pathlib import Path
 from time import monotonic, monotonic_ns, time
 from typing import Final
+from weakref import finalize
 
 from app.auth.database.engine import file_of
 from app.limits.limit import CALENDAR
@@ -73,9 +74,9 @@ class SqliteCounter:
         self._close()
 
     def _close(self) -> None:
-        opened, self._opened = self._opened, None
-        if opened:
-            opened.close()
+        if self._opened:
+            self._end()
+        self._opened = None
 
     async def _retry(self) -> None:
         """Charge all that wait in one transaction, once no other process writes."""
@@ -120,9 +121,12 @@ class SqliteCounter:
     def _transaction(self, asked: Sequence[_Asked]) -> Sequence[Counted | None] | None:
         if self._path and self._opened and file_of(self._path) != self._file:
             self._close()
-        opened = self._opened = self._opened or self._open()
-        if opened is None:
-            return None
+        if not self._opened:
+            if not (new := self._open()):
+                return None
+            # Without a lifespan nobody calls `close`.
+            self._opened, self._end = new, finalize(self, new.close)
+        opened = self._opened
         opened.execute("BEGIN IMMEDIATE")
         try:
             now = monotonic_ns()  # under the lock, so that times are in the order of the charges
