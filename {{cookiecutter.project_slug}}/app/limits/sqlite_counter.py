@@ -152,6 +152,8 @@ class SqliteCounter:
             opened.executescript(f"BEGIN IMMEDIATE; {_TABLES} COMMIT")
         except BaseException:
             opened.close()
+            if self._path and not self._path.stat().st_size:
+                self._path.unlink()  # nobody has to wait for its pages
             raise
         return opened
 
