@@ -9,7 +9,6 @@ from typing import Final
 import sqlalchemy as sa
 
 from app.auth.access.policy import Denial, Headers, UsageSource
-from app.auth.database.engine import connect, transaction
 from app.auth.errors import SettingsError
 from app.auth.key import Key
 from app.limits.limit import Limit, are_within, headers_of, parse_limits, with_default, written
@@ -82,10 +81,9 @@ class LimitPolicy:
 
     def upgrade(self) -> None:
         if self._url.get_backend_name() == "postgresql":
-            from app.limits.postgresql_counter import TABLES  # SQLite's users need no driver
+            from app.limits.postgresql_counter import create_tables
 
-            with transaction(connect(self._url), write=True) as connection:
-                connection.exec_driver_sql(TABLES)
+            create_tables(self._url)
 
 
 _parsed = lru_cache(10_000)(parse_limits)
