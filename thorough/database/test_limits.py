@@ -157,18 +157,23 @@ async def test_over_its_limit_a_key_is_told_when_to_try_again(
     assert refused.header("cache-control") == "no-store"
 
 
-async def test_a_warm_request_with_limits_and_addresses_costs_no_query_and_no_write(
+async def test_a_warm_request_with_limits_and_addresses_costs_one_charge(
     service: GuardedAPI, store: DatabaseKeyStore, key_service: KeyService
 ) -> None:
     bounds = {"limits": ["99/minute", "99/month"], "networks": ["127.0.0.0/8"]}
     made = key_service.create("key", restrictions=bounds, actor="test")
     assert await status_of(service, made.key.encode()) == 200
     store._trusted_until = math.inf
-    with patch("app.auth.access.rule.digest", side_effect=digest) as digests, statements() as seen:
+    counter = policy_of(service)._limiter._counter
+    with (
+        patch("app.auth.access.rule.digest", side_effect=digest) as digests,
+        patch.object(counter, "charge", wraps=counter.charge) as charges,
+        statements() as seen,
+    ):
         for _ in range(98):
             assert await status_of(service, made.key.encode()) == 200
         assert await status_of(service, made.key.encode()) == 429
-    assert (digests.call_count, seen) == (99, [])
+    assert (digests.call_count, charges.call_count, seen) == (99, 99, [])
 
 
 async def test_a_bounded_key_in_the_place_of_an_id_is_not_repeated_either(
