@@ -1443,13 +1443,6 @@ DATABASE = [
         "metrics",
     ),
     Mutant(
-        "who once did not count alone never looks again",
-        "app/limits/policy.py",
-        "                self._said_not_alone = not alone\n",
-        "                self._said_not_alone |= not alone\n",
-        "limits",
-    ),
-    Mutant(
         "an address has any text behind it",
         "app/limits/allowed_from.py",
         'None if "%" in text else ip_interface(text)',
