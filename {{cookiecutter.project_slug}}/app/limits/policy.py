@@ -4,6 +4,7 @@ from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
 from functools import lru_cache
 from pathlib import Path
+from typing import Final
 
 import sqlalchemy as sa
 
@@ -23,6 +24,10 @@ class LimitPolicy:
     """
 
     name = "limits"
+    headers: Final = {
+        "RateLimit-Policy": "The limits of the key",
+        "RateLimit": "How many requests are left, and the seconds until there are more",
+    }
 
     def __init__(
         self,
