@@ -39,6 +39,9 @@ class AddressPolicy:
     def running(self) -> AbstractAsyncContextManager[None]:
         return nullcontext()
 
+    def upgrade(self) -> None:
+        """It keeps nothing."""
+
 
 def parse_networks(written: Iterable[str]) -> Networks:
     """Raises ValueError."""
