@@ -69,7 +69,6 @@ class GuardedAPI(FastAPI):
         self._public_paths: Final = frozenset(public_paths)
         self._problem = ""  # the error that stopped the start-up
         given = list(routes)
-        handlers = options.pop("exception_handlers", None) or {}
         super().__init__(
             routes=given,
             # Innermost: middleware that is added later sees requests before the guard does.
@@ -78,9 +77,9 @@ class GuardedAPI(FastAPI):
                 Middleware(Guard, api=self),
                 Middleware(FaultyRoutes, api=self),
             ],
+            exception_handlers={HTTPException: _answer_of, **options.pop("exception_handlers", {})},
             # A redirect would bypass the guard and make callers send the key to another URL.
             redirect_slashes=False,
-            exception_handlers={HTTPException: _answer_of, **handlers},
             **options,
         )
         self.router.lifespan_context = self._following_keys(self.router.lifespan_context)
