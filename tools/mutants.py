@@ -509,10 +509,24 @@ ENV = [
     Mutant(
         "the refusals are not documented",
         "app/auth/access/openapi.py",
-        "{**refusals, **operation",
+        "{**jsonable_encoder(refusals), **operation",
         "{**operation",
         "openapi",
         lean=True,
+    ),
+    Mutant(
+        "the document says nothing of what is left of a limit",
+        "app/auth/access/openapi.py",
+        "if guarded and told and",
+        "if False and",
+        "openapi",
+    ),
+    Mutant(
+        "the router's 404 has another media type",
+        "app/auth/access/application.py",
+        "if type(error) is HTTPException:",
+        "if False:",
+        "openapi",
     ),
     Mutant(
         "the key is not documented",
@@ -1586,6 +1600,13 @@ DATABASE = [
         "app/limits/limit.py",
         "min(ceil(charge.wait)",
         "min(int(charge.wait)",
+        "limits",
+    ),
+    Mutant(
+        "a client is told to wait longer than its timer can",
+        "app/limits/limit.py",
+        ', CALENDAR["day"])',
+        ", MOST)",
         "limits",
     ),
     Mutant(

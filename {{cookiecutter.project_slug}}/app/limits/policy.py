@@ -25,8 +25,11 @@ class LimitPolicy:
 
     name = "limits"
     headers: Final = {
-        "RateLimit-Policy": "The limits of the key",
-        "RateLimit": "How many requests are left, and the seconds until there are more",
+        name: {"description": text, "schema": {"type": "string"}}
+        for name, text in {
+            "RateLimit-Policy": "The limits of the key",
+            "RateLimit": "How many requests are left, and the seconds until there are more",
+        }.items()
     }
 
     def __init__(
