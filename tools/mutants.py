@@ -1433,6 +1433,13 @@ DATABASE = [
         "usage",
     ),
     Mutant(
+        "all strangers are listed",
+        "app/auth/usage/report.py",
+        ".order_by(*order).limit(MOST_LISTED)",
+        ".order_by(*order)",
+        "usage",
+    ),
+    Mutant(
         "a write that failed is forgotten",
         "app/auth/store/usage_writer.py",
         "                await run(self._threads, None, self._queries.add, batch := batches[0])\n",
@@ -1499,8 +1506,8 @@ DATABASE = [
     Mutant(
         "a day that is told as a whole is left out",
         "app/auth/usage/report.py",
-        "(start >= hour.replace(hour=0)))",
-        "(start >= hour))",
+        "(start >= hour.replace(hour=0)) &",
+        "(start >= hour) &",
         "usage",
     ),
     Mutant(
