@@ -848,6 +848,13 @@ DATABASE = [
         "policies",
     ),
     Mutant(
+        "without asyncio the start fails with a traceback",
+        "app/auth/access/application.py",
+        "                _check_asyncio()\n",
+        "",
+        "guard",
+    ),
+    Mutant(
         "a frontend is taken without a word",
         "app/auth/access/application.py",
         "        refuse_frontend()\n",

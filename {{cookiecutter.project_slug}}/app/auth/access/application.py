@@ -4,6 +4,7 @@ A route that is not declared public needs a key, whenever and however it is adde
 neither of the two routers is guarded too, but stops the start-up, because its intent is unclear.
 """
 
+import asyncio
 from collections.abc import (
     AsyncGenerator,
     Awaitable,
@@ -193,6 +194,7 @@ class GuardedAPI(FastAPI):
         async def following(app: FastAPI) -> AsyncGenerator[Any]:
             self._problem = ""
             try:
+                _check_asyncio()
                 await check_guard(type(self))
                 async with AsyncExitStack() as running:
                     await running.enter_async_context(self.keys.follow())
@@ -206,6 +208,15 @@ class GuardedAPI(FastAPI):
                 raise
 
         return following
+
+
+def _check_asyncio() -> None:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        raise SettingsError(
+            "The service needs asyncio, such as: hypercorn --worker-class asyncio"
+        ) from None
 
 
 def _is_in(route: BaseRoute, routes: Sequence[BaseRoute]) -> bool:
