@@ -117,6 +117,18 @@ def settle(lines, chosen):
     return kept
 
 
+def added_without_lines(written, chosen):
+    """The parts that got files while --skip-if-file-exists kept those that need lines of theirs."""
+    if "pyproject.toml" in written:
+        return []
+    firsts = {part: PARTS[part].split()[:1] for part in sorted(chosen)}
+    return [
+        part
+        for part, first in firsts.items()
+        if any(f"{name}/".startswith(f"{path}/") for name in written for path in first)
+    ]
+
+
 def write_keys():
     """Whether the keys were written. A file that is there already stays as it is."""
     try:
@@ -141,6 +153,9 @@ if write_keys():
     keys = f"Two API keys are in {SLUG}/.env. Keep that file to yourself."
 else:
     keys = f"The API keys in {SLUG}/.env stay as they were."
+if added := ", ".join(added_without_lines(written, chosen)):
+    keys += f"\nFiles that were kept may lack the lines of: {added}. Without -s they get them; then look at"
+    keys += " `git diff`."
 try:
     print(
         rf"""{keys}

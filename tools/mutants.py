@@ -739,6 +739,13 @@ ENV = [
         "guesses",
     ),
     Mutant(
+        "callers without an address are slowed for each other",
+        "app/auth/access/clients.py",
+        "(source := _source(client)) == NO_ADDRESS",
+        '(source := _source(client)) == ""',
+        "guesses",
+    ),
+    Mutant(
         "each address of an IPv6 network guesses for itself",
         "app/auth/access/clients.py",
         "network_of(client, 32, 64)",
@@ -833,7 +840,7 @@ DATABASE = [
     ),
     Mutant(
         "the database lets a restriction be changed",
-        "app/auth/database/migrations/versions/0005_api_keys.py",
+        "app/auth/database/migrate.py",
         " OR NEW.restrictions <> OLD.restrictions",
         "",
         "changes",
@@ -857,8 +864,29 @@ DATABASE = [
     Mutant(
         "a frontend is taken without a word",
         "app/auth/access/application.py",
-        "        refuse_frontend()\n",
-        "        pass\n",
+        "    frontend = refuse_frontend\n",
+        "",
+        "guard",
+    ),
+    Mutant(
+        "the size of a body counts before the key",
+        "app/auth/access/application.py",
+        "self.max_body_size = None",
+        "pass",
+        "guard",
+    ),
+    Mutant(
+        "writers that wait take the threads of other endpoints",
+        "app/database.py",
+        ", max_concurrency=8",
+        "",
+        "tables",
+    ),
+    Mutant(
+        "a refused WebSocket is an error of the server",
+        "app/auth/access/rule.py",
+        "_is_refused.set(True)",
+        "pass",
         "guard",
     ),
     Mutant(
@@ -967,7 +995,7 @@ DATABASE = [
     # A revocation is final, also beside another history of the database.
     Mutant(
         "the database lets a revocation be undone",
-        "app/auth/database/migrations/versions/0005_api_keys.py",
+        "app/auth/database/migrate.py",
         '"OLD.revoked_at IS NOT NULL AND NEW.revoked_at IS DISTINCT FROM OLD.revoked_at"',
         '"OLD.id = NEW.name"',
         "changes",
@@ -975,7 +1003,7 @@ DATABASE = [
     ),
     Mutant(
         "the database lets keys be replaced",
-        "app/auth/database/migrations/versions/0005_api_keys.py",
+        "app/auth/database/migrate.py",
         '("api_keys", "INSERT", "id = NEW.id")',
         '("api_keys", "INSERT", "id = NEW.name")',
         "changes",
@@ -1069,7 +1097,7 @@ DATABASE = [
     ),
     Mutant(
         "the database lets what has ended come back",
-        "app/auth/database/migrations/versions/0005_api_keys.py",
+        "app/auth/database/migrate.py",
         '"OLD.ended_at IS NOT NULL AND NEW.ended_at IS DISTINCT FROM OLD.ended_at"',
         '"OLD.digest <> OLD.digest"',
         "changes",
@@ -1078,11 +1106,10 @@ DATABASE = [
     # A rotation leaves one or two secrets, whatever happens meanwhile.
     Mutant(
         "the database lets a key have two current secrets",
-        "app/auth/database/migrations/versions/0005_api_keys.py",
-        "            unique=True,",
-        "            unique=False,",
+        "app/auth/database/models.py",
+        "        unique=True,",
+        "        unique=False,",
         "changes",
-        lean=True,
     ),
     Mutant(
         "a change and its event are two transactions",
@@ -1128,7 +1155,7 @@ DATABASE = [
     ),
     Mutant(
         "the database lets a secret be moved to another key",
-        "app/auth/database/migrations/versions/0005_api_keys.py",
+        "app/auth/database/migrate.py",
         "NEW.digest <> OLD.digest OR NEW.key_id <> OLD.key_id OR OLD.expires_at",
         "NEW.digest <> OLD.digest OR OLD.expires_at",
         "changes",
@@ -1207,7 +1234,7 @@ DATABASE = [
     ),
     Mutant(
         "the database lets events be changed",
-        "app/auth/database/migrations/versions/0005_api_keys.py",
+        "app/auth/database/migrate.py",
         '("api_key_events", "UPDATE", "true")',
         '("api_key_events", "UPDATE", "OLD.id < 0")',
         "changes",
@@ -1610,8 +1637,8 @@ DATABASE = [
     Mutant(
         "a second that has begun is not waited for",
         "app/limits/limit.py",
-        'f"{ceil(charge.wait)}"',
-        'f"{int(charge.wait)}"',
+        "min(ceil(charge.wait)",
+        "min(int(charge.wait)",
         "limits",
     ),
     Mutant(

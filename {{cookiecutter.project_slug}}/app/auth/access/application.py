@@ -5,20 +5,15 @@ neither of the two routers is guarded too, but stops the start-up, because its i
 """
 
 import asyncio
-from collections.abc import (
-    AsyncGenerator,
-    Awaitable,
-    Callable,
-    Collection,
-    Iterable,
-    Iterator,
-    Sequence,
-)
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from typing import Any, Final
 
-from fastapi import APIRouter, FastAPI
+from fastapi import APIRouter, FastAPI, Request, Response
+from fastapi.exception_handlers import http_exception_handler
+from fastapi.responses import PlainTextResponse
 from fastapi.routing import APIRoute, RouteContext, iter_route_contexts
+from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.routing import BaseRoute, Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -37,10 +32,17 @@ from app.auth.access.routers import (
     scopes_in,
     with_scopes_of,
 )
-from app.auth.access.rule import KeyStore, extract_key
+from app.auth.access.rule import PROBLEM_JSON, KeyStore, extract_key
 from app.auth.access.selfcheck import FaultyRoutes, check_guard, check_places, places_in
 from app.auth.errors import SettingsError, StoreUnavailableError, UnguardedRouteError
 from app.auth.log import Observer
+
+_TOO_LARGE: Final = {"description": "The body is too large", "content": {"text/plain": {}}}
+
+
+async def _as_text(_: Request, error: Any) -> PlainTextResponse:
+    # As Starlette answers where the length of the body is declared.
+    return PlainTextResponse(f"{error.detail}", error.status_code, error.headers)
 
 
 class GuardedAPI(FastAPI):
@@ -57,7 +59,7 @@ class GuardedAPI(FastAPI):
         *,
         policies: Sequence[Policy] = (),
         observers: Sequence[Observer] = (),
-        public_paths: Collection[str] = (),
+        public_paths: Iterable[str] = (),
         middleware: Sequence[Middleware] = (),
         routes: Iterable[BaseRoute] = (),
         **options: Any,
@@ -68,6 +70,10 @@ class GuardedAPI(FastAPI):
         self._public_paths: Final = frozenset(public_paths)
         self._problem = ""  # the error that stopped the start-up
         given = list(routes)
+        if options.get("max_body_size") is not None:
+            for option, added in (("responses", _TOO_LARGE), ("exception_handlers", _as_text)):
+                options[option] = {413: added, **(options.get(option) or {})}
+        handlers = options.pop("exception_handlers", None) or {}
         super().__init__(
             routes=given,
             # Innermost: middleware that is added later sees requests before the guard does.
@@ -78,8 +84,10 @@ class GuardedAPI(FastAPI):
             ],
             # A redirect would bypass the guard and make callers send the key to another URL.
             redirect_slashes=False,
+            exception_handlers={HTTPException: _answer_of, **handlers},
             **options,
         )
+        self.max_body_size = None  # the router bounds bodies, behind the guard
         self.router.lifespan_context = self._following_keys(self.router.lifespan_context)
         self._public: Final = [route for route in self.routes if not _is_in(route, given)]
         self._guarded: Final[list[BaseRoute]] = []
@@ -119,8 +127,7 @@ class GuardedAPI(FastAPI):
         elif isinstance(router, GuardedRouter):
             self._guarded.extend(self.routes[before:])
 
-    def frontend(self, *_: Any, **__: Any) -> None:
-        refuse_frontend()
+    frontend = refuse_frontend
 
     def check_routes(self) -> None:
         """Raises UnguardedRouteError if a route is on neither kind of router, if nothing checks a
@@ -171,7 +178,7 @@ class GuardedAPI(FastAPI):
         known = self.openapi_schema
         document = super().openapi()
         if document is not known:
-            complete(document, self._operations())
+            complete(document, self._operations(), self.policies)
         return document
 
     def _operations(self) -> Iterator[tuple[Any, bool]]:
@@ -214,9 +221,15 @@ def _check_asyncio() -> None:
     try:
         asyncio.get_running_loop()
     except RuntimeError:
-        raise SettingsError(
-            "The service needs asyncio, such as: hypercorn --worker-class asyncio"
-        ) from None
+        raise SettingsError("Run it on asyncio, such as: hypercorn -k asyncio") from None
+
+
+async def _answer_of(request: Request, error: HTTPException) -> Response:
+    """FastAPI's answer. The router's 404 and 405 get the media type of the refusals."""
+    answer = await http_exception_handler(request, error)
+    if type(error) is HTTPException:  # endpoints raise FastAPI's, which is a subclass
+        answer.headers["Content-Type"] = PROBLEM_JSON
+    return answer
 
 
 def _is_in(route: BaseRoute, routes: Sequence[BaseRoute]) -> bool:

@@ -34,7 +34,10 @@ class Denial:
 
 
 class Policy(Protocol):
-    """Enforces one restriction. Keys carry the restriction under `name`."""
+    """Enforces one restriction. Keys carry the restriction under `name`.
+
+    It may have `headers`, for the OpenAPI document: what `admit` returns, each with a description.
+    """
 
     name: str
 
@@ -63,8 +66,13 @@ class Policy(Protocol):
     def running(self) -> AbstractAsyncContextManager[None]:
         """A context that the service enters at its start and leaves at its end.
 
-        Raises SettingsError on entry if the policy cannot do its work.
+        Raises SettingsError on entry if the policy cannot do its work. Without a lifespan the
+        service never enters it.
         """
+        ...
+
+    def upgrade(self) -> None:
+        """Create what the policy keeps in the database of the keys. `db upgrade` calls it."""
         ...
 
 

@@ -185,7 +185,8 @@ class DatabaseKeyStore:
         while digests := await run(threads, None, self._queries.digests, after):
             known.extend(map(_start_of, digests))
             after = digests[-1]
-        self._clock.learn(await run(threads, None, self._queries.moments))
+        check = self._queries.check
+        self._clock.learn(await run(threads, None, check, position, len(known)))
         if ahead := self._clock.ahead:
             logger.warning("The keys' database says %s. Is this machine's clock right?", ahead)
         self._secrets.clear()
