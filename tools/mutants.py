@@ -869,6 +869,13 @@ DATABASE = [
         "policies",
     ),
     Mutant(
+        "without asyncio the start fails with a traceback",
+        "app/auth/access/application.py",
+        "                _check_asyncio()\n",
+        "",
+        "guard",
+    ),
+    Mutant(
         "a frontend is taken without a word",
         "app/auth/access/application.py",
         "    frontend = refuse_frontend\n",
@@ -1474,6 +1481,13 @@ DATABASE = [
         "usage",
     ),
     Mutant(
+        "all strangers are listed",
+        "app/auth/usage/report.py",
+        ".order_by(*order).limit(MOST_LISTED)",
+        ".order_by(*order)",
+        "usage",
+    ),
+    Mutant(
         "a write that failed is forgotten",
         "app/auth/store/usage_writer.py",
         "                await run(self._threads, None, self._queries.add, batch := batches[0])\n",
@@ -1526,8 +1540,8 @@ DATABASE = [
     Mutant(
         "a day that is told as a whole is left out",
         "app/auth/usage/report.py",
-        "(start >= hour.replace(hour=0)))",
-        "(start >= hour))",
+        "(start >= hour.replace(hour=0)) &",
+        "(start >= hour) &",
         "usage",
     ),
     Mutant(

@@ -4,6 +4,7 @@ A route that is not declared public needs a key, whenever and however it is adde
 neither of the two routers is guarded too, but stops the start-up, because its intent is unclear.
 """
 
+import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from typing import Any, Final
@@ -199,6 +200,7 @@ class GuardedAPI(FastAPI):
         async def following(app: FastAPI) -> AsyncGenerator[Any]:
             self._problem = ""
             try:
+                _check_asyncio()
                 await check_guard(type(self))
                 async with AsyncExitStack() as running:
                     await running.enter_async_context(self.keys.follow())
@@ -212,6 +214,13 @@ class GuardedAPI(FastAPI):
                 raise
 
         return following
+
+
+def _check_asyncio() -> None:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        raise SettingsError("Run it on asyncio, such as: hypercorn -k asyncio") from None
 
 
 async def _answer_of(request: Request, error: HTTPException) -> Response:

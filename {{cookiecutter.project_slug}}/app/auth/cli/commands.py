@@ -234,7 +234,9 @@ def usage(
     with reading(ctx) as service:
         if id is None:
             everything = report.of_all(service.engine, since)
-            show(everything, as_json, [everything.keys, everything.strangers])
+            keys, networks = everything.more_keys, everything.more_strangers
+            more = [f"{keys} more keys, {networks} more networks"] * bool(keys or networks)
+            show(everything, as_json, [everything.keys, everything.strangers, *more])
         else:
             used = report.of_key(service.engine, id, since)
             in_all = KeyUse(**used.model_dump(include={*KeyUse.model_fields}))
