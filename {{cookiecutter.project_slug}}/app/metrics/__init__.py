@@ -4,11 +4,13 @@ Labels come only from declared routes, existing key ids and fixed reason codes, 
 data, so callers cannot create new time series.
 """
 
+import logging
 import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from functools import cache, lru_cache
+from mmap import PAGESIZE
 from multiprocessing import parent_process
 from pathlib import Path
 from typing import Final
@@ -21,9 +23,11 @@ from prometheus_client import (
     Histogram,
     Metric,
     disable_created_metrics,
+    values,
 )
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.exposition import choose_encoder
+from prometheus_client.mmap_dict import MmapedDict
 from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
 
@@ -33,12 +37,52 @@ from app.auth.errors import SettingsError
 from app.auth.log import RequestRecord
 from app.auth.store.cache import DatabaseKeyStore
 
+logger = logging.getLogger(__name__)
+
 FOLDER: Final = "PROMETHEUS_MULTIPROC_DIR"  # where several processes store their counts
 _KINDS: Final = ("counter_", "gauge_", "histogram_", "summary_")  # how its files' names begin
 MOST_KEYS: Final = 10_000  # any further key counts under `others`
 _METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "WS"})
 _BUCKETS: Final = (0.005, 0.025, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0)  # seconds
 
+
+class _AllocatedDict(MmapedDict):
+    """A file of counts. A write to a block that a full disk does not have would end the process by
+    SIGBUS, so blocks are allocated first. Counts without one stay in memory, and out of sums."""
+
+    def __init__(self, filename: str, read_mode: bool = False) -> None:
+        try:
+            with Path(filename).open("ab") as file:
+                os.posix_fallocate(file.fileno(), 0, PAGESIZE)
+        except OSError as error:
+            _tell_lost(error.strerror)
+            filename = f"/proc/self/fd/{os.memfd_create('metrics')}"
+        MmapedDict.__init__(self, filename, read_mode)
+
+    def read_value(self, key: str) -> tuple[float, float]:
+        return MmapedDict.read_value(self, key) if self._has_room(key) else (0.0, 0.0)
+
+    def write_value(self, key: str, value: float, timestamp: float) -> None:
+        if self._has_room(key):
+            MmapedDict.write_value(self, key, value, timestamp)
+
+    def _has_room(self, key: str) -> bool:
+        if key not in self._positions:
+            try:
+                os.posix_fallocate(self._f.fileno(), self._used, 4 * len(key) + 64)
+            except OSError as error:
+                _tell_lost(error.strerror)
+                return False
+        return True
+
+
+@cache
+def _tell_lost(problem: str) -> None:
+    logger.warning("%s takes no more counts, so metrics are lost: %s", FOLDER, problem)
+
+
+if sys.platform == "linux":  # the one that has both functions
+    vars(values)["MmapedDict"] = _AllocatedDict
 disable_created_metrics()  # they would double the series
 _ours: Final = CollectorRegistry()  # an open exporter of yours must not publish these
 _requests = Counter(
@@ -144,6 +188,20 @@ class _Ages(Collector):
         yield GaugeMetricFamily("api_key_usage_age_seconds", about_usage, value=written)
 
 
+def _is_one_of_several() -> bool:
+    """Whether the server may have other workers. Where there is no /proc, nobody can say."""
+    # The workers of most servers are child processes, those of gunicorn are forks.
+    if not (parent_process() or "gunicorn" in sys.modules):
+        return False
+    workers = 0
+    for path in Path(f"/proc/{os.getppid()}/task").glob("*/children"):
+        for child in path.read_text().split():
+            with suppress(FileNotFoundError):
+                command = Path(f"/proc/{child}/cmdline").read_bytes()
+                workers += b"resource_tracker" not in command  # Python's own, beside workers
+    return workers != 1
+
+
 router = GuardedRouter(dependencies=[require("metrics:read")])
 
 
@@ -151,8 +209,7 @@ router = GuardedRouter(dependencies=[require("metrics:read")])
 def metrics(request: Request) -> Response:
     """The sums of all processes that answer at this address."""
     shared = FOLDER in os.environ
-    # The workers of uvicorn and `fastapi dev` are child processes, those of gunicorn are forks.
-    if not shared and (parent_process() or "gunicorn" in sys.modules):
+    if not shared and _is_one_of_several():
         raise HTTPException(503, f"One of several processes is asked for all: set {FOLDER}")
     registry = CollectorRegistry()
     for collector in [_Sums()] if shared else [_ours, REGISTRY]:
