@@ -329,9 +329,7 @@ def test_what_is_no_backup_changes_nothing(file: Path, tmp_path: Path) -> None:
     ):
         said = complaint("db", "restore", f"{tmp_path / name}")
         assert said == f"{tmp_path / name}: {why}; nothing has changed"
-    assert complaint("db", "backup", f"{tmp_path / 'text'}").endswith(
-        "File exists; nothing has changed"
-    )
+    assert "File exists" in complaint("db", "backup", f"{tmp_path / 'text'}")
     assert (tmp_path / "text").read_text() == "swordfish"
     assert key_service.get(issued.id).status == "active"
 
