@@ -10,10 +10,9 @@ import typer
 
 from app.auth.cli.output import note, one_line_errors, print_text
 from app.auth.config.settings import AuthSettings
-from app.auth.database import clock
+from app.auth.database import clock, migrate
 from app.auth.database.engine import (
     BACKUP,
-    LONG_TIMEOUT,
     SCHEMA,
     SCHEMA_TABLE,
     signature,
@@ -30,8 +29,7 @@ db = typer.Typer(no_args_is_help=True)
 @db.command()
 def upgrade(ctx: typer.Context) -> None:
     """Create all tables, or update them before a newer service starts."""
-    from app.auth.database import migrate  # these load Alembic
-    from app.auth.database.owner_migrations import upgrade_tables
+    from app.auth.database.owner_migrations import upgrade_tables  # loads Alembic
 
     with one_line_errors():
         settings = _settings(ctx)
@@ -70,10 +68,9 @@ def thin(ctx: typer.Context) -> None:
     """Compact the usage counts of hours into days where they are more than a month old."""
     with one_line_errors():
         service = open_service(ctx.obj.load_settings())
-        write = transaction(service.engine, write=True, timeout=LONG_TIMEOUT)
-        with write as connection:
-            fewer = counts.thin(connection, clock.now(connection))
-        print_text(f"{fewer} rows less.")
+        with transaction(service.engine) as connection:
+            now = clock.now(connection)
+        print_text(f"{sum(counts.thin(service.engine, now))} rows compacted.")
 
 
 def name_database(settings: AuthSettings) -> None:

@@ -20,8 +20,11 @@ from app.constants import COMMAND
 
 TIMEOUT: Final = 5.0  # seconds until a database that does not answer counts as out of reach
 LONG_TIMEOUT: Final = 600.0  # seconds for a change to all keys, perhaps millions
-SCHEMA: Final = "0005"  # the newest revision in `migrations`
+SCHEMA: Final = "0005"  # the version of the tables in `models` and of their rules
 SCHEMA_TABLE: Final = "api_keys_schema"
+SCHEMAS: Final = sa.Table(
+    SCHEMA_TABLE, sa.MetaData(), sa.Column("version_num", sa.String(32), primary_key=True)
+)
 BACKUP: Final = -1  # the `user_version` of a backup, see `signature`
 OPTIONS: Final[dict[str, Any]] = {  # of a connection to PostgreSQL
     "application_name": COMMAND,
@@ -318,12 +321,11 @@ def check_schema(engine: sa.Engine) -> None:
 
 
 def schema_of(connection: sa.Connection) -> str | None:
-    """The revision of the tables; None if there are none, "" if they have no revision."""
+    """The version of the tables; None if there are none, "" if they have no version."""
     inspector = sa.inspect(connection)
     if inspector.has_table(SCHEMA_TABLE):
-        version = sa.column("version_num", sa.String())
-        newest = sa.select(sa.func.max(version)).select_from(sa.table(SCHEMA_TABLE))
-        return connection.scalar(newest)
+        newest: str | None = connection.scalar(sa.select(sa.func.max(SCHEMAS.c.version_num)))
+        return newest
     return "" if inspector.has_table("api_keys") else None
 
 

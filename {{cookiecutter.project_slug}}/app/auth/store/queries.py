@@ -33,6 +33,7 @@ logger = logging.getLogger(__name__)
 
 AT_ONCE = 50_000  # digests a query, so that none takes long
 MOST_NEWS = 10_000  # events; with more of them, a reload is faster
+THIN_FOR = 1.0  # seconds of each flush
 FLUSH_AT_ONCE = 500  # secrets a transaction, so that changes to keys wait only briefly
 
 T = TypeVar("T")
@@ -69,18 +70,10 @@ class Changes:
 class Queries:
     """All methods raise StoreUnavailableError."""
 
-    def __init__(
-        self,
-        engine: sa.Engine,
-        env_keys: Iterable[bytes],
-    ) -> None:
+    def __init__(self, engine: sa.Engine, env_keys: Iterable[bytes]) -> None:
         self._engine, self._env_keys = engine, frozenset(env_keys)
         self._is_another = False  # another history is being read
         self._env_ids = {ENV_ID + id_of(digest) for digest in self._env_keys}
-        self.name_server()
-
-    def name_server(self) -> None:
-        """Take a new name. A process that was forked must not share that of its parent."""
         self._server = token_hex(8)
 
     def changes_since(self, known: Cursor, timeout: float) -> Changes:
@@ -195,6 +188,8 @@ class Queries:
         self, used: dict[bytes, float], now: datetime, max_staleness: float, starting: bool
     ) -> None:
         """Write when secrets were last used (seconds since the epoch), and this server's row."""
+        if starting:  # a process that was forked must not share the name of its parent
+            self._server = token_hex(8)
         # It moves one column forward and nothing else, so outdated data cannot revive a key.
         at = sa.bindparam("at", type_=Instant)
         last, earliest_wrong = api_key_secrets.c.last_used_at, sa.bindparam("wrong", type_=Instant)
@@ -229,9 +224,10 @@ class Queries:
                 number = sa.update(api_key_servers).where(ours).values(batch=batch.number)
                 connection.execute(number)
 
-    def thin(self, now: datetime) -> int:
-        with transaction(self._engine, write=True, timeout=LONG_TIMEOUT) as connection:
-            return counts.thin(connection, now)
+    def thin(self, now: datetime) -> bool:
+        """Compact old counts for a moment. Returns whether none are left."""
+        give_up_at = monotonic() + THIN_FOR
+        return all(monotonic() < give_up_at for _ in counts.thin(self._engine, now))
 
 
 def _forget_servers(connection: sa.Connection, now: datetime) -> None:
