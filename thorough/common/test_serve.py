@@ -65,7 +65,9 @@ class Service:
     def write_keys(self, *keys: str) -> None:
         (self.secrets / "api_keys").write_text(",".join(keys))
 
-    def start(self, *options: str, program: str = "", **variables: str) -> "subprocess.Popen[bytes]":
+    def start(
+        self, *options: str, program: str = "", **variables: str
+    ) -> "subprocess.Popen[bytes]":
         command = [program or "-m", *(() if program else ("app", "serve")), *options]
         inherited = {n: value for n, value in os.environ.items() if n != "API_KEYS"}
         settings = {

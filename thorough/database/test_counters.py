@@ -101,7 +101,8 @@ class Tables(Place):
         self._run("DROP FUNCTION IF EXISTS api_key_charge_1; DROP TABLE IF EXISTS test_clock")
         self._run("CREATE TABLE test_clock (now bigint); INSERT INTO test_clock VALUES (0)")
         text = postgresql_counter._TABLES.replace(
-            "extract(epoch FROM clock_timestamp()) * 1000000", "(SELECT test_clock.now FROM test_clock)"
+            "extract(epoch FROM clock_timestamp()) * 1000000",
+            "(SELECT test_clock.now FROM test_clock)",
         )
         assert text != postgresql_counter._TABLES
         patched.setattr("app.limits.postgresql_counter._TABLES", text)
@@ -738,8 +739,10 @@ async def test_a_role_that_may_not_create_the_tables_is_told_the_command(
                     assert "runs: uv run my-api-service db upgrade" in line
                     postgresql_counter.create_tables(url)
                     postgresql_counter.create_tables(theirs)  # nothing is missing
-                    owner.execute("GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA"
-                                  " public TO limited")
+                    owner.execute(
+                        "GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA"
+                        " public TO limited"
+                    )
                     limiter._ask_at = 0.0
                     assert await admitted(limiter, "1/hour 5/day", 2) == [True, False]
                     assert said(caplog)[1:] == [BACK]
