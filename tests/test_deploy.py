@@ -70,9 +70,10 @@ def test_every_manifest_is_applied(project: Project) -> None:
 
 def test_they_agree_with_the_image(project: Project) -> None:
     dockerfile, objects = project.read("Dockerfile"), kubernetes(project)
-    port = re.findall(r'"--port", "(\d+)"', dockerfile)
+    port = re.findall(r"^EXPOSE (\d+)$", dockerfile, re.MULTILINE)
+    assert f"'localhost', {port[0]})" in dockerfile  # the health check
     user = re.findall(r"^USER (\d+):(\d+)$", dockerfile, re.MULTILINE)
-    drain = int(*re.findall(r'"--timeout-graceful-shutdown", "(\d+)"', dockerfile))
+    drain = int(*re.findall(r"^GRACE: Final = (\d+)", project.read("app/auth/cli/serve.py"), re.M))
 
     for pod in pods(objects).values():
         identity = pod["spec"]["securityContext"]

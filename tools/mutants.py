@@ -857,8 +857,29 @@ DATABASE = [
     Mutant(
         "a frontend is taken without a word",
         "app/auth/access/application.py",
-        "        refuse_frontend()\n",
-        "        pass\n",
+        "    frontend = refuse_frontend\n",
+        "",
+        "guard",
+    ),
+    Mutant(
+        "the size of a body counts before the key",
+        "app/auth/access/application.py",
+        "self.max_body_size = None",
+        "pass",
+        "guard",
+    ),
+    Mutant(
+        "writers that wait take the threads of other endpoints",
+        "app/database.py",
+        ", max_concurrency=8",
+        "",
+        "tables",
+    ),
+    Mutant(
+        "a refused WebSocket is an error of the server",
+        "app/auth/access/rule.py",
+        "_is_refused.set(True)",
+        "pass",
         "guard",
     ),
     Mutant(
@@ -1153,8 +1174,8 @@ DATABASE = [
     Mutant(
         "every caller asks the database",
         "app/auth/store/cache.py",
-        "        if not self._asking or self._asking.done():",
-        "        if self._changes >= 0:",
+        "if not asking or asking.done() or",
+        "if True or",
         "store",
         lean=True,
     ),
@@ -1404,12 +1425,45 @@ DATABASE = [
         "usage",
     ),
     Mutant(
+        "without a lifespan usage is not written",
+        "app/auth/store/cache.py",
+        "        if came_at > self._flush_at:\n            await self._flush_in_request()\n",
+        "",
+        "lifespan",
+    ),
+    Mutant(
+        "a poll of a loop that has ended is waited for",
+        "app/auth/store/cache.py",
+        " or asking.get_loop() is not asyncio.get_running_loop():",
+        ":",
+        "lifespan",
+    ),
+    Mutant(
+        "a write without a lifespan holds its request up",
+        "app/auth/store/cache.py",
+        "await asyncio.wait_for(writing, self._timeout)",
+        "await writing",
+        "lifespan",
+    ),
+    Mutant(
+        "all that is old is compacted in one transaction",
+        "app/auth/usage/counts.py",
+        ".order_by(starts_at).limit(AT_ONCE)",
+        ".order_by(starts_at)",
+        "usage",
+    ),
+    Mutant(
+        "strangers from everywhere fill the database",
+        "app/auth/usage/counts.py",
+        "or len(kinds[period]) < MOST_NETWORKS:",
+        "or True:",
+        "usage",
+    ),
+    Mutant(
         "a write that failed is forgotten",
         "app/auth/store/usage_writer.py",
-        "                await run(self._threads, None, self._queries.add, batches[0])\n"
-        "                batches.popleft()\n",
-        "                batch = batches.popleft()\n"
-        "                await run(self._threads, None, self._queries.add, batch)\n",
+        "                await run(self._threads, None, self._queries.add, batch := batches[0])\n",
+        "                await run(self._threads, None, self._queries.add, batches.popleft())\n",
         "usage",
     ),
     Mutant(
@@ -1569,8 +1623,8 @@ DATABASE = [
     Mutant(
         "a second that has begun is not waited for",
         "app/limits/limit.py",
-        'f"{ceil(charge.wait)}"',
-        'f"{int(charge.wait)}"',
+        "min(ceil(charge.wait)",
+        "min(int(charge.wait)",
         "limits",
     ),
     Mutant(
@@ -1660,8 +1714,8 @@ DATABASE = [
     Mutant(
         "what a limit refuses uses up a quota",
         "app/auth/usage/counts.py",
-        "sa.func.sum(usage.served + usage.refused))",
-        "sa.func.sum(usage.served + usage.refused + usage.limited))",
+        "sum(usage.served + usage.refused)",
+        "sum(usage.served + usage.refused + usage.limited)",
         "limits",
     ),
     Mutant(

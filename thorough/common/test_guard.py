@@ -235,6 +235,12 @@ async def test_a_stranger_is_refused_before_the_size_of_a_body_counts(
     assert (answer.status, answer.header("connection")) == (MISSING_KEY_STATUS, None)
 
 
+def of_request(answer: Answer) -> Answer:
+    """Without its id."""
+    headers = [each for each in answer.headers if each[0] != b"x-request-id"]
+    return Answer(answer.status, tuple(headers), answer.body)
+
+
 @pytest.mark.parametrize("prefix", ["", "/public"])
 async def test_a_body_that_is_too_large_gets_one_answer(keys: Keys, prefix: str) -> None:
     api, key = bounded(keys), keys.issue()
@@ -245,12 +251,10 @@ async def test_a_body_that_is_too_large_gets_one_answer(keys: Keys, prefix: str)
 
     for path, size in (("/read", 11), ("/unread", 11), ("/larger", 21)):
         answer = await post(path, size, (b"content-length", str(size).encode()))
-        assert (answer.status, answer.body) == (413, b'{"detail":"Content Too Large"}')
-        assert answer.header("content-type") == "application/json"
-        assert answer.header("content-length") == "30"
-    in_chunks = await post("/read", 11, (b"transfer-encoding", b"chunked"))
-    assert (in_chunks.status, in_chunks.body) == (413, b'{"detail":"Content Too Large"}')
-    assert in_chunks.header("content-type") == "application/json"
+        assert (answer.status, answer.body) == (413, b"Content Too Large")
+        in_chunks = await post(path, size, (b"transfer-encoding", b"chunked"))
+        if path != "/unread":  # which a body in chunks does not bother
+            assert of_request(answer) == of_request(in_chunks)
     for path, size in (("/read", 10), ("/larger", 20)):
         answer = await post(path, size, (b"content-length", str(size).encode()))
         assert (answer.status, answer.body) == (200, str(size).encode())

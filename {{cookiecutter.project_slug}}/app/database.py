@@ -58,7 +58,7 @@ def get_read_only_session() -> Iterator[ReadOnly]:
         yield session
 
 
-# Sessions end before the answer is sent, so that a slow client blocks nobody. Who waits for one of
-# the eight that may write takes no thread from other endpoints.
+# Sessions end before the answer is sent, so that a slow client blocks nobody. Who waits for one
+# takes no thread.
 DatabaseSession = Annotated[Session, Depends(get_session, scope="function", max_concurrency=8)]
 ReadOnlySession = Annotated[ReadOnly, Depends(get_read_only_session, scope="function")]

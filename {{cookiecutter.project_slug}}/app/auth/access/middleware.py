@@ -5,7 +5,6 @@ from collections.abc import Awaitable, Mapping, Sequence
 from typing import Any, Final, Protocol
 
 from fastapi import APIRouter
-from fastapi.responses import JSONResponse, PlainTextResponse
 from starlette.middleware.exceptions import ExceptionMiddleware
 from starlette.routing import BaseRoute
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -17,7 +16,6 @@ from app.auth.key import Key
 from app.auth.log import RECORD
 
 _NO_STORE: Final = (b"cache-control", b"no-store")
-_TOO_LARGE: Final = "Content Too Large"
 _FOR_WHOM: Final = re.compile(rb"private|public|s-maxage|no-store", re.IGNORECASE)
 
 
@@ -125,24 +123,3 @@ def _not_stored(send: Send, more: Headers = ()) -> Send:
         return send(message)
 
     return send_not_stored
-
-
-def in_json(app: ASGIApp) -> ASGIApp:
-    """Send "Content Too Large" as JSON, also where Starlette sends it as text, before it reads."""
-    text = PlainTextResponse(_TOO_LARGE, 413)
-    json = JSONResponse({"detail": _TOO_LARGE}, 413)
-
-    async def with_json(scope: Scope, receive: Receive, send: Send) -> None:
-        is_text = False
-
-        async def send_json(message: Message) -> None:
-            nonlocal is_text
-            if is_text:
-                message["body"] = json.body
-            elif message.get("status") == 413 and message["headers"] == text.raw_headers:
-                is_text, message["headers"] = True, json.raw_headers
-            await send(message)
-
-        await app(scope, receive, send_json)
-
-    return with_json

@@ -34,7 +34,10 @@ class Denial:
 
 
 class Policy(Protocol):
-    """Enforces one restriction. Keys carry the restriction under `name`."""
+    """Enforces one restriction. Keys carry the restriction under `name`.
+
+    It may have `headers`, for the OpenAPI document: what `admit` returns, each with a description.
+    """
 
     name: str
 
