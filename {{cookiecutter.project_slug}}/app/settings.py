@@ -15,7 +15,6 @@ class Settings(AuthSettings):
 
 
 _loaded: Settings | None = None
-
 sources.SOURCES["SECRETS_VAULT"] = vault_source  # part: vaults
 
 
