@@ -855,7 +855,7 @@ DATABASE = [
     Mutant(
         "the database lets a restriction be changed",
         "app/auth/database/migrate.py",
-        " OR NEW.restrictions <> OLD.restrictions",
+        " OR CAST(NEW.restrictions AS text) <> CAST(OLD.restrictions AS text)",
         "",
         "changes",
         lean=True,
@@ -1120,9 +1120,9 @@ DATABASE = [
     # A rotation leaves one or two secrets, whatever happens meanwhile.
     Mutant(
         "the database lets a key have two current secrets",
-        "app/auth/database/models.py",
-        "        unique=True,",
-        "        unique=False,",
+        "app/auth/database/migrate.py",
+        "CREATE UNIQUE INDEX",
+        "CREATE INDEX",
         "changes",
     ),
     Mutant(
@@ -2117,10 +2117,10 @@ DATABASE = [
     ),
     # What `keys doctor` finds.
     Mutant(
-        "scopes of what is mounted count as those of no endpoint",
+        "scopes that a dependency asks for count as those of no endpoint",
         "app/auth/usage/findings.py",
-        "                found.update(inner.scopes)",
-        "                pass",
+        "in scopes_of(place.asks)",
+        "in place.asks.own_oauth_scopes or ()",
         "doctor",
     ),
 ]
