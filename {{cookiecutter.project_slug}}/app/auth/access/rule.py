@@ -18,7 +18,7 @@ from app.auth.access.clients import FailedAttempts
 from app.auth.access.policy import Admission, Denial, Policy
 from app.auth.errors import StoreUnavailableError
 from app.auth.key import Key, canonical, digest, id_of, is_spelled_right, masked
-from app.auth.log import RECORD
+from app.auth.log import RECORD, RequestRecord
 from app.constants import API_KEY_HEADER, MISSING_KEY_STATUS
 
 logger = logging.getLogger(__name__)
@@ -98,30 +98,21 @@ class Refusal:
         await (self.answer if can_respond(scope) else _hang_up)(scope, receive, send)
 
     def log(self, scope: Scope) -> None:
-        record = scope.get(RECORD)
-        if record:
-            record.refusal = self.reason
-            if self.limited:
-                record.key, record.limited, (record.digest, _) = (
-                    self.limited,
-                    True,
-                    scope[PRESENTED],
-                )
+        record = scope.get(RECORD) or RequestRecord("", "")  # without a GuardedAPI around it
+        record.refusal = self.reason
+        if self.limited:
+            record.key, record.limited, (record.digest, _) = self.limited, True, scope[PRESENTED]
         span = trace.get_current_span()
         if not (logger.isEnabledFor(logging.INFO) or span.is_recording()):
             return
-        path, (client, _) = masked(scope["path"]), scope.get("client") or ("", 0)
-        reason = self.cause or self.reason
+        path, reason = masked(scope["path"]), self.cause or self.reason
         # No router has seen the request, so its route is looked up here.
-        route = route_of(scope)
-        if record:
-            record.route = route
+        record.route = route = route_of(scope)
         if span.is_recording():
-            span.set_attributes({"api_key.id": self.key_id, "api_key.refusal": reason})
+            span.set_attributes({"caller.id": self.key_id, "caller.refusal": reason})
             if route:
                 span.set_attribute("http.route", route)
-                method = scope["method"] if scope["type"] == "http" else "WS"
-                span.update_name(f"{method} {route}")
+                span.update_name(f"{record.method} {route}")
         whose = f" ({self.key_id})" if self.key_id else ""
         logger.info(
             *("Refused %s %r: %s%s.", scope["type"], path, reason, whose),
@@ -130,7 +121,7 @@ class Refusal:
                 "key_id": self.key_id,
                 "path": path,
                 "route": route,
-                "client": client,
+                "client": record.client,
             },
         )
 
@@ -168,37 +159,32 @@ def can_respond(scope: Scope) -> bool:
     return scope["type"] == "http" or "websocket.http.response" in (scope.get("extensions") or {})
 
 
-def extract_key(scope: Scope) -> None:
-    """Remove the secret from the request, so that no later code can show it.
-
-    `authenticate` uses the digest, which stays in the scope.
-    """
+def extract_key(scope: Scope) -> list[bytes]:
+    """Remove the secret from the request, so that no later code can show it. `authenticate` uses
+    the digest, which stays in the scope. Returns the names of the headers."""
     headers = scope["headers"]
     if not isinstance(headers, list):  # ASGI allows any iterable
         headers = scope["headers"] = list(headers)
-    secret, place, chunked, reason = None, 0, False, ""
-    for index, (name, value) in enumerate(headers):  # one pass is fastest
-        if name == _HEADER:
-            if secret is not None:
-                reason = "more than one key"
-            elif chunked and "httptools" in sys.modules:
-                # httptools appends the trailers of a chunked body to the headers.
-                reason = "a key behind Transfer-Encoding, which may be a trailer"
-            secret, place = value, index
-        elif name == b"transfer-encoding":
-            chunked = True
-    if reason:
+    names = [name for name, _ in headers]
+    count, place, reason = names.count(_HEADER), 0, ""
+    if count == 1:
+        place = names.index(_HEADER)
+        secret = headers.pop(place)[1]
+    else:
         headers[:] = [header for header in headers if header[0] != _HEADER]
-    elif secret is not None:
-        del headers[place]
-    if chunked:
+        reason = "more than one key" if count else "no key"
+    if b"transfer-encoding" in names:
         scope["headers"] = headers.copy()  # httptools appends later trailers to the old list
-    if secret is None or reason:
-        scope[PRESENTED] = Refusal(reason or "no key")
-        return
-    if b"-" not in secret:  # not a UUID; perhaps the prefixed spelling
-        secret = canonical(secret)
-    scope[PRESENTED] = digest(secret), is_spelled_right(secret)
+        if b"transfer-encoding" in names[:place] and "httptools" in sys.modules:
+            # httptools appends the trailers of a chunked body to the headers.
+            reason = "a key behind Transfer-Encoding, which may be a trailer"
+    if reason:
+        scope[PRESENTED] = Refusal(reason)
+    else:
+        if not is_spelled_right(secret):
+            secret = canonical(secret)
+        scope[PRESENTED] = digest(secret), is_spelled_right(secret)
+    return names
 
 
 async def authenticate(
@@ -214,7 +200,7 @@ async def authenticate(
     if isinstance(offered, Refusal):
         return offered
     hashed, may_be_one = offered
-    client, _ = scope.get("client") or ("", 0)
+    client = scope[RECORD].client
     slowed = attempts.are_too_many(client)
     if slowed and not keys.may_exist(hashed):
         attempts.add(client)
