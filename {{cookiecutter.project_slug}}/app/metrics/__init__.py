@@ -6,6 +6,7 @@ data, so callers cannot create new time series.
 
 import os
 import sys
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from functools import cache, lru_cache
@@ -57,6 +58,9 @@ _uses = Counter(
 _refusals = Counter("api_key_refusals", "Requests that were refused", ["reason"], registry=_ours)
 _keys: Final[set[str]] = set()  # the ids that have a series
 
+_AT_ONCE: Final = 1 if FOLDER in os.environ else 100  # requests
+_waiting: Final = deque[tuple[tuple[str, str, int], str, str, str, float]]()  # to be counted
+
 # Looking up a series takes longer than counting, so these functions cache it.
 
 
@@ -83,15 +87,25 @@ def _add_refusal(reason: str) -> Callable[[], None]:
 
 
 def observe(record: RequestRecord) -> None:
-    """Count a request."""
-    route = record.route or ""
-    _add_request(route, record.method if record.method in _METHODS else "other", record.status)()
-    if record.key:
-        _add_use(record.key.id, record.outcome)()
-    if record.refusal:
-        _add_refusal(record.refusal)()
-    else:
-        _add_seconds(route)(record.seconds)
+    """Count a request. Counting many at a time is faster, but other processes cannot wait."""
+    key_id, outcome = (record.key.id, record.outcome) if record.key else ("", "")
+    method = record.method if record.method in _METHODS else "other"
+    request = (record.route or "", method, record.status)
+    _waiting.append((request, key_id, outcome, record.refusal, record.seconds))
+    if len(_waiting) >= _AT_ONCE:
+        count_waiting()
+
+
+def count_waiting() -> None:
+    while _waiting:
+        request, key_id, outcome, refusal, seconds = _waiting.popleft()
+        _add_request(*request)()
+        if key_id:
+            _add_use(key_id, outcome)()
+        if refusal:
+            _add_refusal(refusal)()
+        else:
+            _add_seconds(request[0])(seconds)
 
 
 def prepare() -> None:
@@ -150,6 +164,7 @@ router = GuardedRouter(dependencies=[require("metrics:read")])
 @router.get("/metrics", include_in_schema=False)
 def metrics(request: Request) -> Response:
     """The sums of all processes that answer at this address."""
+    count_waiting()
     shared = FOLDER in os.environ
     # The workers of uvicorn and `fastapi dev` are child processes, those of gunicorn are forks.
     if not shared and (parent_process() or "gunicorn" in sys.modules):

@@ -5,6 +5,7 @@ from typing import Any, Final, Protocol
 
 from fastapi import APIRouter
 from opentelemetry import trace
+from opentelemetry.context import get_current
 from starlette.middleware.exceptions import ExceptionMiddleware
 from starlette.routing import BaseRoute
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -65,11 +66,20 @@ class Guard:
             return
         caller = scope.get(CALLER)
         if caller is None:
-            caller = self._cached(scope) or await self._decide(scope)
+            record, offered = scope[RECORD], scope[PRESENTED]
+            record.scope = scope  # the one that the router writes to
+            # The fast path: a cached key that no policy restricts.
+            if (
+                isinstance(offered, tuple)
+                and (caller := self._keys.cached(offered[0]))
+                and not (caller.restrictions or self._concerns(caller))
+            ):
+                record.key, record.digest = caller, offered[0]
+            else:
+                caller = await self._decide(scope)
             scope[CALLER], scope[API] = caller, self._api
-            span = trace.get_current_span()  # records nothing unless OpenTelemetry is set up
-            if span.is_recording():
-                _describe(span, caller)
+            if get_current():  # empty unless OpenTelemetry is set up
+                _describe(trace.get_current_span(), caller)
         elif scope[API].keys is not self._keys:
             raise RuntimeError("A GuardedAPI lies in one that asks other keys, and took the key")
         if isinstance(caller, Key):
@@ -78,20 +88,11 @@ class Guard:
         else:
             await self._answer_for(caller, scope)(scope, receive, send)
 
-    def _cached(self, scope: Scope) -> Key | None:
-        """The fast path: a cached key that no policy restricts."""
-        record = scope[RECORD]
-        record.scope = scope  # the one that the router writes to
-        offered = scope[PRESENTED]
-        if isinstance(offered, Refusal) or not (caller := self._keys.cached(offered[0])):
-            return None
-        if caller.restrictions:
-            return None
-        for policy in self._policies:
+    def _concerns(self, caller: Key) -> bool:
+        for policy in self._policies:  # faster than `any`
             if policy.concerns(caller):
-                return None
-        record.key, record.digest = caller, offered[0]
-        return caller
+                return True
+        return False
 
     async def _decide(self, scope: Scope) -> Key | Refusal:
         decision = await authenticate(scope, self._keys, self._failed_attempts, self._policies)
@@ -115,6 +116,8 @@ class Guard:
 
 def _describe(span: trace.Span, caller: Key | Refusal) -> None:
     """Name the caller, and mask keys in what others have recorded of the request."""
+    if not span.is_recording():
+        return
     for name, value in dict(getattr(span, "attributes", None) or {}).items():
         if isinstance(value, str) and masked(value) != value:
             span.set_attribute(name, masked(value))

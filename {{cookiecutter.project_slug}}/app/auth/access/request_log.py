@@ -3,7 +3,7 @@
 import logging
 import re
 from collections import Counter
-from collections.abc import Awaitable, Collection, Iterable, Sequence
+from collections.abc import Awaitable, Collection, Iterable, Mapping, Sequence
 from functools import lru_cache
 from itertools import count
 from secrets import randbits
@@ -72,13 +72,16 @@ class Exchange(RequestRecord):
     headers: Headers = ()  # of the policies
     _has_line = False
 
-    def __init__(self, log: RequestLog, scope: Scope, names: Collection[bytes], send: Send) -> None:
+    def __init__(
+        self, log: RequestLog, scope: Scope, sent: Mapping[bytes, bytes], send: Send
+    ) -> None:
         self._began_at = perf_counter()
         client = scope.get("client")
         self.client = _address(client[0]) if client else ""
         self.method = "WS" if scope["type"] == "websocket" else _shown(scope["method"])
         self.scope, self._log, self._send = scope, log, send
-        self.id = (b"x-request-id" in names and _believed(scope, log.keys)) or log.new_id()
+        id = sent.get(b"x-request-id")
+        self.id = (id and _believed(id, scope, log.keys)) or log.new_id()
         self._id_before = request_id.set(self.id)
         scope[RECORD] = self
 
@@ -87,7 +90,7 @@ class Exchange(RequestRecord):
         if kind == "http.response.body":
             if not message.get("more_body"):
                 self._tell()
-        elif kind.endswith(".start"):
+        elif kind == "http.response.start" or kind == "websocket.http.response.start":
             self._begin(message["status"])
             message["headers"] = self._with_headers(message.get("headers", ()))
         elif kind == "websocket.accept":
@@ -119,7 +122,7 @@ class Exchange(RequestRecord):
         explicitly says `public` or `s-maxage`.
         """
         headers = [*given, *self.headers]
-        names = {name for name, _ in headers}
+        names = dict(headers)
         if self.key:
             if b"cache-control" in names:
                 headers = [_private(header) for header in headers]
@@ -182,9 +185,8 @@ def _address(client: str) -> str:
     return f"{address_of(client) or ''}"
 
 
-def _believed(scope: Scope, keys: KeyStore) -> str:
+def _believed(sent: bytes, scope: Scope, keys: KeyStore) -> str:
     """Return the caller's X-Request-ID, or nothing if that is malformed or holds a key."""
-    sent = dict(scope["headers"])[b"x-request-id"]
     id = sent.decode("latin-1")
     if not _BELIEVED.fullmatch(sent) or any(_is_key(text, scope, keys) for text in spelled_in(id)):
         return ""

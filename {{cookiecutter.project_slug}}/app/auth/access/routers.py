@@ -45,12 +45,10 @@ class GuardedRouter(APIRouter):
         super().__init__(**options)
         self.scopes: Final = sorted(scopes_in(self.dependencies))
 
-    async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
+    def handle(self, scope: Scope, receive: Receive, send: Send) -> Coroutine[Any, Any, None]:
         """FastAPI calls this for an included router."""
-        if refusal := self._refusal(scope):
-            await refusal(scope, receive, send)
-        else:
-            await super().handle(scope, receive, send)
+        refusal = self._refusal(scope)
+        return (refusal or super().handle)(scope, receive, send)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Starlette calls this for a mounted router."""

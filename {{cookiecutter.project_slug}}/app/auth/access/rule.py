@@ -159,13 +159,15 @@ def can_respond(scope: Scope) -> bool:
     return scope["type"] == "http" or "websocket.http.response" in (scope.get("extensions") or {})
 
 
-def extract_key(scope: Scope) -> list[bytes]:
+def extract_key(scope: Scope) -> dict[bytes, bytes]:
     """Remove the secret from the request, so that no later code can show it. `authenticate` uses
-    the digest, which stays in the scope. Returns the names of the headers."""
+    the digest, which stays in the scope. Returns the other headers."""
     headers = scope["headers"]
     if not isinstance(headers, list):  # ASGI allows any iterable
         headers = scope["headers"] = list(headers)
-    names = [name for name, _ in headers]
+    sent = dict(headers)
+    names = list(sent) if len(sent) == len(headers) else [name for name, _ in headers]
+    sent.pop(_HEADER, None)
     count, place, reason = names.count(_HEADER), 0, ""
     if count == 1:
         place = names.index(_HEADER)
@@ -173,7 +175,7 @@ def extract_key(scope: Scope) -> list[bytes]:
     else:
         headers[:] = [header for header in headers if header[0] != _HEADER]
         reason = "more than one key" if count else "no key"
-    if b"transfer-encoding" in names:
+    if b"transfer-encoding" in sent:
         scope["headers"] = headers.copy()  # httptools appends later trailers to the old list
         if b"transfer-encoding" in names[:place] and "httptools" in sys.modules:
             # httptools appends the trailers of a chunked body to the headers.
@@ -181,10 +183,11 @@ def extract_key(scope: Scope) -> list[bytes]:
     if reason:
         scope[PRESENTED] = Refusal(reason)
     else:
-        if not is_spelled_right(secret):
+        if not (is_right := is_spelled_right(secret)):
             secret = canonical(secret)
-        scope[PRESENTED] = digest(secret), is_spelled_right(secret)
-    return names
+            is_right = is_spelled_right(secret)
+        scope[PRESENTED] = digest(secret), is_right
+    return sent
 
 
 async def authenticate(
