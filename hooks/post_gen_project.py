@@ -20,9 +20,10 @@ PARTS = {
     """,
     "database": """
         app/auth/cli/output.py app/auth/database app/auth/keys app/auth/store/cache.py
-        app/auth/store/queries.py app/auth/usage app/database.py app/migrations app/models.py
-        app/policies.py deploy/kubernetes/migration.yaml tests/auth/test_keys.py
-        tests/auth/test_scopes.py tests/auth/test_usage.py tests/test_database.py
+        app/auth/store/queries.py app/auth/store/usage_writer.py app/auth/usage app/database.py
+        app/migrations app/models.py app/policies.py deploy/kubernetes/migration.yaml
+        tests/auth/test_keys.py tests/auth/test_scopes.py tests/auth/test_usage.py
+        tests/test_database.py
     """,
     "env": "",
 }
@@ -116,6 +117,18 @@ def settle(lines, chosen):
     return kept
 
 
+def added_without_lines(written, chosen):
+    """The parts that got files while --skip-if-file-exists kept those that need lines of theirs."""
+    if "pyproject.toml" in written:
+        return []
+    firsts = {part: PARTS[part].split()[:1] for part in sorted(chosen)}
+    return [
+        part
+        for part, first in firsts.items()
+        if any(f"{name}/".startswith(f"{path}/") for name in written for path in first)
+    ]
+
+
 def write_keys():
     """Whether the keys were written. A file that is there already stays as it is."""
     try:
@@ -140,6 +153,9 @@ if write_keys():
     keys = f"Two API keys are in {SLUG}/.env. Keep that file to yourself."
 else:
     keys = f"The API keys in {SLUG}/.env stay as they were."
+if added := ", ".join(added_without_lines(written, chosen)):
+    keys += f"\nFiles that were kept may lack the lines of: {added}. Without -s they get them; then look at"
+    keys += " `git diff`."
 try:
     print(
         rf"""{keys}

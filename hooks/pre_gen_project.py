@@ -44,15 +44,24 @@ USED_BY_HTTP = re.compile(
 )
 
 
+NAMES_OF_WINDOWS = re.compile("con|prn|aux|nul|com[1-9]|lpt[1-9]")
+
+
 def problem_with_text(question, text):
+    if not isinstance(text, str):
+        return f"{question} takes text, not {text!r}."
     for character in "".join(text.split()):
         if unicodedata.category(character) in ("Cc", "Cs"):
             return f"{question} has the control character U+{ord(character):04X}: leave it out."
     return None
 
 
-def problem_with_slug(slug, usable):
+def problem_with_slug(slug):
     """An unusable one never becomes a path: cookiecutter.json puts `-refused-` in its place."""
+    plain = unicodedata.normalize("NFKD", slug.casefold()).encode("ascii", "ignore").decode()
+    usable = re.sub("[^a-z0-9]+", "-", plain).strip("-")[:60].strip("-") or "my-api-service"
+    if NAMES_OF_WINDOWS.fullmatch(usable):
+        usable += "-service"
     if usable in TAKEN:
         return f"project_slug {slug!r} is what the service itself needs; try: {usable}-service"
     if slug != usable:
@@ -79,8 +88,10 @@ def problem_with_choices(choices):
     """Files of answers, for `--replay-file` or cruft, may hold what the prompts never give."""
     if choices["key_store"] not in ("database", "env"):
         return f"key_store takes database or env, not {choices['key_store']!r}."
+    if choices["missing_key_status"] not in ("403", "401"):
+        return f'missing_key_status takes "403" or "401", not {choices["missing_key_status"]!r}.'
     for question, answer in choices.items():
-        if question != "key_store" and not isinstance(answer, bool):
+        if question not in ("key_store", "missing_key_status") and not isinstance(answer, bool):
             return f"{question} takes true or false, not {answer!r}."
     wanted = [part for part in ("limits", "management", "metrics") if choices[part]]
     if choices["key_store"] == "env" and wanted:
@@ -88,15 +99,12 @@ def problem_with_choices(choices):
     return None
 
 
-def main(texts, slug, usable, choices):
-    problems = [
-        *(problem_with_text(question, texts[question]) for question in texts),
-        problem_with_choices(choices),
-        problem_with_slug(slug, usable),
-        problem_with_header(texts["api_key_header"]),
-    ]
-    for problem in filter(None, problems):
-        sys.exit(f"Refused: {problem}")
+def problems(texts, choices):
+    for question, text in texts.items():
+        yield problem_with_text(question, text)
+    yield problem_with_choices(choices)
+    yield problem_with_slug(texts["project_slug"])
+    yield problem_with_header(texts["api_key_header"])
 
 
 # The other hook has this function as well: hooks cannot import each other.
@@ -119,20 +127,23 @@ def list_files():
 # fmt: off
 TEXTS = {
     "project_name": json.loads(r'''{{ cookiecutter.project_name | tojson }}'''),
+    "project_slug": json.loads(r'''{{ cookiecutter.project_slug | tojson }}'''),
     "description": json.loads(r'''{{ cookiecutter.description | tojson }}'''),
     "author_name": json.loads(r'''{{ cookiecutter.author_name | tojson }}'''),
     "api_key_header": json.loads(r'''{{ cookiecutter.api_key_header | tojson }}'''),
 }
-SLUG = json.loads(r'''{{ cookiecutter.__asked_slug | tojson }}''')
-USABLE_SLUG = json.loads(r'''{{ cookiecutter.__usable_slug | tojson }}''')
-CHOICES = json.loads(r'''{{ dict(key_store=cookiecutter.key_store, limits=cookiecutter.limits, management=cookiecutter.management, metrics=cookiecutter.metrics, vaults=cookiecutter.vaults, deploy=cookiecutter.deploy) | tojson }}''')
+ASKED_SLUG = json.loads(r'''{{ cookiecutter.__asked_slug | tojson }}''')
+CHOICES = json.loads(r'''{{ dict(key_store=cookiecutter.key_store, missing_key_status=cookiecutter.missing_key_status, limits=cookiecutter.limits, management=cookiecutter.management, metrics=cookiecutter.metrics, vaults=cookiecutter.vaults, deploy=cookiecutter.deploy) | tojson }}''')
 # A comment in Jinja: nothing is left of it where cookiecutter renders private variables.
 NEEDED = json.loads(r'''{{ cookiecutter.__needed | tojson }}''')
 # fmt: on
 
 if NEEDED:
     sys.exit("Refused: this template needs cookiecutter 2.7 or newer")
-main(TEXTS, SLUG, USABLE_SLUG, CHOICES)
+if TEXTS["project_slug"] == "-refused-":
+    TEXTS["project_slug"] = ASKED_SLUG
+for problem in filter(None, problems(TEXTS, CHOICES)):
+    sys.exit(f"Refused: {problem}")
 
 # What the other hook finds changed was written by this run. All else belongs to the owner.
 Path(".rendering").write_text(json.dumps(list_files()), "utf-8")

@@ -233,7 +233,7 @@ YES = ["yes", "YES", "y", "true", "True", "t", "on", "1", " yes "]
 NO = ["no", "n", "false", "f", "off", "0"]
 
 
-@pytest.mark.parametrize("answer", [*YES, True, *NO, False])
+@pytest.mark.parametrize("answer", [*YES, True, *NO, False], ids=repr)
 def test_a_part_is_chosen_by_yes_or_no(
     rendered: Rendered, template: Path, answer: str | bool
 ) -> None:
@@ -294,6 +294,9 @@ def test_a_run_can_be_repeated(
         ("vaults", 1, "vaults takes true or false, not 1"),
         ("metrics", None, "metrics takes true or false, not None"),
         ("key_store", "file", "key_store takes database or env, not 'file'"),
+        ("missing_key_status", "404", 'missing_key_status takes "403" or "401", not \'404\''),
+        ("project_name", None, "project_name takes text, not None"),
+        ("api_key_header", 1, "api_key_header takes text, not 1"),
     ],
 )
 def test_answers_that_were_changed_by_hand_are_checked(
@@ -312,6 +315,41 @@ def test_answers_that_were_changed_by_hand_are_checked(
         replay(template, output / "again", cookiecutter_home, **{question: answer})
     assert capfd.readouterr().err == f"Refused: {message}.\n"
     assert list((output / "again").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("slug", "usable"),
+    [(slug, usable) for slug, usable in SLUGS if slug.strip("./ ") and "/" not in slug],
+)
+def test_a_slug_that_was_changed_by_hand_is_checked(
+    template: Path,
+    output: Path,
+    rendered: Rendered,
+    cookiecutter_home: Path,
+    capfd: pytest.CaptureFixture[str],
+    slug: str,
+    usable: str,
+) -> None:
+    rendered()
+    capfd.readouterr()
+    with pytest.raises(FailedHookException):
+        replay(template, output / "again", cookiecutter_home, project_slug=slug)
+    (said,) = capfd.readouterr().err.splitlines()
+    assert said.startswith("Refused: project_slug ")
+    assert said.endswith(f"; try: {usable}")
+    assert list((output / "again").iterdir()) == []
+
+
+def test_texts_that_were_changed_by_hand_count(
+    template: Path, output: Path, rendered: Rendered, cookiecutter_home: Path
+) -> None:
+    changed = {"project_name": 'The "O\'Brien" \\ Gateway', "project_slug": "gateway"}
+    texts = {"description": 'It "is"\n new', "author_name": " "}
+    expected = rendered({**EVERYTHING["database"], **changed, **texts}).files()
+    rendered({**EVERYTHING["database"], "project_name": "Other", "author_name": "Somebody"})
+    again = output / "again"
+    project = replay(template, again, cookiecutter_home, **changed, **texts)
+    assert {**project.files(), ".env": b""} == {**expected, ".env": b""}
 
 
 @pytest.mark.parametrize(

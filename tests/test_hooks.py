@@ -177,6 +177,21 @@ def test_what_is_to_be_skipped_is_not_touched(rendered: Rendered, choice: Choice
     }
 
 
+def test_a_part_that_gets_files_without_its_lines_is_named(
+    rendered: Rendered, capfd: pytest.CaptureFixture[str]
+) -> None:
+    project = rendered({"deploy": "yes"})
+    kept = {"overwrite_if_exists": True, "skip_if_file_exists": True}
+    rendered({"deploy": "yes"}, **kept)
+    assert "may lack" not in capfd.readouterr().out
+    rendered({"deploy": "yes", "limits": "yes"}, **kept)
+    assert "may lack the lines of: limits. Without -s " in capfd.readouterr().out
+    assert "limits" not in project.read("app/policies.py")
+    rendered({"deploy": "yes", "limits": "yes"}, overwrite_if_exists=True)
+    assert "may lack" not in capfd.readouterr().out
+    assert "limits" in project.read("app/policies.py")
+
+
 MARKED = """top <!-- part: limits -->
 
 all

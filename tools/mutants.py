@@ -739,6 +739,13 @@ ENV = [
         "guesses",
     ),
     Mutant(
+        "callers without an address are slowed for each other",
+        "app/auth/access/clients.py",
+        "(source := _source(client)) == NO_ADDRESS",
+        '(source := _source(client)) == ""',
+        "guesses",
+    ),
+    Mutant(
         "each address of an IPv6 network guesses for itself",
         "app/auth/access/clients.py",
         "network_of(client, 32, 64)",
@@ -856,7 +863,7 @@ DATABASE = [
     ),
     Mutant(
         "the doctor does not tell of a restriction that nothing enforces",
-        "app/auth/usage/doctor.py",
+        "app/auth/usage/findings.py",
         "key.restrictions.keys() - set(enforced)",
         "key.restrictions.keys() - key.restrictions.keys()",
         "doctor",
@@ -937,7 +944,7 @@ DATABASE = [
     Mutant(
         "a server trusts what it knows for longer than others wait",
         "app/auth/store/cache.py",
-        "counted = self._counted if monotonic() < self._counted_until else 0.0",
+        "counted = self._counted if monotonic() < self._usage.counted_until else 0.0",
         "counted = self._max_staleness",
         "store",
         lean=True,
@@ -1162,7 +1169,7 @@ DATABASE = [
     # Your code cannot starve the guard, nor can changes that wait.
     Mutant(
         "the guard has no threads of its own",
-        "app/auth/store/cache.py",
+        "app/auth/store/queries.py",
         "run_in_executor(threads, function",
         "run_in_executor(None, function",
         "store",
@@ -1328,7 +1335,7 @@ DATABASE = [
     # When keys were last used.
     Mutant(
         "what could not be written is forgotten",
-        "app/auth/store/cache.py",
+        "app/auth/store/usage_writer.py",
         "self._used, self._saw_an_end = used | self._used, True",
         "self._saw_an_end = True",
         "store",
@@ -1338,7 +1345,7 @@ DATABASE = [
         "a stop forgets when keys were last used",
         "app/auth/store/cache.py",
         "            await self.flush(stopping=True)",
-        "            self._used = {}",
+        "            self._usage._used = {}",
         "store",
         lean=True,
     ),
@@ -1384,12 +1391,26 @@ DATABASE = [
         "usage",
     ),
     Mutant(
+        "what is written while the use of a key is read is left out",
+        "app/auth/store/usage_writer.py",
+        "if made == self._counts.made:",
+        "if True:",
+        "usage",
+    ),
+    Mutant(
+        "what is being written while the use of a key is read counts twice",
+        "app/auth/store/usage_writer.py",
+        "if batch.number > last]",
+        "if True]",
+        "usage",
+    ),
+    Mutant(
         "a write that failed is forgotten",
-        "app/auth/store/cache.py",
-        "                await self._run(self._threads, None, self._queries.add, batches[0])\n"
+        "app/auth/store/usage_writer.py",
+        "                await run(self._threads, None, self._queries.add, batches[0])\n"
         "                batches.popleft()\n",
         "                batch = batches.popleft()\n"
-        "                await self._run(self._threads, None, self._queries.add, batch)\n",
+        "                await run(self._threads, None, self._queries.add, batch)\n",
         "usage",
     ),
     Mutant(
@@ -1458,7 +1479,7 @@ DATABASE = [
     ),
     Mutant(
         "a new key is called unusual",
-        "app/auth/usage/anomalies.py",
+        "app/auth/usage/findings.py",
         "if key.created_at < now - timedelta(days=7):",
         "if key.created_at < now:",
         "unusual",
@@ -1510,12 +1531,12 @@ DATABASE = [
         "a server that stops takes its last counts with it",
         "app/auth/store/cache.py",
         "            await self.flush(stopping=True)\n",
-        "            self._counts = Counts()\n            await self.flush(stopping=True)\n",
+        "            self._usage._counts = type(self._usage._counts)()\n            await self.flush(stopping=True)\n",
         "usage",
     ),
     Mutant(
         "every busy hour is unusual",
-        "app/auth/usage/anomalies.py",
+        "app/auth/usage/findings.py",
         "max(1000, 10 * activity.busiest_before)",
         "1000",
         "unusual",
@@ -1852,30 +1873,30 @@ DATABASE = [
     ),
     Mutant(
         "networks that could not be written are forgotten",
-        "app/auth/store/cache.py",
-        "                await self._run(self._threads, None, self._queries.note_networks, networks)\n"
+        "app/auth/store/usage_writer.py",
+        "                await run(self._threads, None, self._queries.note_networks, networks)\n"
         "                self._counts.noted(networks)",
         "                self._counts.noted(networks)\n"
-        "                await self._run(self._threads, None, self._queries.note_networks, networks)",
+        "                await run(self._threads, None, self._queries.note_networks, networks)",
         "usage",
     ),
     Mutant(
         "networks of yesterday evening are forgotten at midnight",
-        "app/auth/usage/anomalies.py",
+        "app/auth/usage/findings.py",
         "by_day.c.starts_at >= today - DAY",
         "by_day.c.starts_at >= today",
         "unusual",
     ),
     Mutant(
         "who always calls from many networks is unusual",
-        "app/auth/usage/anomalies.py",
+        "app/auth/usage/findings.py",
         "max(10, 3 * activity.networks_before)",
         "10",
         "unusual",
     ),
     Mutant(
         "what was unusual once is never told again",
-        "app/auth/usage/anomalies.py",
+        "app/auth/usage/findings.py",
         "        connection.execute(over)\n",
         "",
         "unusual",
@@ -1890,7 +1911,7 @@ DATABASE = [
     # What `keys doctor` finds.
     Mutant(
         "scopes of what is mounted count as those of no endpoint",
-        "app/auth/usage/doctor.py",
+        "app/auth/usage/findings.py",
         "                found.update(inner.scopes)",
         "                pass",
         "doctor",

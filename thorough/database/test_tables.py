@@ -1,5 +1,6 @@
-"""The owner's tables: a chain of revisions of their own, and migrations that lose nothing."""
+"""The owner's tables: a chain of revisions of their own, migrations that lose nothing, sessions."""
 
+import asyncio
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -10,13 +11,17 @@ import pytest
 import sqlalchemy as sa
 from alembic import command
 from alembic.util import CommandError
+from fastapi import FastAPI
+from sqlalchemy.orm import Session
 
 from app.auth.database.engine import SCHEMA_TABLE, connect, transaction
 from app.auth.database.migrate import upgrade
 from app.auth.database.owner_migrations import configuration, upgrade_tables
 from app.auth.errors import SettingsError, StoreUnavailableError
 from app.cli import MIGRATIONS
+from app.database import DatabaseSession, ReadOnlySession, get_engine
 from app.settings import load_settings
+from tests.callers import status_of
 from tests.thorough.commands import run
 from tests.thorough.databases import Databases, SQLiteDatabases
 from tests.thorough.services import make_service
@@ -335,3 +340,41 @@ def test_whoever_waits_to_write_looks_often(
         sqlite_chain.execute("CREATE TABLE mine (id INTEGER)")
     assert len(pauses) == 9
     assert max(pauses) < 0.01
+
+
+# Sessions.
+
+
+async def test_writers_that_wait_hold_no_other_endpoint_up(database_url: sa.URL) -> None:
+    """More of them than there are threads: a reader and an endpoint without a database answer."""
+    api = FastAPI()
+
+    @api.post("/numbers")
+    def write(session: DatabaseSession) -> None:
+        session.execute(sa.text("INSERT INTO numbers VALUES (1)"))
+        session.commit()
+
+    @api.get("/numbers")
+    def read(session: ReadOnlySession) -> None:
+        session.execute(sa.text("SELECT count(*) FROM numbers")).one()
+
+    @api.get("/plain")
+    def plain() -> None: ...
+
+    is_sqlite = database_url.get_backend_name() == "sqlite"
+    with Session(get_engine()) as holder:
+        holder.execute(sa.text("CREATE TABLE numbers (number INTEGER)"))
+        holder.commit()
+        lock = "INSERT INTO numbers VALUES (0)" if is_sqlite else "LOCK numbers IN EXCLUSIVE MODE"
+        holder.execute(sa.text(lock))
+        writers = [
+            asyncio.create_task(status_of(api, path="/numbers", method="POST", body=b""))
+            for _ in range(60)
+        ]
+        async with asyncio.timeout(10):
+            await asyncio.sleep(0.1)  # they have come
+            for path in ("/numbers", "/plain"):
+                assert await status_of(api, path=path, body=b"") == 200
+        assert not any(writer.done() for writer in writers)
+        holder.rollback()
+    assert await asyncio.gather(*writers) == [200] * 60

@@ -155,9 +155,9 @@ async def test_strangers_count_by_reason_and_network_and_never_by_what_they_sent
 async def test_what_cannot_be_told_in_short_is_cut_and_holds_up_nothing(
     store: DatabaseKeyStore, key_service: KeyService
 ) -> None:
-    store._counts.refuse("192.0.2.7", 0.0, "x" * 1000)
+    store._usage._counts.refuse("192.0.2.7", 0.0, "x" * 1000)
     await store.flush()
-    assert not store._counts
+    assert not store._usage._counts
     with transaction(key_service.engine) as connection:
         assert connection.scalar(sa.select(api_key_refusals.c.reason)) == "x" * LONGEST_REASON
 
@@ -238,12 +238,57 @@ async def test_many_counts_are_written_some_at_a_time(
 ) -> None:
     await store.flush(starting=True)
     for number in range(2 * AT_ONCE + 1):
-        store._counts.use(number.to_bytes(32), number * 3600.0, "served", "")
-    assert [len(batch.rows) for batch in store._counts.batches()] == [AT_ONCE, AT_ONCE, 1]
+        store._usage._counts.use(number.to_bytes(32), number * 3600.0, "served", "")
+    assert [len(batch.rows) for batch in store._usage._counts.batches()] == [AT_ONCE, AT_ONCE, 1]
     await store.flush()
-    assert not store._counts
+    assert not store._usage._counts
     with transaction(key_service.engine) as connection:
         assert connection.scalar(sa.select(sa.func.count()).select_from(api_key_usage)) == 1001
+
+
+@pytest.mark.parametrize("order", ["read, write", "write, read"])
+@pytest.mark.parametrize("write", ["succeeds", "fails", "loses its answer", "has begun before"])
+async def test_the_use_of_a_key_counts_once_while_it_is_written(
+    service: GuardedAPI, store: DatabaseKeyStore, key_service: KeyService, order: str, write: str
+) -> None:
+    first = key_service.create("key", ["a:b"], actor="test")
+    second = key_service.rotate(first.id, actor="test")
+    other = key_service.create("other", actor="test")
+    since = datetime.now(UTC) - WEEK
+    loop, read, add_once = asyncio.get_running_loop(), store._queries.used, store._queries.add
+
+    async def use() -> None:
+        for issued in (first, second, other):
+            assert await status_of(service, issued.key.encode()) == 200
+
+    def add(batch: Any) -> None:
+        if write != "fails":
+            add_once(batch)
+        if write != "succeeds":
+            raise StoreUnavailableError("the line was cut")
+
+    def write_and_read(*arguments: Any) -> Any:
+        answer = read(*arguments) if order == "read, write" else None
+        if not flushed:
+            flushed.append(True)
+            asyncio.run_coroutine_threadsafe(store.flush(), loop).result(60)
+        return answer or read(*arguments)
+
+    flushed: list[bool] = []
+    await store.flush(starting=True)
+    await use()
+    await store.flush()
+    await use()
+    assert await store.used_since(first.id, since) == 4
+    with patch.object(store._queries, "add", add):
+        if write == "has begun before":
+            await store.flush()
+            await use()
+        with patch.object(store._queries, "used", write_and_read):
+            assert await store.used_since(first.id, since) == 4 + 2 * (write == "has begun before")
+    await store.flush()
+    assert await store.used_since(first.id, since) == 4 + 2 * (write == "has begun before")
+    assert await store.used_since(first.id, datetime.now(UTC) + WEEK) == 0
 
 
 # By the hour, and later by the day.
@@ -344,7 +389,7 @@ async def test_a_server_thins_once_a_day(store: DatabaseKeyStore, key_service: K
         assert not thinned.called  # a start waits for nothing that can be done later
         for seconds, times in ((60, 1), (60, 1), (86_400, 2)):
             time.return_value += seconds
-            store._counts.refuse("192.0.2.7", time.return_value, "no key")
+            store._usage._counts.refuse("192.0.2.7", time.return_value, "no key")
             await store.flush()
             assert thinned.call_count == times
         assert run("db", "thin").stdout == "0 rows less.\n"

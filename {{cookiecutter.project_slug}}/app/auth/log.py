@@ -32,17 +32,10 @@ class RequestRecord:
     key: Key | None = None
     digest: bytes = b""  # of the key's secret
     refusal: str = ""  # the reason, if it was refused
-    limited: bool = False  # a policy held the key back
+    outcome: Literal["served", "refused", "limited"] = "served"  # of a request with a valid key
     route: str | None = None  # the declared path; None until it is looked up
     status: int = 0  # 101 for an accepted WebSocket; 0 without an answer
     seconds: float = 0.0  # until the answer starts
-
-    @property
-    def outcome(self) -> Literal["served", "refused", "limited"]:
-        """The result of a request with a valid key."""
-        if not self.refusal:
-            return "served"
-        return "limited" if self.limited else "refused"
 
 
 Observer = Callable[[RequestRecord], None]

@@ -6,7 +6,7 @@ data, so callers cannot create new time series.
 
 import os
 import sys
-from collections import deque
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from functools import cache, lru_cache
@@ -14,7 +14,7 @@ from multiprocessing import parent_process
 from pathlib import Path
 from typing import Final
 
-from fastapi import HTTPException, Request, Response
+from fastapi import Depends, HTTPException, Request, Response
 from prometheus_client import (
     REGISTRY,
     CollectorRegistry,
@@ -58,14 +58,14 @@ _uses = Counter(
 _refusals = Counter("api_key_refusals", "Requests that were refused", ["reason"], registry=_ours)
 _keys: Final[set[str]] = set()  # the ids that have a series
 
-_AT_ONCE: Final = 1 if FOLDER in os.environ else 100  # requests
-_waiting: Final = deque[tuple[tuple[str, str, int], str, str, str, float]]()  # to be counted
+_AT_ONCE: Final = 0 if FOLDER in os.environ else 200
+_waiting: Final = defaultdict[tuple[str, str, int, str, str, str], list[float]](list)  # by labels
 
 # Looking up a series takes longer than counting, so these functions cache it.
 
 
 @cache
-def _add_request(route: str, method: str, status: int) -> Callable[[], None]:
+def _add_request(route: str, method: str, status: int) -> Callable[[int], None]:
     return _requests.labels(route, method, status).inc
 
 
@@ -75,37 +75,49 @@ def _add_seconds(route: str) -> Callable[[float], None]:
 
 
 @lru_cache(3 * MOST_KEYS)
-def _add_use(key_id: str, outcome: str) -> Callable[[], None]:
+def _add_use(key_id: str, outcome: str) -> Callable[[int], None]:
     if key_id not in _keys and len(_keys) < MOST_KEYS:
         _keys.add(key_id)
     return _uses.labels(key_id if key_id in _keys else "others", outcome).inc
 
 
 @cache
-def _add_refusal(reason: str) -> Callable[[], None]:
+def _add_refusal(reason: str) -> Callable[[int], None]:
     return _refusals.labels(reason).inc
 
 
 def observe(record: RequestRecord) -> None:
-    """Count a request. Counting many at a time is faster, but other processes cannot wait."""
-    key_id, outcome = (record.key.id, record.outcome) if record.key else ("", "")
-    method = record.method if record.method in _METHODS else "other"
-    request = (record.route or "", method, record.status)
-    _waiting.append((request, key_id, outcome, record.refusal, record.seconds))
-    if len(_waiting) >= _AT_ONCE:
-        count_waiting()
+    """Count a request. Adding up many is faster, but other processes cannot wait for that."""
+    labels = (
+        record.route or "",
+        record.method if record.method in _METHODS else "other",
+        record.status,
+        record.key.id if record.key else "",
+        record.outcome,
+        record.refusal,
+    )
+    waiting = _waiting[labels]
+    waiting.append(record.seconds)
+    if len(waiting) > _AT_ONCE or len(_waiting) > _AT_ONCE:
+        _add_up()
 
 
-def count_waiting() -> None:
-    while _waiting:
-        request, key_id, outcome, refusal, seconds = _waiting.popleft()
-        _add_request(*request)()
+def _add_up() -> None:
+    for (route, method, status, key_id, outcome, refusal), seconds in _waiting.items():
+        _add_request(route, method, status)(len(seconds))
         if key_id:
-            _add_use(key_id, outcome)()
+            _add_use(key_id, outcome)(len(seconds))
         if refusal:
-            _add_refusal(refusal)()
+            _add_refusal(refusal)(len(seconds))
         else:
-            _add_seconds(request[0])(seconds)
+            for each in seconds:
+                _add_seconds(route)(each)
+    _waiting.clear()
+
+
+async def add_up() -> None:
+    """Count what waits, in the thread that observes requests."""
+    _add_up()
 
 
 def prepare() -> None:
@@ -158,13 +170,12 @@ class _Ages(Collector):
         yield GaugeMetricFamily("api_key_usage_age_seconds", about_usage, value=written)
 
 
-router = GuardedRouter(dependencies=[require("metrics:read")])
+router = GuardedRouter(dependencies=[require("metrics:read"), Depends(add_up)])
 
 
 @router.get("/metrics", include_in_schema=False)
 def metrics(request: Request) -> Response:
     """The sums of all processes that answer at this address."""
-    count_waiting()
     shared = FOLDER in os.environ
     # The workers of uvicorn and `fastapi dev` are child processes, those of gunicorn are forks.
     if not shared and (parent_process() or "gunicorn" in sys.modules):

@@ -17,7 +17,7 @@ from app.auth.errors import StoreUnavailableError
 from app.auth.key import digest, new_secret
 from app.auth.keys.service import MANAGE
 from app.auth.keys.views import KeyView
-from app.auth.usage.doctor import examine
+from app.auth.usage.findings import examine
 from app.auth.usage.report import of_all, of_key
 from tests.callers import Clock, ask, keys, on, run, with_endpoints
 from tests.conftest import Server

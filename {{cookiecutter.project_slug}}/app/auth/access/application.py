@@ -22,7 +22,7 @@ from starlette.middleware import Middleware
 from starlette.routing import BaseRoute, Match
 from starlette.types import Message, Receive, Scope, Send
 
-from app.auth.access.middleware import Guard
+from app.auth.access.middleware import Guard, in_json
 from app.auth.access.openapi import complete
 from app.auth.access.policy import Policy
 from app.auth.access.request_log import Exchange, RequestLog
@@ -69,14 +69,16 @@ class GuardedAPI(FastAPI):
         self._public_paths: Final = frozenset(public_paths)
         self._problem = ""  # the error that stopped the start-up
         given = list(routes)
+        bounded = [Middleware(in_json)] if options.get("max_body_size") is not None else []
         super().__init__(
             routes=given,
             # Innermost: middleware that is added later sees requests before the guard does.
-            middleware=[*middleware, Middleware(Guard, api=self)],
+            middleware=[*middleware, Middleware(Guard, api=self), *bounded],
             # A redirect would bypass the guard and make callers send the key to another URL.
             redirect_slashes=False,
             **options,
         )
+        self.max_body_size = None  # the router bounds bodies, behind the guard
         self.router.lifespan_context = self._following_keys(self.router.lifespan_context)
         self._public: Final = [route for route in self.routes if not _is_in(route, given)]
         self._guarded: Final[list[BaseRoute]] = []
@@ -171,7 +173,7 @@ class GuardedAPI(FastAPI):
         known = self.openapi_schema
         document = super().openapi()
         if document is not known:
-            complete(document, self._operations())
+            complete(document, self._operations(), is_bounded=self.router.max_body_size is not None)
         return document
 
     def _operations(self) -> Iterator[tuple[Any, bool]]:

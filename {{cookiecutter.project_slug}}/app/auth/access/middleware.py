@@ -4,11 +4,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final, Protocol
 
 from fastapi import APIRouter
+from fastapi.responses import JSONResponse, PlainTextResponse
 from opentelemetry import trace
 from opentelemetry.context import get_current
 from starlette.middleware.exceptions import ExceptionMiddleware
 from starlette.routing import BaseRoute
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.auth.access.clients import FailedAttempts
 from app.auth.access.policy import Admission, Policy
@@ -24,6 +25,8 @@ from app.auth.access.rule import (
 from app.auth.access.selfcheck import FaultyRoutes
 from app.auth.key import Key, masked
 from app.auth.log import RECORD
+
+_TOO_LARGE: Final = "Content Too Large"
 
 
 class Application(Protocol):
@@ -72,7 +75,8 @@ class Guard:
             if (
                 isinstance(offered, tuple)
                 and (caller := self._keys.cached(offered[0]))
-                and not (caller.restrictions or self._concerns(caller))
+                and not caller.restrictions
+                and not [policy for policy in self._policies if policy.concerns(caller)]
             ):
                 record.key, record.digest = caller, offered[0]
             else:
@@ -87,12 +91,6 @@ class Guard:
             await self._app(scope, receive, send)
         else:
             await self._answer_for(caller, scope)(scope, receive, send)
-
-    def _concerns(self, caller: Key) -> bool:
-        for policy in self._policies:  # faster than `any`
-            if policy.concerns(caller):
-                return True
-        return False
 
     async def _decide(self, scope: Scope) -> Key | Refusal:
         decision = await authenticate(scope, self._keys, self._failed_attempts, self._policies)
@@ -123,3 +121,24 @@ def _describe(span: trace.Span, caller: Key | Refusal) -> None:
             span.set_attribute(name, masked(value))
     if isinstance(caller, Key):
         span.set_attribute("caller.id", caller.id)
+
+
+def in_json(app: ASGIApp) -> ASGIApp:
+    """Send "Content Too Large" as JSON, also where Starlette sends it as text, before it reads."""
+    text = PlainTextResponse(_TOO_LARGE, 413)
+    json = JSONResponse({"detail": _TOO_LARGE}, 413)
+
+    async def with_json(scope: Scope, receive: Receive, send: Send) -> None:
+        is_text = False
+
+        async def send_json(message: Message) -> None:
+            nonlocal is_text
+            if is_text:
+                message["body"] = json.body
+            elif message.get("status") == 413 and message["headers"] == text.raw_headers:
+                is_text, message["headers"] = True, json.raw_headers
+            await send(message)
+
+        await app(scope, receive, send_json)
+
+    return with_json

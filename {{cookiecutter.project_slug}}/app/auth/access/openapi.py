@@ -19,10 +19,10 @@ PROBLEM_SCHEMA: Final = {
 }
 
 
-def described(description: str) -> dict[str, Any]:
+def described(description: str, media_type: str = PROBLEM_JSON) -> dict[str, Any]:
     """A response with PROBLEM_SCHEMA."""
     schema = {"$ref": "#/components/schemas/KeyProblem"}
-    return {"description": description, "content": {PROBLEM_JSON: {"schema": schema}}}
+    return {"description": description, "content": {media_type: {"schema": schema}}}
 
 
 RESPONSES: Final[dict[str, dict[str, Any]]] = {
@@ -38,13 +38,16 @@ RESPONSES: Final[dict[str, dict[str, Any]]] = {
 # Tags for operations without tags.
 _GUARDED: Final = {"name": "Guarded", "description": "For callers with a valid key."}
 _PUBLIC: Final = {"name": "Public", "description": "For everybody."}
+_TOO_LARGE: Final = {"413": described("The body is too large", "application/json")}
 _MALFORMED: Final = {"400": {"description": "The request is malformed"}}  # sent by the server
 
 
-def complete(document: dict[str, Any], operations: Iterable[tuple[Any, bool]]) -> None:
+def complete(
+    document: dict[str, Any], operations: Iterable[tuple[Any, bool]], *, is_bounded: bool
+) -> None:
     """Add security, tags and refusals to the document. A unique function name becomes the id.
 
-    `operations` are pairs: a route context, and whether it is guarded.
+    `operations` are pairs: a route context, and whether it is guarded. `is_bounded`: bodies are.
     """
     components = document.setdefault("components", {})
     components.setdefault("schemas", {})[PROBLEM_SCHEMA["title"]] = PROBLEM_SCHEMA
@@ -59,8 +62,11 @@ def complete(document: dict[str, Any], operations: Iterable[tuple[Any, bool]]) -
     for operation, context, guarded in described_operations:
         operation.setdefault("security", [{get_caller.scheme_name: []}] if guarded else [])
         operation.setdefault("tags", [(_GUARDED if guarded else _PUBLIC)["name"]])
-        refusals = RESPONSES if guarded else _MALFORMED
+        refusals = (RESPONSES if guarded else _MALFORMED) | (_TOO_LARGE if is_bounded else {})
         operation["responses"] = {**refusals, **operation["responses"]}
+        contents = [answer.get("content", {}) for answer in operation["responses"].values()]
+        if any("itemSchema" in each for content in contents for each in content.values()):
+            document["openapi"] = "3.2.0"  # which has streams; FastAPI says 3.1.0
         if names[context.name] == 1 and operation["operationId"] == generate_unique_id(context):
             operation["operationId"] = context.name
     declared = document.get("tags", [])

@@ -3,10 +3,9 @@
 import logging
 import re
 from collections import Counter
-from collections.abc import Awaitable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
 from functools import lru_cache
-from itertools import count
-from secrets import randbits
+from random import Random
 from time import perf_counter
 from typing import Any, Final
 
@@ -31,8 +30,6 @@ _HEADERS: Final = (
 _NAMES: Final = frozenset(name for name, _ in _HEADERS)
 _NO_STORE: Final = (b"cache-control", b"no-store")
 _FOR_WHOM: Final = re.compile(rb"private|public|s-maxage|no-store", re.IGNORECASE)
-_64_BITS: Final = (1 << 64) - 1
-_STEP: Final = 0x9E3779B97F4A7C15  # odd: the ids of a process repeat after 2**64 requests
 
 
 class RequestLog:
@@ -46,13 +43,14 @@ class RequestLog:
     ) -> None:
         self.api, self.keys, self.observers, self.probes = api, keys, observers, probes
         # At the first request, for a process may fork before it.
-        self._numbers: count[int] | None = None
+        self._bits: Callable[[int], int] | None = None
         self._paths: dict[int, str] | None = None  # declared paths, by the id() of the route
 
     def new_id(self) -> str:
-        if self._numbers is None:
-            self._numbers = count(randbits(64), _STEP)
-        return f"{next(self._numbers) & _64_BITS:016x}"
+        """16 hex digits. They need only be unique, so the system's random source starts them."""
+        if self._bits is None:
+            self._bits = Random().getrandbits
+        return f"{self._bits(64):016x}"
 
     def path_of(self, scope: Scope) -> str:
         if self._paths is None:
@@ -72,15 +70,12 @@ class Exchange(RequestRecord):
     headers: Headers = ()  # of the policies
     _has_line = False
 
-    def __init__(
-        self, log: RequestLog, scope: Scope, sent: Mapping[bytes, bytes], send: Send
-    ) -> None:
+    def __init__(self, log: RequestLog, scope: Scope, id: bytes, send: Send) -> None:
         self._began_at = perf_counter()
         client = scope.get("client")
         self.client = _address(client[0]) if client else ""
         self.method = "WS" if scope["type"] == "websocket" else _shown(scope["method"])
         self.scope, self._log, self._send = scope, log, send
-        id = sent.get(b"x-request-id")
         self.id = (id and _believed(id, scope, log.keys)) or log.new_id()
         self._id_before = request_id.set(self.id)
         scope[RECORD] = self
@@ -128,9 +123,11 @@ class Exchange(RequestRecord):
                 headers = [_private(header) for header in headers]
             else:
                 headers.append(_NO_STORE)
-        headers += _HEADERS if _NAMES.isdisjoint(names) else [
-            header for header in _HEADERS if header[0] not in names
-        ]
+        headers += (
+            _HEADERS
+            if _NAMES.isdisjoint(names)
+            else [header for header in _HEADERS if header[0] not in names]
+        )
         if b"x-request-id" not in names:
             headers.append((b"x-request-id", self.id.encode()))
         return headers

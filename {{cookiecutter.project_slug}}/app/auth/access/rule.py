@@ -4,6 +4,7 @@ import logging
 import sys
 from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Final, Protocol
 
@@ -77,6 +78,15 @@ _stranger = problem(
 _out_of_reach = problem(503, "The keys are out of reach; try again", {"Retry-After": "1"})
 _slow_down = problem(429, "Too many wrong API keys from your address", {"Retry-After": "1"})
 _hang_up = WebSocketClose(POLICY_VIOLATION)
+_is_refused: Final = ContextVar("is_refused", default=False)  # the current request
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    # uvicorn logs an error for each WebSocket that gets a response: Kludex/uvicorn#3138.
+    return not (_is_refused.get() and "without completing handshake" in record.getMessage())
+
+
+logging.getLogger("uvicorn.error").addFilter(_is_news)
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,10 +108,12 @@ class Refusal:
         await (self.answer if can_respond(scope) else _hang_up)(scope, receive, send)
 
     def log(self, scope: Scope) -> None:
+        _is_refused.set(True)
         record = scope.get(RECORD) or RequestRecord("", "")  # without a GuardedAPI around it
-        record.refusal = self.reason
+        record.refusal, record.outcome = self.reason, "refused"
         if self.limited:
-            record.key, record.limited, (record.digest, _) = self.limited, True, scope[PRESENTED]
+            record.key, (record.digest, _) = self.limited, scope[PRESENTED]
+            record.outcome = "limited"
         span = trace.get_current_span()
         if not (logger.isEnabledFor(logging.INFO) or span.is_recording()):
             return
@@ -159,35 +171,39 @@ def can_respond(scope: Scope) -> bool:
     return scope["type"] == "http" or "websocket.http.response" in (scope.get("extensions") or {})
 
 
-def extract_key(scope: Scope) -> dict[bytes, bytes]:
+def extract_key(scope: Scope) -> bytes:
     """Remove the secret from the request, so that no later code can show it. `authenticate` uses
-    the digest, which stays in the scope. Returns the other headers."""
+    the digest, which stays in the scope. Returns the X-Request-ID."""
     headers = scope["headers"]
     if not isinstance(headers, list):  # ASGI allows any iterable
         headers = scope["headers"] = list(headers)
-    sent = dict(headers)
-    names = list(sent) if len(sent) == len(headers) else [name for name, _ in headers]
-    sent.pop(_HEADER, None)
-    count, place, reason = names.count(_HEADER), 0, ""
-    if count == 1:
-        place = names.index(_HEADER)
-        secret = headers.pop(place)[1]
-    else:
-        headers[:] = [header for header in headers if header[0] != _HEADER]
-        reason = "more than one key" if count else "no key"
-    if b"transfer-encoding" in sent:
-        scope["headers"] = headers.copy()  # httptools appends later trailers to the old list
-        if b"transfer-encoding" in names[:place] and "httptools" in sys.modules:
-            # httptools appends the trailers of a chunked body to the headers.
-            reason = "a key behind Transfer-Encoding, which may be a trailer"
+    secret, place, chunked, reason, id = None, 0, False, "", b""
+    for index, (name, value) in enumerate(headers):  # one pass is fastest
+        if name == _HEADER:
+            if secret is not None:
+                reason = "more than one key"
+            elif chunked and "httptools" in sys.modules:
+                # httptools appends the trailers of a chunked body to the headers.
+                reason = "a key behind Transfer-Encoding, which may be a trailer"
+            secret, place = value, index
+        elif name == b"transfer-encoding":
+            chunked = True
+        elif name == b"x-request-id":
+            id = value
     if reason:
-        scope[PRESENTED] = Refusal(reason)
+        headers[:] = [header for header in headers if header[0] != _HEADER]
+    elif secret is not None:
+        del headers[place]
+    if chunked:
+        scope["headers"] = headers.copy()  # httptools appends later trailers to the old list
+    if secret is None or reason:
+        scope[PRESENTED] = Refusal(reason or "no key")
     else:
-        if not (is_right := is_spelled_right(secret)):
+        if not (is_right := is_spelled_right(secret)):  # perhaps the prefixed spelling
             secret = canonical(secret)
             is_right = is_spelled_right(secret)
         scope[PRESENTED] = digest(secret), is_right
-    return sent
+    return id
 
 
 async def authenticate(

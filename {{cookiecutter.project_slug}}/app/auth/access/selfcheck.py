@@ -190,8 +190,10 @@ async def check_guard(application: Callable[[Any], Any]) -> None:
     app.include_router(public)
     app.include_router(filled(GuardedRouter(), "/guarded"))
     app.include_router(filled(GuardedRouter(dependencies=needed), "/scoped"))
-    # The guard alone, which is the innermost, so that no instrumentation sees these requests.
-    app.user_middleware = app.user_middleware[-1:]
+    # The guard's middleware alone, so that no instrumentation sees these requests.
+    app.user_middleware = [
+        each for each in app.user_middleware if each.cls.__module__.startswith(f"{__package__}.")
+    ]
     stack = FastAPI.build_middleware_stack(app)
 
     async def nothing(*_: object) -> Any:

@@ -245,7 +245,7 @@ def usage(
 def doctor(ctx: typer.Context, as_json: AsJson = False) -> None:
     """Look for keys that need attention; exit with 1 if there is one."""
     with reading(ctx) as service:
-        from app.auth.usage.doctor import diagnose, examine_file  # loads the web framework
+        from app.auth.usage.findings import diagnose, examine_file  # loads the web framework
 
         findings = [*examine_file(sources.ENV_FILE), *diagnose(service, wiring_of(ctx).routes())]
         show(findings, as_json)
@@ -283,6 +283,8 @@ def upgrade_database(ctx: typer.Context) -> None:
         settings = wiring_of(ctx).load_settings()
         _name_database(settings)
         upgrade(settings.database_url)
+        for policy in wiring_of(ctx).make_policies(settings):
+            policy.upgrade()
         upgrade_tables(settings.database_url, wiring_of(ctx).migrations)
         print_text("The schema is up to date.")
 

@@ -22,6 +22,16 @@ TIMEOUT: Final = 5.0  # seconds until a database that does not answer counts as 
 LONG_TIMEOUT: Final = 600.0  # seconds for a change to all keys, perhaps millions
 SCHEMA: Final = "0005"  # the newest revision in `migrations`
 SCHEMA_TABLE: Final = "api_keys_schema"
+OPTIONS: Final[dict[str, Any]] = {  # of a connection to PostgreSQL
+    "application_name": COMMAND,
+    "client_encoding": "utf8",  # whatever the encoding of the database
+    "connect_timeout": round(TIMEOUT),
+    "tcp_user_timeout": round(TIMEOUT * 1000),
+    "keepalives_idle": 5,
+    "keepalives_interval": 1,
+    "keepalives_count": 3,
+    "prepare_threshold": None,  # behind a pooler each transaction may have another server
+}
 LOCK: Final = int.from_bytes(b"api_keys")  # the number of the advisory lock in PostgreSQL
 
 
@@ -48,16 +58,7 @@ def connect(
         engine = sa.create_engine(
             url,
             isolation_level="READ COMMITTED",  # after a wait, see what others have committed
-            connect_args={
-                "application_name": COMMAND,
-                "client_encoding": "utf8",  # whatever the encoding of the database
-                "connect_timeout": round(TIMEOUT),
-                "tcp_user_timeout": round(TIMEOUT * 1000),
-                "keepalives_idle": 5,
-                "keepalives_interval": 1,
-                "keepalives_count": 3,
-                "prepare_threshold": None,  # behind a pooler each transaction may have another server
-            },
+            connect_args={**OPTIONS},
             execution_options={"timeout": timeout},
             **pool,
         )

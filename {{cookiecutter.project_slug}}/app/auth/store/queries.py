@@ -1,12 +1,15 @@
 """The queries and writes of a server. They block, so they run in threads."""
 
+import asyncio
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from math import inf
 from secrets import token_hex
-from typing import Any, Final
+from time import monotonic
+from typing import Any, Final, TypeVar
 
 import sqlalchemy as sa
 
@@ -20,10 +23,10 @@ from app.auth.database.models import (
     api_key_servers,
     api_keys,
 )
+from app.auth.errors import StoreUnavailableError
 from app.auth.key import Key, id_of
 from app.auth.keys.views import active_keys, key_of
-from app.auth.usage import anomalies, counts
-from app.auth.usage.anomalies import Finding
+from app.auth.usage import counts, findings
 from app.auth.usage.counts import Batch
 
 logger = logging.getLogger(__name__)
@@ -31,6 +34,8 @@ logger = logging.getLogger(__name__)
 AT_ONCE = 50_000  # digests a query, so that none takes long
 MOST_NEWS = 10_000  # events; with more of them, a reload is faster
 FLUSH_AT_ONCE = 500  # secrets a transaction, so that changes to keys wait only briefly
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,26 +134,32 @@ class Queries:
         ends = [at.timestamp() for at in (row.expires_at, row.own_expires_at) if at]
         return Secret(key, min(ends, default=inf), "expired key")
 
-    def used(self, key_id: str, since: datetime) -> int:
-        """How many requests of a key since then are written to the database."""
+    def used(self, key_id: str, since: datetime) -> tuple[int, int, set[bytes]]:
+        """How many requests of a key since then are written, this server's last batch among them,
+        and the digests of the key's secrets."""
+        digests = sa.select(api_key_secrets.c.digest).where(api_key_secrets.c.key_id == key_id)
+        last = sa.select(api_key_servers.c.batch).where(api_key_servers.c.id == self._server)
+        # One statement, so one snapshot.
+        query = sa.select(counts.used(digests, since).scalar_subquery(), last.scalar_subquery())
         with transaction(self._engine) as connection:
-            return counts.used(connection, key_id, since)
+            used, batch = connection.execute(query).one()
+            return int(used), batch or 0, set(connection.scalars(digests))
 
     def note_networks(self, used: Sequence[counts.Row]) -> None:
         for first in range(0, len(used), FLUSH_AT_ONCE):
             with transaction(self._engine, write=True) as connection:
                 counts.note_networks(connection, used[first : first + FLUSH_AT_ONCE])
 
-    def notice(self, now: datetime) -> list[Finding]:
+    def notice(self, now: datetime) -> list[findings.Finding]:
         """The new anomalies. Of all servers, one gets each."""
         with transaction(self._engine, timeout=LONG_TIMEOUT) as connection:
             active = active_keys(connection, now)
             keys = (
                 key for key in active if not key.id.startswith(ENV_ID) or key.id in self._env_ids
             )
-            found = [*anomalies.examine_usage(connection, keys, now)]
+            found = [*findings.examine_usage(connection, keys, now)]
         with transaction(self._engine, write=True) as connection:
-            return anomalies.remember(connection, found, now)
+            return findings.remember(connection, found, now)
 
     def write(
         self, used: dict[bytes, float], now: datetime, max_staleness: float, starting: bool
@@ -200,3 +211,31 @@ def _forget_servers(connection: sa.Connection, now: datetime) -> None:
     latest = connection.scalar(sa.select(sa.func.max(seen_at)).where(possible))
     gone = seen_at < (latest or now) - 2 * clock.DAY
     connection.execute(sa.delete(api_key_servers).where(sa.or_(sa.not_(possible), gone)))
+
+
+async def run(
+    threads: ThreadPoolExecutor,
+    give_up_at: float | None,
+    function: Callable[..., T],
+    *arguments: Any,
+) -> T:
+    """Run this in a thread. Raises StoreUnavailableError."""
+    running = asyncio.get_running_loop().run_in_executor(threads, function, *arguments)
+    try:
+        return await in_time(give_up_at, running)
+    finally:
+        running.cancel()  # if it has not begun, it is not needed any more
+
+
+async def in_time(give_up_at: float | None, answer: asyncio.Future[T]) -> T:
+    """Wait for the answer. Every error becomes a StoreUnavailableError."""
+    await asyncio.wait([answer], timeout=None if give_up_at is None else give_up_at - monotonic())
+    if not answer.done():
+        raise StoreUnavailableError("DATABASE_URL: no answer in time")
+    error = answer.exception()
+    if error is None:
+        return answer.result()
+    # A new error for each caller: a shared one would collect the frames of all.
+    if isinstance(error, StoreUnavailableError):
+        raise StoreUnavailableError(f"{error}") from error.__cause__
+    raise StoreUnavailableError(f"The keys cannot be followed: {error!r}") from error

@@ -1,7 +1,7 @@
 """Counts how keys are used, in memory. The store writes the counts every few seconds."""
 
-from collections import Counter, deque
-from collections.abc import Iterable, Sequence
+from collections import Counter, defaultdict, deque
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from importlib import import_module
@@ -14,7 +14,6 @@ from app.auth.database.models import (
     LONGEST_REASON,
     api_key_networks,
     api_key_refusals,
-    api_key_secrets,
     api_key_usage,
 )
 
@@ -30,6 +29,7 @@ ELSEWHERE: Final = "elsewhere"  # stands for all further networks
 Outcome = Literal["served", "refused", "limited"]
 OUTCOMES: Final = get_args(Outcome)
 Row = dict[str, Any]
+_Uses = Mapping[bytes, Counter[tuple[int, Outcome]]]  # by secret, hour and outcome
 _Network = tuple[int, bytes, str]  # a day, a secret's digest, and the network that used it
 
 
@@ -46,30 +46,34 @@ class Counts:
     """The counts that are not written yet."""
 
     def __init__(self) -> None:
-        self._uses = Counter[tuple[bytes, int, Outcome]]()
+        self._uses = defaultdict[bytes, Counter[tuple[int, Outcome]]](Counter)
         self._refusals = Counter[tuple[str, int, str]]()
         self._networks: set[_Network] = set()
         self._noted: set[_Network] = set()  # written already
-        self._batches = deque[Batch]()
-        self._number = 0
+        self._seen: set[tuple[bytes, int, str]] = set()  # since the last batches
+        self.waiting = deque[Batch]()  # oldest first
+        self.made = 0  # batches so far
 
     def use(self, digest: bytes, now: float, outcome: Outcome, client: str) -> None:
         hour = int(now) // HOUR
-        self._uses[digest, hour, outcome] += 1
-        network = hour // 24, digest, _network_of(client)
-        if network not in self._noted and len(self._networks) < MOST_NETWORKS:
-            self._networks.add(network)
+        self._uses[digest][hour, outcome] += 1
+        if (digest, hour, client) not in self._seen:  # most are
+            self._seen.add((digest, hour, client))
+            network = hour // 24, digest, _network_of(client)
+            if network not in self._noted and len(self._networks) < MOST_NETWORKS:
+                self._networks.add(network)
 
     def refuse(self, client: str, now: float, reason: str) -> None:
         network = _network_of(client) if len(self._refusals) < MOST_NETWORKS else ELSEWHERE
         self._refusals[network, int(now) // HOUR, reason[:LONGEST_REASON]] += 1
 
     def __bool__(self) -> bool:
-        return bool(self._uses or self._refusals or self._batches or self._networks)
+        return bool(self._uses or self._refusals or self.waiting or self._networks)
 
     def batches(self) -> deque[Batch]:
         """The batches to write, oldest first. The caller removes each that it has written."""
-        uses, self._uses = self._uses, Counter()
+        self._seen.clear()
+        uses, self._uses = self._uses, defaultdict(Counter)
         refusals, self._refusals = self._refusals, Counter()
         self._add(api_key_usage, _use_rows(uses))
         named = [
@@ -77,7 +81,17 @@ class Counts:
             for (network, hour, reason), count in refusals.items()
         ]
         self._add(api_key_refusals, named)
-        return self._batches
+        return self.waiting
+
+    def unwritten(self, digests: Set[bytes], since: datetime, batches: Iterable[Batch]) -> int:
+        """How many requests of these secrets since then are in these batches, or in none yet."""
+        rows = [row for batch in batches if batch.table is api_key_usage for row in batch.rows]
+        rows += _use_rows({digest: self._uses[digest] for digest in digests & self._uses.keys()})
+        return sum(
+            row["served"] + row["refused"]
+            for row in rows
+            if row["digest"] in digests and row["starts_at"] >= since
+        )
 
     def networks(self) -> list[Row]:
         """The networks that used a secret on a day, except those that are written already."""
@@ -103,15 +117,16 @@ class Counts:
 
     def _add(self, table: sa.Table, rows: Sequence[Row]) -> None:
         for first in range(0, len(rows), AT_ONCE):
-            self._number += 1
-            self._batches.append(Batch(self._number, table, rows[first : first + AT_ONCE]))
+            self.made += 1
+            self.waiting.append(Batch(self.made, table, rows[first : first + AT_ONCE]))
 
 
-def _use_rows(uses: Counter[tuple[bytes, int, Outcome]]) -> list[Row]:
+def _use_rows(uses: _Uses) -> list[Row]:
     rows: dict[tuple[bytes, int], Row] = {}
-    for (digest, hour, outcome), count in uses.items():
-        empty = {"digest": digest, **dict.fromkeys(OUTCOMES, 0), **_hour(hour)}
-        rows.setdefault((digest, hour), empty)[outcome] = count
+    for digest, counts in uses.items():
+        for (hour, outcome), count in counts.items():
+            empty = {"digest": digest, **dict.fromkeys(OUTCOMES, 0), **_hour(hour)}
+            rows.setdefault((digest, hour), empty)[outcome] = count
     return list(rows.values())
 
 
@@ -161,14 +176,11 @@ def _insert(connection: sa.Connection, table: sa.Table) -> Any:
     return import_module(f"sqlalchemy.dialects.{connection.dialect.name}").insert(table)
 
 
-def used(connection: sa.Connection, key_id: str, since: datetime) -> int:
-    """How many requests of a key its limits have let in since then."""
-    usage, secret = api_key_usage.c, api_key_secrets.c
-    query = sa.select(sa.func.sum(usage.served + usage.refused))
-    query = query.join(api_key_secrets, secret.digest == usage.digest)
-    return int(
-        connection.scalar(query.where(secret.key_id == key_id, usage.starts_at >= since)) or 0
-    )
+def used(digests: sa.Select[tuple[bytes]], since: datetime) -> sa.Select[tuple[int]]:
+    """Ask how many requests of these secrets their limits have let in since then."""
+    usage = api_key_usage.c
+    let_in = sa.func.coalesce(sa.func.sum(usage.served + usage.refused), 0)
+    return sa.select(let_in).where(usage.digest.in_(digests), usage.starts_at >= since)
 
 
 def thin(connection: sa.Connection, now: datetime) -> int:
