@@ -212,9 +212,9 @@ async def test_a_path_cannot_make_lines_of_its_own(
     for prefix in ("/x/x", "/y"):
         await ask(api, path=f"{prefix}\nINFO: Let in\x1b[2J\u2028")
     assert [re.split(r": | in \d", message)[0] for message in caplog.messages] == [
-        r"Refused http '/x/x\nINFO",
+        r"Refused http '/x/x\\nINFO",
         "127.0.0.1 GET /x/{name} " + f"{MISSING_KEY_STATUS}",
-        r"127.0.0.1 GET '/y\nINFO",
+        r"127.0.0.1 GET '/y\\nINFO",
     ]
     assert not any(set(message) & {"\n", "\x1b", "\u2028"} for message in caplog.messages)
 

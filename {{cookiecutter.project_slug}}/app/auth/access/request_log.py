@@ -49,7 +49,7 @@ class RequestLog:
     def new_id(self) -> str:
         """16 hex digits. They need only be unique, so the system's random source starts them."""
         if self._bits is None:
-            self._bits = Random().getrandbits
+            self._bits = Random().getrandbits  # noqa: S311 - an id is no secret
         return f"{self._bits(64):016x}"
 
     def path_of(self, scope: Scope) -> str:
