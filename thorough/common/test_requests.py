@@ -3,7 +3,7 @@
 import logging
 import re
 from collections.abc import Sequence
-from contextlib import AbstractAsyncContextManager, nullcontext
+from contextlib import AbstractAsyncContextManager, nullcontext, suppress
 from typing import Any
 
 import pytest
@@ -267,6 +267,10 @@ async def test_a_limit_is_told_to_its_caller_and_to_who_counts(keys: Keys) -> No
     @router.get("/scoped", dependencies=[require("a:b")])
     async def scoped() -> None: ...
 
+    @router.get("/failing")
+    async def failing() -> None:
+        raise RuntimeError("failed")
+
     api.include_router(router)
     secret = keys.issue()
     first = await answer_of(api, secret, path="/x")
@@ -275,7 +279,15 @@ async def test_a_limit_is_told_to_its_caller_and_to_who_counts(keys: Keys) -> No
     assert (await answer_of(api, secret, path="/x")).status == 429
     once.asked = 0
     assert (await answer_of(api, secret, path="/scoped")).status == 403
-    assert [seen.outcome for seen in told] == ["served", "limited", "refused"]
+    once.asked = 0
+
+    async def server(scope: Scope, receive: Receive, send: Send) -> None:
+        with suppress(RuntimeError):
+            await api(scope, receive, send)
+
+    failed = await answer_of(server, secret, path="/failing")
+    assert (failed.status, failed.header("ratelimit")) == (500, '"minute";r=0;t=60')
+    assert [seen.outcome for seen in told] == ["served", "limited", "refused", "served"]
     assert {seen.key.id for seen in told if seen.key} == {"key-0"}
     assert {seen.digest for seen in told} == {digest(secret)}
 
@@ -425,6 +437,7 @@ async def test_the_span_tells_the_key_and_what_was_refused(
     opened, refused, nowhere, unclear = (Span() for _ in range(4))
     told = {"path": "/guarded/items/7", "peer": secret.decode(), "method": "A\x1b[2J", "port": 80}
     served = Span(**told)
+    served.name = f"GET /{secret.decode()}"
     with trace.use_span(served):
         await ask(api, secret, path="/guarded/items/7")
     with trace.use_span(opened):
@@ -437,7 +450,7 @@ async def test_the_span_tells_the_key_and_what_was_refused(
         await ask(api, path="/" + 5000 * "9")  # which no router can read
     assert opened.attributes == {"caller.id": "key-0"}
     masked = {"peer": "[key]", "method": r"A\x1b[2J", "caller.id": "key-0"}
-    assert served.attributes == told | masked
+    assert (served.name, served.attributes) == ("GET /[key]", told | masked)
     assert refused.name == "GET /guarded/items/{id}"
     assert refused.attributes == {
         "http.route": "/guarded/items/{id}",

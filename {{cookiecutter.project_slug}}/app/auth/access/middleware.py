@@ -116,6 +116,9 @@ def _describe(span: trace.Span, caller: Key | Refusal) -> None:
     """Name the caller, and mask keys in what others have recorded of the request."""
     if not span.is_recording():
         return
+    name = getattr(span, "name", "")
+    if masked(name) != name:
+        span.update_name(masked(name))
     for name, value in dict(getattr(span, "attributes", None) or {}).items():
         if isinstance(value, str) and masked(value) != value:
             span.set_attribute(name, masked(value))
