@@ -145,8 +145,11 @@ def handlers() -> None:
     service()
     logging.getLogger("uvicorn.access").handlers = keep  # for the plain one
     for handler in keep:
-        handler.setFormatter(uvicorn.logging.AccessFormatter(
-            '%(levelprefix)s %(client_addr)s - "%(request_line)s" %(status_code)s'))
+        handler.setFormatter(
+            uvicorn.logging.AccessFormatter(
+                '%(levelprefix)s %(client_addr)s - "%(request_line)s" %(status_code)s'
+            )
+        )
         handler.filters.clear()
     logging.getLogger("uvicorn.access").filters.clear()
     sys.stdout, _ = told, errors
@@ -171,7 +174,13 @@ def main() -> int:
         pairs = asyncio.run(measure(rounds))
     for name, (ours, theirs) in {n: (b, a) for n, (a, b) in pairs.items()}.items():
         shares = ratios(theirs.seconds, ours.seconds)
-        print(name, show(median(theirs.seconds) * 1e6, 1), show(median(ours.seconds) * 1e6, 1), f"{median(shares):.3f}", flush=True)
+        print(
+            name,
+            show(median(theirs.seconds) * 1e6, 1),
+            show(median(ours.seconds) * 1e6, 1),
+            f"{median(shares):.3f}",
+            flush=True,
+        )
     return 0
 
 

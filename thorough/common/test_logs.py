@@ -227,7 +227,9 @@ async def test_a_probe_is_told_when_it_fails(
         caplog.clear()
         for path in ("/health/live", "/health/ready"):
             await ask(api, path=path)
-        assert [" ".join(re.findall(r"(?<=health/)\w+ \d+", line)) for line in lines(caplog)] == told
+        assert [
+            " ".join(re.findall(r"(?<=health/)\w+ \d+", line)) for line in lines(caplog)
+        ] == told
 
 
 async def test_a_line_comes_when_the_answer_was_sent(

@@ -326,7 +326,12 @@ async def test_a_key_in_the_place_of_an_id_is_not_repeated(
         await ask(api, secret, path="/guarded/items/7")  # it is in use
     offered = {"both": [secret], "only as an id": []}.get(sent, [other])
     prefixed = with_prefix(secret.decode(), "acme").encode()
-    parts = (b"req-" + secret, b"aa" + secret + b".1", b"a" * 28 + prefixed[-36:], b"ab_" + prefixed)
+    parts = (
+        b"req-" + secret,
+        b"aa" + secret + b".1",
+        b"a" * 28 + prefixed[-36:],
+        b"ab_" + prefixed,
+    )
     overlapping = b"00000000-0000-4000-8000-0000" + secret
     for spelled in (secret, secret.upper(), prefixed, *parts, overlapping):
         headers = [(b"x-request-id", spelled)]

@@ -86,11 +86,10 @@ class Guard:
                 _describe(trace.get_current_span(), caller)
         elif scope[API].keys is not self._keys:
             raise RuntimeError("A GuardedAPI lies in one that asks other keys, and took the key")
-        if isinstance(caller, Key):
+        answer = self._app if isinstance(caller, Key) else self._answer_for(caller, scope)
+        if answer is self._app:
             self._faulty_routes.refuse(scope)
-            await self._app(scope, receive, send)
-        else:
-            await self._answer_for(caller, scope)(scope, receive, send)
+        await answer(scope, receive, send)
 
     async def _decide(self, scope: Scope) -> Key | Refusal:
         decision = await authenticate(scope, self._keys, self._failed_attempts, self._policies)

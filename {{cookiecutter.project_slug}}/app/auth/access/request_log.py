@@ -27,7 +27,7 @@ _HEADERS: Final = (
     (b"referrer-policy", b"no-referrer"),
     (b"x-content-type-options", b"nosniff"),
 )
-_NAMES: Final = frozenset(name for name, _ in _HEADERS)
+_NAMES: Final = frozenset({b"x-request-id", *(name for name, _ in _HEADERS)})
 _NO_STORE: Final = (b"cache-control", b"no-store")
 _FOR_WHOM: Final = re.compile(rb"private|public|s-maxage|no-store", re.IGNORECASE)
 
@@ -123,13 +123,10 @@ class Exchange(RequestRecord):
                 headers = [_private(header) for header in headers]
             else:
                 headers.append(_NO_STORE)
-        headers += (
-            _HEADERS
-            if _NAMES.isdisjoint(names)
-            else [header for header in _HEADERS if header[0] not in names]
-        )
-        if b"x-request-id" not in names:
-            headers.append((b"x-request-id", self.id.encode()))
+        added = *_HEADERS, (b"x-request-id", self.id.encode())
+        if not _NAMES.isdisjoint(names):
+            added = tuple(header for header in added if header[0] not in names)
+        headers += added
         return headers
 
     def _tell(self) -> None:
