@@ -338,8 +338,8 @@ for name in sys.argv[1:]:
             for span in scope.spans:
                 told = {each.key: each.value.string_value for each in span.attributes}
                 if span.kind == 2:
-                    print(span.name, told.get("http.route"), told.get("api_key.id"),
-                          told.get("api_key.refusal"), told.get("url.query"))
+                    print(span.name, told.get("http.route"), told.get("caller.id"),
+                          told.get("caller.refusal"), told.get("url.query"))
 """
 
 

@@ -80,7 +80,7 @@ def listens(port: int) -> bool:
 
 def lines(project: Project) -> list[dict[str, object]]:
     said = [json.loads(line) for line in project.read("said").splitlines()]
-    return [line for line in said if line["logger"] == "app.auth.access.request_log"]
+    return [line for line in said if line["logger"] == "app.requests"]
 
 
 def test_a_key_gets_through_and_what_callers_say_of_themselves_does_not(project: Project) -> None:

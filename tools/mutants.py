@@ -634,7 +634,7 @@ ENV = [
     Mutant(
         "a library takes the lines over",
         "app/auth/log.py",
-        "    logging.root.addHandler(handler)\n",
+        "    logging.root.addHandler(ours)\n",
         "    logging.basicConfig()\n",
         "logs",
     ),
@@ -1593,7 +1593,7 @@ DATABASE = [
     Mutant(
         "everybody with a key is told the metrics",
         "app/metrics/__init__.py",
-        'GuardedRouter(dependencies=[require("metrics:read"), Depends(add_up)])',
+        'GuardedRouter(dependencies=[require("metrics:read")])',
         "GuardedRouter()",
         "metrics",
     ),

@@ -53,8 +53,8 @@ class _TextFormatter(logging.Formatter):
             self._time = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(second))
             self._second = second
         line = (
-            f"{self._time},{milliseconds:03d} {record.levelname} {request_id.get() or '-'}"
-            f" {record.name}: "
+            f"{self._time},{milliseconds:03d} {record.levelname}"
+            f" {getattr(record, 'request_id', '-')} {record.name}: "
         )
         if record.exc_info or record.exc_text or record.stack_info:
             return line + super().format(record)
@@ -90,15 +90,14 @@ def configure_logging(level: str, format: Literal["text", "json", "own"] = "text
     if format == "own":
         return
     formatter = _FORMATTERS[format]
-    handler = logging.StreamHandler()
-    if format == "json":
-        handler.addFilter(add_request_id)
-    handler.setFormatter(formatter)
     for other in logging.root.handlers.copy():
         # One that an earlier call made, or `logging.basicConfig`, which libraries call.
         if type(other) is logging.StreamHandler:
             logging.root.removeHandler(other)
-    logging.root.addHandler(handler)
+    ours = logging.StreamHandler()
+    ours.addFilter(add_request_id)
+    ours.setFormatter(formatter)
+    logging.root.addHandler(ours)
     logging.captureWarnings(capture=True)
     for name in ("uvicorn", "uvicorn.access", "uvicorn.error"):
         logger = logging.getLogger(name)

@@ -12,9 +12,10 @@ from contextlib import suppress
 from functools import cache, lru_cache
 from multiprocessing import parent_process
 from pathlib import Path
+from threading import Lock
 from typing import Final
 
-from fastapi import Depends, HTTPException, Request, Response
+from fastapi import HTTPException, Request, Response
 from prometheus_client import (
     REGISTRY,
     CollectorRegistry,
@@ -40,8 +41,18 @@ MOST_KEYS: Final = 10_000  # any further key counts under `others`
 _METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "WS"})
 _BUCKETS: Final = (0.005, 0.025, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0)  # seconds
 
+
+class _Waiting(Collector):
+    """Adds up what waits, before anything else is collected."""
+
+    def collect(self) -> Iterator[Metric]:
+        _add_up()
+        return iter(())
+
+
 disable_created_metrics()  # they would double the series
 _ours: Final = CollectorRegistry()  # an open exporter of yours must not publish these
+_ours.register(_Waiting())
 _requests = Counter(
     "api_requests", "Requests that were answered", ["route", "method", "status"], registry=_ours
 )
@@ -59,6 +70,7 @@ _refusals = Counter("api_key_refusals", "Requests that were refused", ["reason"]
 _keys: Final[set[str]] = set()  # the ids that have a series
 
 _AT_ONCE: Final = 0 if FOLDER in os.environ else 200
+_lock: Final = Lock()  # pages are answered in other threads
 _waiting: Final = defaultdict[tuple[str, str, int, str, str, str], list[float]](list)  # by labels
 
 # Looking up a series takes longer than counting, so these functions cache it.
@@ -96,28 +108,25 @@ def observe(record: RequestRecord) -> None:
         record.outcome,
         record.refusal,
     )
-    waiting = _waiting[labels]
-    waiting.append(record.seconds)
+    with _lock:
+        waiting = _waiting[labels]
+        waiting.append(record.seconds)
     if len(waiting) > _AT_ONCE or len(_waiting) > _AT_ONCE:
         _add_up()
 
 
 def _add_up() -> None:
-    for (route, method, status, key_id, outcome, refusal), seconds in _waiting.items():
-        _add_request(route, method, status)(len(seconds))
-        if key_id:
-            _add_use(key_id, outcome)(len(seconds))
-        if refusal:
-            _add_refusal(refusal)(len(seconds))
-        else:
-            for each in seconds:
-                _add_seconds(route)(each)
-    _waiting.clear()
-
-
-async def add_up() -> None:
-    """Count what waits, in the thread that observes requests."""
-    _add_up()
+    with _lock:
+        for (route, method, status, key_id, outcome, refusal), seconds in _waiting.items():
+            _add_request(route, method, status)(len(seconds))
+            if key_id:
+                _add_use(key_id, outcome)(len(seconds))
+            if refusal:
+                _add_refusal(refusal)(len(seconds))
+            else:
+                for each in seconds:
+                    _add_seconds(route)(each)
+        _waiting.clear()
 
 
 def prepare() -> None:
@@ -170,7 +179,7 @@ class _Ages(Collector):
         yield GaugeMetricFamily("api_key_usage_age_seconds", about_usage, value=written)
 
 
-router = GuardedRouter(dependencies=[require("metrics:read"), Depends(add_up)])
+router = GuardedRouter(dependencies=[require("metrics:read")])
 
 
 @router.get("/metrics", include_in_schema=False)

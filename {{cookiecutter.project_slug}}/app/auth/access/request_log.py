@@ -123,9 +123,9 @@ class Exchange(RequestRecord):
                 headers = [_private(header) for header in headers]
             else:
                 headers.append(_NO_STORE)
-        added = *_HEADERS, (b"x-request-id", self.id.encode())
+        added = [*_HEADERS, (b"x-request-id", self.id.encode())]
         if not _NAMES.isdisjoint(names):
-            added = tuple(header for header in added if header[0] not in names)
+            added = [header for header in added if header[0] not in names]
         headers += added
         return headers
 
