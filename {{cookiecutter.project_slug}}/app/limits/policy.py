@@ -54,7 +54,7 @@ class LimitPolicy:
             raise ValueError(f"No key that you manage may send more than yours: {written(theirs)}")
 
     def concerns(self, key: Key) -> bool:
-        return bool(self._limits_of(key))
+        return bool(self._default or key.restrictions.get(self.name))
 
     async def admit(self, key: Key, client: str) -> Headers | Denial:
         limits = self._limits_of(key)
