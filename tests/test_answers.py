@@ -233,7 +233,7 @@ YES = ["yes", "YES", "y", "true", "True", "t", "on", "1", " yes "]
 NO = ["no", "n", "false", "f", "off", "0"]
 
 
-@pytest.mark.parametrize("answer", [*YES, True, *NO, False])
+@pytest.mark.parametrize("answer", [*YES, True, *NO, False], ids=repr)
 def test_a_part_is_chosen_by_yes_or_no(
     rendered: Rendered, template: Path, answer: str | bool
 ) -> None:

@@ -20,6 +20,13 @@ PAGES = sorted(ROOT.glob("*.md")) + sorted(ROOT.glob("docs/*.md")) + [ROOT / "be
 README = {"database": 200, "env": 130}  # lines
 OF_TEMPLATE = {"README.md": 110, "CONTRIBUTING.md": 110}
 OF_PART = 60
+ADD_ONS = ("add_ons.py", "test_add_ons.py")
+SUITES = (
+    ROOT / "tests",
+    ROOT / "thorough",
+    ROOT / TOP / "tests",
+    ROOT / TOP / "flavours/env/tests",
+)
 # What backticks around a path of the project or of the template look like.
 NAMED = re.compile(r"`((?:app|tests|deploy|docs|thorough|tools|hooks|findings|\.github)/[\w./-]*)`")
 
@@ -170,6 +177,25 @@ def test_each_promise_names_its_tests() -> None:
             named = named_in(cell)
             assert named <= defined, f"{number} {promise} {named - defined}"
             assert named or cell.startswith("none: "), f"{number} {promise}"
+
+
+# What they work with.
+
+
+def test_each_row_of_works_with_says_what_shows_it() -> None:
+    """What it tells to write for a test of add-ons is what that test runs."""
+    ran = "".join((ROOT / "tests" / name).read_text("utf-8") for name in ADD_ONS)
+    tests = {name for folder in SUITES for name in functions(folder)}
+    told = list(rows(page("works-with.md")))
+    assert len(told) > 20
+    for program, guess, happens, remedy, shown in told:
+        assert all((guess, happens, remedy)), program
+        assert re.search(r"`[^`]+`|\w/\w+#\d+|https://", shown), f"{program}: nothing shows it"
+        named = set(re.findall(r"`(test_\w+)`", shown))
+        assert named <= tests, program
+        if named & functions(ROOT / "tests" / "test_add_ons.py"):
+            written = re.findall("`([^`]+)`", remedy)
+            assert [each for each in written if each not in ran] == [], program
 
 
 # Settings.

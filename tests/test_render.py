@@ -87,6 +87,18 @@ def test_it_is_clean_as_it_comes(project: Project) -> None:
     project.run("ruff", "format", "--no-cache", "--check", ".")
 
 
+@pytest.mark.parametrize("python", ["3.12", "3.14", "3.15"])
+def test_an_owner_may_raise_the_python_and_write_for_it(project: Project, python: str) -> None:
+    """The template's own files are checked for 3.11, the owner's for what the project says."""
+    pyproject = project.path / "pyproject.toml"
+    before = pyproject.read_text("utf-8")
+    assert before.count('requires-python = ">=3.11"') == 1
+    pyproject.write_text(before.replace(">=3.11", f">={python}"), "utf-8")
+    (project.path / "app" / "pairs.py").write_text("type Pair[T] = tuple[T, T]\n", "utf-8")
+    project.run("ruff", "check", "--no-cache", ".")
+    project.run("ruff", "format", "--no-cache", "--check", ".")
+
+
 def test_pyproject(project: Project, choice: Choice) -> None:
     pyproject = tomllib.loads(project.read("pyproject.toml"))
     assert pyproject["project"]["name"] == "my-api-service"

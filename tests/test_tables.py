@@ -18,7 +18,7 @@ from tests.reader import Reader, page
 
 pytestmark = pytest.mark.slow
 
-CHAPTERS = ("Example", "Tests", "Change a table")
+CHAPTERS = ("Example", "Streams", "Tests", "Change a table")
 # What the models do not know of: a table of somebody else's, and a trigger.
 REMOVED = "CREATE TABLE removed (title TEXT)"
 TRIGGERS = {

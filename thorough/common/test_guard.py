@@ -1,5 +1,6 @@
 """The guard: what it covers, when it asks, and that nobody forgets it."""
 
+import logging
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -17,10 +18,10 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from websockets.exceptions import InvalidStatus
 from websockets.sync.client import connect
 
-from app.auth import Caller, GuardedAPI, GuardedRouter, PublicRouter
+from app.auth import Caller, GuardedAPI, GuardedRouter, PublicRouter, require
 from app.auth.errors import UnguardedRouteError
 from app.constants import API_KEY_HEADER, MISSING_KEY_STATUS
-from tests.callers import Keys, answer_of, ask, start_up, status_of
+from tests.callers import Answer, Keys, answer_of, ask, start_up, status_of
 from tests.thorough.servers import LiveServer
 
 WELCOME = "You have access!"
@@ -202,6 +203,63 @@ async def test_a_public_endpoint_cannot_have_a_caller(api: GuardedAPI) -> None:
         await ask(api, path="/whoami")
 
 
+# The size of a body.
+
+
+def bounded(keys: Keys) -> GuardedAPI:
+    api = GuardedAPI(keys, max_body_size=10)
+    for router, prefix in ((GuardedRouter(), ""), (PublicRouter(), "/public")):
+
+        @router.post("/read")
+        async def read(request: Request) -> int:
+            return len(await request.body())
+
+        @router.post("/unread")
+        async def unread() -> None: ...
+
+        @router.post("/larger", max_body_size=20)
+        async def larger(request: Request) -> int:
+            return len(await request.body())
+
+        api.include_router(router, prefix=prefix)
+    return api
+
+
+@pytest.mark.parametrize("path", ["/read", "/unread", "/larger"])
+@pytest.mark.parametrize("declared", [True, False])
+async def test_a_stranger_is_refused_before_the_size_of_a_body_counts(
+    keys: Keys, path: str, declared: bool
+) -> None:
+    headers = [(b"content-length", b"99") if declared else (b"transfer-encoding", b"chunked")]
+    answer = await answer_of(bounded(keys), path=path, method="POST", headers=headers)
+    assert (answer.status, answer.header("connection")) == (MISSING_KEY_STATUS, None)
+
+
+def of_request(answer: Answer) -> Answer:
+    """Without its id."""
+    headers = [each for each in answer.headers if each[0] != b"x-request-id"]
+    return Answer(answer.status, tuple(headers), answer.body)
+
+
+@pytest.mark.parametrize("prefix", ["", "/public"])
+async def test_a_body_that_is_too_large_gets_one_answer(keys: Keys, prefix: str) -> None:
+    api, key = bounded(keys), keys.issue()
+
+    async def post(path: str, size: int, *headers: tuple[bytes, bytes]) -> Answer:
+        whole, path = b"x" * size, prefix + path
+        return await answer_of(api, key, path=path, method="POST", headers=headers, body=whole)
+
+    for path, size in (("/read", 11), ("/unread", 11), ("/larger", 21)):
+        answer = await post(path, size, (b"content-length", str(size).encode()))
+        assert (answer.status, answer.body) == (413, b"Content Too Large")
+        in_chunks = await post(path, size, (b"transfer-encoding", b"chunked"))
+        if path != "/unread":  # which a body in chunks does not bother
+            assert of_request(answer) == of_request(in_chunks)
+    for path, size in (("/read", 10), ("/larger", 20)):
+        answer = await post(path, size, (b"content-length", str(size).encode()))
+        assert (answer.status, answer.body) == (200, str(size).encode())
+
+
 # WebSockets.
 
 
@@ -233,6 +291,37 @@ async def test_a_refused_websocket_is_never_accepted(
     sent = await ask(api, path="/x", type="websocket", extensions=extensions)
     assert isinstance(sent, list)
     assert sent[0]["type"] == expected
+
+
+def test_a_refused_websocket_is_no_error_of_the_server(
+    api: GuardedAPI, keys: Keys, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Neither in the log nor for a tracker that listens to it; one that nobody answers is."""
+    asking = GuardedRouter(dependencies=[require("reports:read")])
+    api.include_router(filled(asking))
+    api.include_router(router := PublicRouter())
+
+    @router.websocket("/unanswered")
+    async def unanswered(socket: WebSocket) -> None: ...
+
+    said = logging.getLogger("uvicorn.error")
+    with LiveServer(api) as live:
+        said.addHandler(caplog.handler)
+        try:
+            url = f"ws://127.0.0.1:{live.address[1]}"
+            key = {API_KEY_HEADER: keys.issue().decode()}
+            for path, headers, expected in (
+                ("/x", {}, MISSING_KEY_STATUS),
+                ("/x", key, 403),
+                ("/unanswered", {}, 500),
+            ):
+                with pytest.raises(InvalidStatus) as refused:
+                    connect(f"{url}{path}", additional_headers=headers)
+                assert refused.value.response.status_code == expected
+        finally:
+            said.removeHandler(caplog.handler)
+    errors = [each.getMessage() for each in caplog.records if each.levelno >= logging.ERROR]
+    assert errors == ["ASGI callable returned without completing handshake."]
 
 
 # Everything on a guarded router is guarded.

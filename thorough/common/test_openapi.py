@@ -1,6 +1,7 @@
 """The OpenAPI document tells a caller what the service does."""
 
-from collections.abc import Iterator
+import json
+from collections.abc import AsyncIterator, Iterator
 from typing import Any, Final
 from unittest.mock import patch
 
@@ -222,3 +223,27 @@ def test_the_document_is_made_once_and_anew_for_new_routes(api: GuardedAPI) -> N
     for operation in dict(operations(api)).values():
         assert operation["security"]
         assert operation["responses"].keys() >= REFUSALS
+
+
+def test_a_stream_makes_it_the_version_that_has_streams(api: GuardedAPI) -> None:
+    async def lines() -> AsyncIterator[int]:
+        yield 1
+
+    on(api, filled(GuardedRouter(prefix="/plain")))
+    assert api.openapi()["openapi"] == "3.1.0"
+    router = GuardedRouter(prefix="/streams")
+    router.add_api_route("/lines", lines)
+    on(api, router)
+    assert '"itemSchema": {"type": "integer"' in json.dumps(api.openapi())
+    assert api.openapi()["openapi"] == "3.2.0"
+
+
+def test_where_bodies_are_bounded_every_operation_tells_of_413(keys: Keys) -> None:
+    for bound, told in ((None, False), (0, True), (10, True)):
+        api = GuardedAPI(keys, max_body_size=bound)
+        on(api, filled(GuardedRouter(prefix="/guarded")))
+        on(api, filled(PublicRouter(prefix="/public")))
+        for _, operation in operations(api):
+            assert ("413" in operation["responses"]) == told
+            if told:
+                assert operation["responses"]["413"]["content"].keys() == {"text/plain"}

@@ -43,6 +43,9 @@ class Stub:
         yield
         self.runs = False
 
+    def upgrade(self) -> bool:
+        return False
+
 
 class RestrictedKeys(Keys):
     def restricted(self, *names: str) -> bytes:

@@ -190,6 +190,7 @@ def around_function(*args: Any, **options: Any) -> None: ...
         (WithReturn(), "caller of WithReturn"),
         (functools.partial(of_function), "caller of of_function"),
     ],
+    ids=range(9),
 )
 async def test_a_dependency_that_fastapi_cannot_read_stops_the_start_up(
     keys: Keys, dependency: Callable[..., Any], named: str

@@ -7,15 +7,15 @@ import sys
 from pathlib import Path
 
 import pytest
-from pydantic_settings import BaseSettings
+from pydantic import Field
 
 from app.auth.config import sources
-from app.auth.config.sources import load
+from app.auth.config.sources import SourcedSettings, load
 from app.auth.errors import SettingsError
 
 
-class Settings(BaseSettings):
-    pages: list[int] = [1]
+class Settings(SourcedSettings):
+    pages: list[int] = Field([1])
     title: str
 
 
@@ -39,6 +39,40 @@ def problem() -> str:
 def test_settings_are_read_from_the_file(file: Path) -> None:
     file.write_text("TITLE=Ren\u00e9\nPAGES=[2, 3]\n", encoding="utf-8")
     assert load(Settings).model_dump() == {"title": "Ren\u00e9", "pages": [2, 3]}
+
+
+def test_a_byte_order_mark_is_no_part_of_a_name(file: Path) -> None:
+    file.write_text("TITLE=x\n", encoding="utf-8-sig")
+    assert load(Settings).title == "x"
+
+
+def test_an_empty_value_is_none(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As Compose passes `${PAGES:-}` of a variable that nobody has set."""
+    file.write_text("TITLE=of the file\nPAGES=\n")
+    monkeypatch.setenv("TITLE", "")
+    assert load(Settings).model_dump() == {"title": "of the file", "pages": [1]}
+    file.unlink()
+    monkeypatch.setenv("PAGES", "")
+    assert problem() == "TITLE is not set; call it something"
+
+
+@pytest.mark.parametrize("place", ["environment", "file", "folder"])
+def test_an_empty_database_url_is_not_the_default(
+    file: Path, place: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class WithDatabase(Settings):
+        title: str = "none"
+        database_url: str = "the default"
+
+    if place == "folder":
+        (file.parent / "database_url").touch()
+        monkeypatch.setenv("SECRETS_DIR", f"{file.parent}")
+    elif place == "file":
+        file.write_text("DATABASE_URL=\n")
+    else:
+        file.write_text("DATABASE_URL=of the file\n")
+        monkeypatch.setenv("DATABASE_URL", "")
+    assert load(WithDatabase).database_url == ""
 
 
 def test_what_is_missing_comes_with_advice() -> None:
@@ -106,6 +140,15 @@ def test_each_setting_may_have_a_file(mounted: Path, file: Path) -> None:
     (mounted / "..data" / "pages").write_text("[2, 3]\n")
     file.write_text("TITLE=another\nPAGES=[4]\n")  # does not count
     assert load(Settings).model_dump() == {"title": "Ren\u00e9", "pages": [2, 3]}
+
+
+def test_a_file_may_begin_with_a_byte_order_mark_or_be_empty(mounted: Path) -> None:
+    (mounted / "..data" / "TITLE").write_text("x\n", encoding="utf-8-sig")
+    for empty in ("", "\n", "\ufeff\n"):
+        (mounted / "..data" / "pages").write_text(empty, encoding="utf-8")
+        assert load(Settings).model_dump() == {"title": "x", "pages": [1]}
+    (mounted / "..data" / "pages").write_text("[2]", encoding="utf-8-sig")
+    assert load(Settings).pages == [2]
 
 
 def test_the_environment_wins_over_files(mounted: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,9 +15,8 @@ from unittest.mock import Mock, call
 
 import pytest
 from pydantic import Field
-from pydantic_settings import BaseSettings
 
-from app.auth.config.sources import load
+from app.auth.config.sources import SourcedSettings, load
 from app.auth.errors import SettingsError
 from app.vaults import client as vault
 from app.vaults.client import Vault, read
@@ -31,9 +30,9 @@ URLS = {
 }
 
 
-class Settings(BaseSettings):
+class Settings(SourcedSettings):
     title: str = "none"
-    pages: list[int] = [1]
+    pages: list[int] = Field([1])
     hue: str = Field("none", validation_alias="colour")
 
 
@@ -187,6 +186,22 @@ def test_the_environment_wins(fetch: Mock, monkeypatch: pytest.MonkeyPatch) -> N
     }
 
 
+def test_an_empty_value_is_none(fetch: Mock, monkeypatch: pytest.MonkeyPatch) -> None:
+    fetch.return_value = {"title": "", "pages": "", "colour": "red"}
+    monkeypatch.setenv("COLOUR", "")
+    assert load(Settings).model_dump() == {"title": "none", "pages": [1], "hue": "red"}
+
+
+@pytest.mark.parametrize("vendor", ["aws", "gcp"])
+def test_a_binary_secret_is_told(libraries: Mock, vendor: str) -> None:
+    binary = b"swordfish\xff"
+    libraries.boto3.client().get_secret_value.return_value = {"SecretBinary": binary}
+    google = libraries.secretmanager.SecretManagerServiceClient()
+    google.access_secret_version.return_value.payload.data = binary
+    told = "the secret is not the text of a JSON object with a field for each setting"
+    assert problem(URLS[vendor]) == f"SECRETS_VAULT: {told}"
+
+
 def test_what_is_malformed_in_it_is_named(fetch: Mock) -> None:
     fetch.return_value = {"pages": "1,swordfish"}
     with pytest.raises(SettingsError, match=r'"pages".*; write it as JSON$') as error:
@@ -201,7 +216,9 @@ def test_what_is_malformed_in_it_is_named(fetch: Mock) -> None:
 @pytest.mark.parametrize("secret", ["swordfish", '{"title": "swordfish', '["swordfish"]', ""])
 def test_a_secret_without_fields_is_refused(fetch: Mock, secret: str) -> None:
     fetch.return_value = secret
-    told = "SECRETS_VAULT: the secret is no JSON object with a field for each setting"
+    told = (
+        "SECRETS_VAULT: the secret is not the text of a JSON object with a field for each setting"
+    )
     assert problem() == told
 
 
@@ -238,6 +255,10 @@ class ClientError(Exception):
         self.response = {"Error": {"Code": "AccessDeniedException", "Message": "swordfish"}}
 
 
+class InvalidPath(Exception):  # noqa: N818
+    """As in the library of Vault, which finds nothing where the engine is KV version 1."""
+
+
 class HttpResponseError(Exception):
     """As in the library of Azure."""
 
@@ -251,6 +272,7 @@ class HttpResponseError(Exception):
         (HttpResponseError("swordfish"), "HttpResponseError"),
         (ConnectionError("swordfish"), "ConnectionError"),
         (KeyError("swordfish"), "KeyError"),
+        (InvalidPath("swordfish"), "InvalidPath (or its engine is KV version 1)"),
     ],
 )
 def test_an_error_is_called_by_its_name_alone(fetch: Mock, error: Exception, kind: str) -> None:

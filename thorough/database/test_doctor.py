@@ -22,7 +22,7 @@ from app.auth.database.models import ENV_ID, api_key_servers
 from app.auth.key import Key
 from app.auth.keys.service import MANAGE, KeyService
 from app.auth.keys.views import KeyView
-from app.auth.usage.doctor import (
+from app.auth.usage.findings import (
     EXPIRING,
     ROTATION,
     UNUSED,

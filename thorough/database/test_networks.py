@@ -100,6 +100,8 @@ async def test_from_elsewhere_a_key_is_refused_like_any_stranger(
     assert any(each.startswith(said) and made.id in each for each in caplog.messages), (
         caplog.messages
     )
+    unknown = "a key for some addresses, from an unknown address"
+    assert sum(unknown in each and made.id in each for each in caplog.messages) == 2
     closed = await ask(service, key, client=there, type="websocket", path="/live")
     assert closed[0]["type"] == "websocket.close"  # type: ignore[index]
 

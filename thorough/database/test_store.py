@@ -157,7 +157,7 @@ async def test_unknown_keys_cost_no_query_and_no_memory(
         for _ in range(1000):
             assert await store.lookup(digest(new_secret().encode())) is UNKNOWN
         assert await status_of(service, new_secret().encode()) == MISSING_KEY_STATUS
-    assert (seen, len(store._known), store._secrets, store._used) == ([], known, {}, {})
+    assert (seen, len(store._known), store._secrets, store._usage._used) == ([], known, {}, {})
 
 
 async def test_a_key_that_was_not_asked_about_yet_costs_one_query(
@@ -802,7 +802,7 @@ async def test_writing_it_touches_nothing_else_and_goes_only_forward(
     assert update.partition("WHERE")[0].count("=") == 1
     last = key_service.get(issued.id).last_used_at
     assert last
-    store._used[digest(secret)] = 1.0
+    store._usage._used[digest(secret)] = 1.0
     await store.flush()
     assert key_service.get(issued.id).last_used_at == last
     await store.refresh()
@@ -951,7 +951,7 @@ async def test_that_a_key_has_expired_is_written_once(
         clock.now += 60
         for secret in (gone, issued.key.encode()):
             assert await status_of(service, secret) == MISSING_KEY_STATUS
-        assert not store._saw_an_end
+        assert not store._usage._saw_an_end
 
 
 async def test_a_service_without_any_key_starts_and_lets_nobody_in(

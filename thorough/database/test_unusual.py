@@ -22,8 +22,8 @@ from app.auth.key import digest, id_of, new_secret
 from app.auth.keys.service import KeyService
 from app.auth.keys.views import KeyView
 from app.auth.store.cache import DatabaseKeyStore
-from app.auth.usage.anomalies import MAX_REFUSALS, Finding, examine_usage, remember
 from app.auth.usage.counts import add
+from app.auth.usage.findings import MAX_REFUSALS, Finding, examine_usage, remember
 from app.settings import load_settings
 from tests.thorough.commands import keys, run
 from tests.thorough.services import make_service
@@ -201,7 +201,7 @@ async def test_of_several_servers_one_says_it(
     for _ in range(2):
         for store in stores:
             assert isinstance(store, DatabaseKeyStore)
-            store._notice_at = 0.0
+            store._usage._notice_at = 0.0
             await store.flush()
     (said,) = [each for each in caplog.records if each.message.startswith("Unusual")]
     assert said.levelname == "WARNING"

@@ -25,7 +25,7 @@ NOT_A_KEY = "is not a random lower-case UUID4; correct it, or take it out"
 BAD_SETTINGS = {
     # what is wrong: the variable, its value, and what is said about it
     "missing": ("API_KEYS", None, f"API_KEYS is not set; {MAKE}"),
-    "empty": ("API_KEYS", "", f"API_KEYS is empty; {MAKE}"),
+    "empty": ("API_KEYS", "", f"API_KEYS is not set; {MAKE}"),
     "a word": ("API_KEYS", "swordfish", f"API_KEYS: entry 1 of 1 {NOT_A_KEY}"),
     "log level": ("LOG_LEVEL", "loud", f"LOG_LEVEL: Input should be {LEVELS}"),
     "prefix": ("KEY_PREFIX", "Äcme", "KEY_PREFIX: String should match pattern"),

@@ -3,7 +3,9 @@
 import asyncio
 import json
 import logging
+import math
 import threading
+import time
 from pathlib import Path
 from unittest.mock import Mock
 
@@ -88,6 +90,31 @@ def test_the_keys_of_the_start_count_at_once(fetch: Mock, clock: Clock) -> None:
     assert statuses(service) == [200, 200, NO]
     clock.now += 0.1
     assert statuses(service) == [503, 503, 503]
+
+
+def after_a_pause(service: GuardedAPI) -> int:
+    """What NEW gets when the last answer is too old: a machine was frozen."""
+    assert isinstance(service.keys, VaultKeyStore)
+    service.keys._asked_at -= 10 * STALENESS
+    service.keys._ask_at = -math.inf
+    return asyncio.run(status_of(service, NEW.encode()))
+
+
+def test_after_a_pause_a_request_waits_for_the_answer(followed: GuardedAPI, fetch: Mock) -> None:
+    def answer() -> dict[str, str]:
+        time.sleep(0.05)
+        return {"api_keys": f"{B},{NEW}"}
+
+    fetch.side_effect = answer
+    assert after_a_pause(followed) == 200
+
+
+def test_after_a_pause_nobody_waits_for_ever(fetch: Mock, monkeypatch: pytest.MonkeyPatch) -> None:
+    service, answer = make_service(load_settings()), threading.Event()
+    fetch.side_effect = lambda: answer.wait(60)
+    monkeypatch.setattr("app.vaults.key_store.IO_TIMEOUT", 0.05)
+    assert after_a_pause(service) == 503
+    answer.set()
 
 
 def test_a_running_service_follows_the_vault(

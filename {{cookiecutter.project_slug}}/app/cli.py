@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from app.auth.cli import commands
+from app.auth.cli import commands, serve
 from app.limits.commands import create  # part: limits
 from app.policies import make_policies
 from app.settings import load_settings
@@ -19,4 +19,6 @@ def routes() -> Any:
 
 
 main = commands.command_line(commands.Wiring(load_settings, make_policies, routes, MIGRATIONS))
+main.command()(serve.serve_command("app.main:app"))
+serve.SHARED_FOLDERS.append("PROMETHEUS_MULTIPROC_DIR")  # part: metrics
 commands.keys.command()(create)  # part: limits

@@ -10,7 +10,7 @@ from sqlalchemy.exc import InvalidRequestError
 from sqlalchemy.orm import DeclarativeBase, Session
 
 from app.auth.database.engine import connect
-from app.settings import load_settings
+from app.settings import loaded_settings
 
 TIMEOUT = 30.0  # seconds for a statement or a lock; after that the request fails
 
@@ -39,7 +39,7 @@ class ReadOnly(Session):
 @cache
 def get_engine() -> Engine:
     """The engine for DATABASE_URL. The keys use connections of their own."""
-    url = load_settings().database_url
+    url = loaded_settings().database_url
     engine = connect(url, timeout=TIMEOUT, pooled=True, pool_pre_ping=True)
     # SQLite allows one writer at a time. Taking the lock before the first read keeps that data
     # current until the commit, so no commit fails.
@@ -58,6 +58,7 @@ def get_read_only_session() -> Iterator[ReadOnly]:
         yield session
 
 
-# Sessions end before the answer is sent, so that a slow client blocks nobody.
-DatabaseSession = Annotated[Session, Depends(get_session, scope="function")]
+# Sessions end before the answer is sent, so that a slow client blocks nobody. Who waits for one
+# takes no thread.
+DatabaseSession = Annotated[Session, Depends(get_session, scope="function", max_concurrency=8)]
 ReadOnlySession = Annotated[ReadOnly, Depends(get_read_only_session, scope="function")]

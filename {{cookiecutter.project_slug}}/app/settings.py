@@ -14,9 +14,18 @@ class Settings(AuthSettings):
     valkey_url: ValkeyUrl = ""  # part: limits
 
 
+_loaded: Settings | None = None
+
 sources.SOURCES["SECRETS_VAULT"] = vault_source  # part: vaults
 
 
 def load_settings() -> Settings:
     """Raises SettingsError, in one line, if a setting is missing or malformed."""
-    return sources.load(Settings)
+    global _loaded
+    _loaded = sources.load(Settings)
+    return _loaded
+
+
+def loaded_settings() -> Settings:
+    """The settings that this process loaded last. A vault may not give them a second time."""
+    return _loaded or load_settings()

@@ -45,6 +45,7 @@ def ids(secrets: list[str]) -> list[str]:
 @pytest.fixture(autouse=True)
 def working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, secrets: list[str]) -> Path:
     """A folder of its own. There are no settings but these."""
+    monkeypatch.setattr("app.settings._loaded", None)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("app.auth.config.sources.ENV_FILE", tmp_path / ".env")
     monkeypatch.setenv("DATABASE_URL", f"sqlite:///{tmp_path}/keys.db")
@@ -59,7 +60,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     """The time of the whole service, which passes when the test says so."""
     clock = Clock()
     monkeypatch.setattr("app.auth.database.clock.time", lambda: clock.now)
-    for module in ("access.clients", "store.cache"):
+    for module in ("access.clients", "store.cache", "store.queries", "store.usage_writer"):
         monkeypatch.setattr(f"app.auth.{module}.monotonic", clock.monotonic)
     return clock
 

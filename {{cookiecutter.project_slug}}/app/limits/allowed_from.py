@@ -33,10 +33,14 @@ class AddressPolicy:
     async def admit(self, key: Key, client: str) -> Headers | Denial:
         if is_within(client, _parsed(tuple(key.restrictions[self.name]))):
             return ()
-        return Denial("a key from another address than its own")
+        cause = "" if address_of(client) else "a key for some addresses, from an unknown address"
+        return Denial("a key from another address than its own", cause=cause)
 
     def running(self) -> AbstractAsyncContextManager[None]:
         return nullcontext()
+
+    def upgrade(self) -> bool:
+        return False  # it keeps nothing
 
 
 def parse_networks(written: Iterable[str]) -> Networks:

@@ -1,18 +1,12 @@
 """`keys create` with options for limits and addresses."""
 
 from collections.abc import Iterable
-from datetime import timedelta
 from typing import Annotated
 
-import sqlalchemy as sa
 import typer
 
 from app.auth.cli import commands
 from app.auth.cli.commands import AsJson, ExpiresAt, ExpiresIn, Name, Scopes
-from app.auth.cli.output import note
-from app.auth.database import clock
-from app.auth.database.engine import transaction
-from app.auth.database.models import api_key_servers
 
 
 def create(
@@ -38,8 +32,6 @@ def create(
     """Create a key and show it, this once."""
     restrictions = {"limits": _limits(limit or (), quota or ()), "networks": networks or []}
     commands.create_key(ctx, name, scope, restrictions, expires_in, expires_at, as_json)
-    if limit or quota:
-        _warn_if_several_count(ctx)
 
 
 def _limits(sliding: Iterable[str], quotas: Iterable[str]) -> list[str]:
@@ -51,18 +43,3 @@ def _limits(sliding: Iterable[str], quotas: Iterable[str]) -> list[str]:
         if not text.endswith(("/day", "/month")):
             raise typer.BadParameter(f"{text} slides: give it as --limit")
     return [*sliding, *quotas]
-
-
-def _warn_if_several_count(ctx: typer.Context) -> None:
-    server = api_key_servers.c
-    with commands.reading(ctx) as service, transaction(service.engine) as connection:
-        lately = clock.now(connection) - timedelta(minutes=2)
-        running = sa.select(sa.func.count()).where(
-            server.max_staleness > 0, server.seen_at > lately
-        )
-        several = (connection.scalar(running) or 0) > 1
-    if several and not commands.wiring_of(ctx).load_settings().valkey_url:
-        note(
-            "Several servers were there lately. Where they run at once, each counts for itself:"
-            " name a VALKEY_URL for them."
-        )

@@ -5,15 +5,15 @@
 """
 
 import re
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 from math import ceil
-from typing import Final, NamedTuple, Protocol
+from typing import Final, NamedTuple
 
 SLIDING: Final = {"second": 1, "minute": 60, "hour": 3600}  # in seconds
 CALENDAR: Final = {"day": 86_400, "month": 31 * 86_400}  # in seconds, at most
-MOST_SLIDING: Final = 10_000  # requests: each takes memory until it leaves the window
+MOST_SLIDING: Final = 10_000  # requests: each takes room until it leaves the window
 MOST: Final = 1_000_000_000
 
 LIMIT_PATTERN: Final = r"^[1-9][0-9]{0,9}/(" + "|".join((*SLIDING, *CALENDAR)) + ")$"
@@ -98,20 +98,6 @@ def _policies(limits: tuple[Limit, ...]) -> tuple[bytes, bytes]:
         for limit in limits
     ]
     return b"ratelimit-policy", ", ".join(policies).encode()
-
-
-Used = Callable[[str, datetime], Awaitable[int]]
-"""How many requests of a key since then are written to the database."""
-
-
-class Limiter(Protocol):
-    async def charge(self, key_id: str, limits: Sequence[Limit]) -> Charge:
-        """Charge a request to all limits, or to none. Raises StoreUnavailableError."""
-        ...
-
-    async def close(self) -> None:
-        """Close the connections. The next charge opens one again."""
-        ...
 
 
 def calendar_period(period: str, moment: float) -> tuple[datetime, float]:

@@ -31,8 +31,7 @@ from app.auth.keys import views
 from app.auth.keys.service import MANAGE, KeyService
 from app.auth.keys.views import LONGEST, EventView
 from app.auth.usage import report
-from app.auth.usage.anomalies import Finding
-from app.auth.usage.doctor import diagnose
+from app.auth.usage.findings import Finding, diagnose
 from app.auth.usage.report import AllUsage, UsageView
 from app.management.bodies import (
     DayOfUse,

@@ -17,13 +17,14 @@ from typing import Any, Final
 
 from pydantic_settings import BaseSettings, EnvSettingsSource
 
+from app.auth.config.sources import given
 from app.auth.errors import SettingsError
 
 TIMEOUT = 10.0  # seconds for the whole answer when the settings are loaded
 IO_TIMEOUT: Final = 3.0  # seconds for a connection, and for each part of an answer
 SERVICE_ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount/token")
 
-Fetch = Callable[[], str | Mapping[str, Any]]
+Fetch = Callable[[], str | bytes | Mapping[str, Any]]
 """Requests the secret. Returns its fields, or a JSON object with them."""
 
 _URL: Final = re.compile(r"(aws|azure|gcp|vault)://([^/?]+)/([^?]+?)/?(?:\?role=([^&]+))?")
@@ -36,7 +37,7 @@ def vault_source(url: str, settings: type[BaseSettings]) -> dict[str, Any]:
     """
     source = EnvSettingsSource(settings)
     fields = {name.lower(): value for name, value in read(url).items()}
-    source.env_vars = {**fields, **source.env_vars}
+    source.env_vars = given(fields) | given(source.env_vars)
     return {"_env_file": None, **source()}
 
 
@@ -66,7 +67,7 @@ class Vault:
         else:
             if (fields := _fields(secret)) is not None:
                 return fields
-            problem = "the secret is no JSON object with a field for each setting"
+            problem = "the secret is not the text of a JSON object with a field for each setting"
         self._fetch = None  # the next read logs in again
         raise SettingsError(f"SECRETS_VAULT: {problem}")
 
@@ -95,12 +96,13 @@ def _kind(error: Exception) -> str:
     """The name of the error only, because its text may hold a token."""
     response = getattr(error, "response", None)
     # AWS has one type for nearly all errors, and a code in it.
-    return response["Error"]["Code"] if isinstance(response, dict) else type(error).__name__
+    name = response["Error"]["Code"] if isinstance(response, dict) else type(error).__name__
+    return f"{name} (or its engine is KV version 1)" if name == "InvalidPath" else name
 
 
-def _fields(secret: str | Mapping[str, Any]) -> dict[str, str] | None:
+def _fields(secret: str | bytes | Mapping[str, Any]) -> dict[str, str] | None:
     try:
-        fields = json.loads(secret) if isinstance(secret, str) else secret
+        fields = json.loads(secret) if isinstance(secret, str | bytes) else secret
         return {
             name.upper(): value if isinstance(value, str) else json.dumps(value)
             for name, value in fields.items()
@@ -115,7 +117,7 @@ def _aws(region: str, name: str, _: str | None) -> Fetch:
     tries = {"total_max_attempts": 2}
     timeouts = config.Config(connect_timeout=IO_TIMEOUT, read_timeout=IO_TIMEOUT, retries=tries)
     client = boto3.client("secretsmanager", region_name=region, config=timeouts)
-    return lambda: client.get_secret_value(SecretId=name)["SecretString"]
+    return lambda: client.get_secret_value(SecretId=name).get("SecretString", b"")
 
 
 def _azure(host: str, name: str, _: str | None) -> Fetch:
@@ -132,7 +134,7 @@ def _gcp(project: str, name: str, _: str | None) -> Fetch:
     client = secretmanager.SecretManagerServiceClient(transport="rest")  # gRPC breaks after a fork
     ask = partial(client.access_secret_version, retry=None, timeout=IO_TIMEOUT)
     version = client.secret_version_path(project, name, "latest")
-    return lambda: ask(name=version).payload.data.decode()
+    return lambda: ask(name=version).payload.data
 
 
 def _hashicorp(mount: str, path: str, role: str | None) -> Fetch:

@@ -137,7 +137,7 @@ FORGOTTEN: list[Callable[[GuardedAPI], object]] = [
 
 
 @pytest.mark.parametrize("when", ["before the start", "in the lifespan", "after the start"])
-@pytest.mark.parametrize("forget", FORGOTTEN)
+@pytest.mark.parametrize("forget", FORGOTTEN, ids=range(4))
 async def test_a_route_on_neither_router_is_guarded_and_stops_the_start(
     keys: Keys, forget: Callable[[GuardedAPI], object], when: str
 ) -> None:
@@ -181,6 +181,7 @@ async def perhaps(caller: Caller | None = None) -> None: ...
             router, mounted_on(GuardedRouter(dependencies=[Depends(unreadable)]), application)
         ),
     ],
+    ids=range(4),
 )
 async def test_what_fastapi_cannot_read_stops_the_start_and_never_answers(
     keys: Keys, add: Callable[[GuardedRouter], object]

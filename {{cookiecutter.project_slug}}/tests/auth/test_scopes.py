@@ -42,6 +42,7 @@ def asking(*dependencies: Any) -> GuardedRouter:
         lambda api: on(api, on(asking(A), on(APIRouter(), with_every_kind(asking(C))))),
         lambda api: on(api, on(PublicRouter(), with_every_kind(asking(require("a:b", "c"))))),
     ],
+    ids=range(6),
 )
 async def test_they_hold_for_everything_on_a_router(
     api: GuardedAPI, keys: Keys, include: Callable[[GuardedAPI], None]
@@ -60,6 +61,7 @@ async def test_they_hold_for_everything_on_a_router(
         lambda fill: on(asking(A), on(APIRouter(), fill(asking()), dependencies=[C])),
         lambda fill: on(PublicRouter(), fill(asking(A)), dependencies=[C]),
     ],
+    ids=range(3),
 )
 async def test_where_they_would_not_hold_for_everything_the_start_stops(
     keys: Keys, around: Callable[[Callable[[Any], Any]], APIRouter]

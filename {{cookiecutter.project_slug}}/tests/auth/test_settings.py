@@ -17,6 +17,7 @@ NO_URL = "DATABASE_URL: write sqlite:///FILE or postgresql://USER:PASSWORD@HOST/
 BAD_SETTINGS = [  # and how the one line begins that is said of it
     ("API_KEYS", "swordfish", "API_KEYS: entry 1 of 1 is not a random lower-case UUID4; make a"),
     ("DATABASE_URL", "mysql://x:swordfish@y/z", NO_URL),
+    ("DATABASE_URL", "", NO_URL),
     ("DATABASE_URL", "sqlite:///:memory:", NO_URL),
     ("DATABASE_URL", "postgresql://x:sword@fish@y/w", "DATABASE_URL: write %40 for an @ in"),
     ("DATABASE_URL", "postgresql://x:swordfish@127.0.0.1:1/n", "DATABASE_URL: out of reach: "),
@@ -63,8 +64,11 @@ def test_the_environment_wins_over_the_file(
     shown = f"{settings!r} {settings} {settings.model_dump()} {settings.database_url}"
     assert "swordfish" not in shown
     assert secrets[0] not in f"{shown} {vars(settings)}"
+    for name in ("KEY_MAX_STALENESS", "KEY_PREFIX", "LOG_FORMAT", "LOG_LEVEL", "SHOW_DOCS"):
+        monkeypatch.setenv(name, "")  # as good as not set
+    assert load_settings() == settings
     monkeypatch.setenv("SECRETS_DIR", f"{working_directory}")  # a file for each setting
-    (working_directory / "KEY_PREFIX").write_text("mounted\n")
+    (working_directory / "KEY_PREFIX").write_text("mounted\n", encoding="utf-8-sig")
     assert load_settings().key_prefix == "mounted"
 
 

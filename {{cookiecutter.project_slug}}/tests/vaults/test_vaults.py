@@ -94,7 +94,10 @@ def test_a_failure_is_one_line_without_a_secret(fetch: Mock) -> None:
     assert problem() == f"SECRETS_VAULT: ConnectionError; {ADVICE}"
     fetch.side_effect = None
     fetch.return_value = '["swordfish"]'
-    assert problem() == "SECRETS_VAULT: the secret is no JSON object with a field for each setting"
+    assert (
+        problem()
+        == "SECRETS_VAULT: the secret is not the text of a JSON object with a field for each setting"
+    )
     fetch.return_value = {"log_level": "swordfish"}
     assert problem().startswith("LOG_LEVEL: Input should be")
 

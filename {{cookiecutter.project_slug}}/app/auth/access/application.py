@@ -4,20 +4,13 @@ A route that is not declared public needs a key, whenever and however it is adde
 neither of the two routers is guarded too, but stops the start-up, because its intent is unclear.
 """
 
-from collections.abc import (
-    AsyncGenerator,
-    Awaitable,
-    Callable,
-    Collection,
-    Iterable,
-    Iterator,
-    Sequence,
-)
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from typing import Any, Final
 
 from fastapi import APIRouter, FastAPI, Request, Response
 from fastapi.exception_handlers import http_exception_handler
+from fastapi.responses import PlainTextResponse
 from fastapi.routing import APIRoute, RouteContext, iter_route_contexts
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
@@ -43,6 +36,13 @@ from app.auth.access.selfcheck import FaultyRoutes, check_guard, check_places, p
 from app.auth.errors import SettingsError, StoreUnavailableError, UnguardedRouteError
 from app.auth.log import Observer
 
+_TOO_LARGE: Final = {"description": "The body is too large", "content": {"text/plain": {}}}
+
+
+async def _as_text(_: Request, error: Any) -> PlainTextResponse:
+    # As Starlette answers where the length of the body is declared.
+    return PlainTextResponse(f"{error.detail}", error.status_code, error.headers)
+
 
 class GuardedAPI(FastAPI):
     """A FastAPI application that asks `keys` whether a caller's key is in force.
@@ -58,7 +58,7 @@ class GuardedAPI(FastAPI):
         *,
         policies: Sequence[Policy] = (),
         observers: Sequence[Observer] = (),
-        public_paths: Collection[str] = (),
+        public_paths: Iterable[str] = (),
         middleware: Sequence[Middleware] = (),
         routes: Iterable[BaseRoute] = (),
         **options: Any,
@@ -69,6 +69,9 @@ class GuardedAPI(FastAPI):
         self._public_paths: Final = frozenset(public_paths)
         self._problem = ""  # the error that stopped the start-up
         given = list(routes)
+        if options.get("max_body_size") is not None:
+            for option, added in (("responses", _TOO_LARGE), ("exception_handlers", _as_text)):
+                options[option] = {413: added, **(options.get(option) or {})}
         super().__init__(
             routes=given,
             # Innermost: middleware that is added later sees requests before the guard does.
@@ -82,6 +85,7 @@ class GuardedAPI(FastAPI):
             redirect_slashes=False,
             **options,
         )
+        self.max_body_size = None  # the router bounds bodies, behind the guard
         self.router.lifespan_context = self._following_keys(self.router.lifespan_context)
         self._public: Final = [route for route in self.routes if not _is_in(route, given)]
         self._guarded: Final[list[BaseRoute]] = []
@@ -121,8 +125,7 @@ class GuardedAPI(FastAPI):
         elif isinstance(router, GuardedRouter):
             self._guarded.extend(self.routes[before:])
 
-    def frontend(self, *_: Any, **__: Any) -> None:
-        refuse_frontend()
+    frontend = refuse_frontend
 
     def check_routes(self) -> None:
         """Raises UnguardedRouteError if a route is on neither kind of router, if nothing checks a

@@ -8,10 +8,12 @@ from typing import Final
 BURST: Final = 100  # wrong keys that an address may send at once
 REFILL: Final = 1.0  # seconds after which it may send one more
 MAX_ADDRESSES: Final = 10_000  # in memory; beyond that the least recent one is dropped
+NO_ADDRESS: Final = "local"  # the network of a caller without an address, as of a Unix socket
 
 
 class FailedAttempts:
-    """A token bucket per address. Each wrong key takes one token."""
+    """A token bucket per address. Each wrong key takes one token. Callers without an address would
+    share one bucket, so they have none."""
 
     def __init__(self) -> None:
         self._full_at: dict[str, float] = {}  # when each bucket is full again
@@ -20,7 +22,8 @@ class FailedAttempts:
         return bool(self._full_at) and self._until_full(_source(client)) > BURST * REFILL
 
     def add(self, client: str) -> None:
-        source = _source(client)
+        if (source := _source(client)) == NO_ADDRESS:
+            return
         until_full = max(self._until_full(source), 0.0)
         self._full_at.pop(source, None)  # keeps the least recent one first
         if len(self._full_at) >= MAX_ADDRESSES:
@@ -38,7 +41,7 @@ def _source(client: str) -> str:
 
 
 def address_of(client: str) -> IPv4Address | IPv6Address | None:
-    """Parse an address; IPv4-mapped IPv6 becomes IPv4. None for other text, as of a Unix socket."""
+    """Parse an address; IPv4-mapped IPv6 becomes IPv4. None for other text."""
     try:
         address = ip_address(client.partition("%")[0])  # without the name of an interface
     except ValueError:
@@ -47,7 +50,7 @@ def address_of(client: str) -> IPv4Address | IPv6Address | None:
 
 
 def network_of(client: str, bits: int, ipv6_bits: int) -> str:
-    """Return the network of the address with this prefix length, or `local` for other text."""
+    """Return the network of the address with this prefix length, or NO_ADDRESS for other text."""
     # A proxy may pass on any text. No address is longer, so the cache keeps no long text.
     return _network_of(client[:64], bits, ipv6_bits)
 
@@ -56,5 +59,5 @@ def network_of(client: str, bits: int, ipv6_bits: int) -> str:
 def _network_of(client: str, bits: int, ipv6_bits: int) -> str:
     address = address_of(client)
     if address is None:
-        return "local"
+        return NO_ADDRESS
     return f"{ip_network((address, bits if address.version == 4 else ipv6_bits), strict=False)}"

@@ -63,6 +63,9 @@ def complete(document: Any, operations: Iterable[tuple[Any, bool]], policies: An
         operation.setdefault("tags", [(_GUARDED if guarded else _PUBLIC)["name"]])
         refusals = RESPONSES if guarded else _MALFORMED
         operation["responses"] = {**jsonable_encoder(refusals), **operation["responses"]}
+        contents = [answer.get("content", {}) for answer in operation["responses"].values()]
+        if any("itemSchema" in each for content in contents for each in content.values()):
+            document["openapi"] = "3.2.0"  # which has streams; FastAPI says 3.1.0
         for status, answer in operation["responses"].items():
             if guarded and told and (status == "429" or status.startswith("2")):
                 answer["headers"] = {**told, **answer.get("headers", {})}

@@ -64,8 +64,14 @@ class Policy(Protocol):
     def running(self) -> AbstractAsyncContextManager[None]:
         """A context that the service enters at its start and leaves at its end.
 
-        Raises SettingsError on entry if the policy cannot do its work.
+        Raises SettingsError on entry if the policy cannot do its work. Without a lifespan the
+        service never enters it.
         """
+        ...
+
+    def upgrade(self) -> bool:
+        """Create what the policy keeps in the database of the keys, and return whether anything was
+        missing. `db upgrade` calls it."""
         ...
 
 
@@ -79,7 +85,7 @@ class UsageSource(Protocol):
         ...
 
     async def used_since(self, key_id: str, since: datetime) -> int:
-        """Return how many requests of a key are written down since then.
+        """Return how many requests of a key since then are written, or counted by this server.
 
         Raises StoreUnavailableError.
         """

@@ -19,6 +19,13 @@ Dependencies = Sequence[params.Depends] | None
 Handler = Callable[[Request], Coroutine[Any, Any, Response]]
 
 
+def refuse_frontend(*_: Any, **__: Any) -> NoReturn:
+    """A frontend answers every path without a route, so it cannot belong to one router."""
+    raise UnguardedRouteError(
+        "Mount StaticFiles(directory=..., html=True) on one of the routers; a frontend lies on none"
+    )
+
+
 class GuardedRoute(APIRoute):
     """Checks the scopes before the body is read. `get_caller` checks them again."""
 
@@ -71,8 +78,7 @@ class GuardedRouter(APIRouter):
         router, options = with_scopes_of(dependencies, router, options)
         super().include_router(router, **options)
 
-    def frontend(self, *_: Any, **__: Any) -> None:
-        refuse_frontend()
+    frontend = refuse_frontend
 
 
 _NOBODY_ASKED: Final = Refusal("no GuardedAPI around it")
@@ -85,15 +91,7 @@ class PublicRouter(APIRouter):
         options.setdefault("redirect_slashes", False)
         super().__init__(**options)
 
-    def frontend(self, *_: Any, **__: Any) -> None:
-        refuse_frontend()
-
-
-def refuse_frontend() -> NoReturn:
-    """A frontend answers every path without a route, so it cannot belong to one router."""
-    raise UnguardedRouteError(
-        "Mount StaticFiles(directory=..., html=True) on one of the routers; a frontend lies on none"
-    )
+    frontend = refuse_frontend
 
 
 def dependant_of(dependencies: Dependencies) -> Dependant:

@@ -4,6 +4,7 @@ import logging
 import sys
 from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Final, Protocol
 
@@ -77,6 +78,10 @@ _stranger = problem(
 _out_of_reach = problem(503, "The keys are out of reach; try again", {"Retry-After": "1"})
 _slow_down = problem(429, "Too many wrong API keys from your address", {"Retry-After": "1"})
 _hang_up = WebSocketClose(POLICY_VIOLATION)
+_is_refused: Final = ContextVar("is_refused", default=False)  # the current request
+logging.getLogger("uvicorn.error").addFilter(  # an error for each WebSocket: Kludex/uvicorn#3138
+    lambda record: not (_is_refused.get() and "without completing handshake" in f"{record.msg}")
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +103,7 @@ class Refusal:
         await (self.answer if can_respond(scope) else _hang_up)(scope, receive, send)
 
     def log(self, scope: Scope) -> None:
+        _is_refused.set(True)
         record = scope.get(RECORD)
         if record:
             record.refusal = self.reason

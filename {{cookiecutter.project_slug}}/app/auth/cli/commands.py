@@ -1,4 +1,4 @@
-"""The commands `keys`, which need no running server, and `db`, for the schema."""
+"""The commands `keys`, which need no running server."""
 
 import os
 import re
@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal, cast
 import typer
 
 from app.auth.access.policy import Policy
+from app.auth.cli.database import db, name_database
 from app.auth.cli.output import (
     chart,
     escape_what_cannot_be_encoded,
@@ -25,12 +26,12 @@ from app.auth.cli.output import (
 from app.auth.config import sources
 from app.auth.config.settings import AuthSettings
 from app.auth.database import clock
-from app.auth.database.engine import LONG_TIMEOUT, transaction
+from app.auth.database.engine import transaction
 from app.auth.database.models import ENV_ID
 from app.auth.key import id_of
 from app.auth.keys.service import KeyService, open_service
 from app.auth.keys.views import OVERLAP, KeyView
-from app.auth.usage import counts, report
+from app.auth.usage import report
 from app.auth.usage.report import KeyUse
 
 
@@ -45,7 +46,6 @@ class Wiring:
 
 
 keys = typer.Typer(no_args_is_help=True)
-db = typer.Typer(no_args_is_help=True)
 
 
 def command_line(wiring: Wiring) -> typer.Typer:
@@ -56,7 +56,7 @@ def command_line(wiring: Wiring) -> typer.Typer:
     )
     main.callback()(_prepare)
     main.add_typer(keys, name="keys", help="Create, rotate, revoke and watch the keys.")
-    main.add_typer(db, name="db", help="The database's schema.")
+    main.add_typer(db, name="db", help="The database: schema and backups.")
     return main
 
 
@@ -245,7 +245,7 @@ def usage(
 def doctor(ctx: typer.Context, as_json: AsJson = False) -> None:
     """Look for keys that need attention; exit with 1 if there is one."""
     with reading(ctx) as service:
-        from app.auth.usage.doctor import diagnose, examine_file  # loads the web framework
+        from app.auth.usage.findings import diagnose, examine_file  # loads the web framework
 
         findings = [*examine_file(sources.ENV_FILE), *diagnose(service, wiring_of(ctx).routes())]
         show(findings, as_json)
@@ -273,30 +273,6 @@ def scan(
     raise typer.Exit(found)
 
 
-@db.command("upgrade")
-def upgrade_database(ctx: typer.Context) -> None:
-    """Create all tables, or update them before a newer service starts."""
-    from app.auth.database.migrate import upgrade  # these load Alembic
-    from app.auth.database.owner_migrations import upgrade_tables
-
-    with one_line_errors():
-        settings = wiring_of(ctx).load_settings()
-        _name_database(settings)
-        changed = upgrade(settings.database_url)
-        changed |= upgrade_tables(settings.database_url, wiring_of(ctx).migrations)
-        print_text(f"The schema is up to date{' now' if changed else ': nothing to do'}.")
-
-
-@db.command("thin")
-def thin_database(ctx: typer.Context) -> None:
-    """Compact the usage counts of hours into days where they are more than a month old."""
-    with reading(ctx) as service:
-        write = transaction(service.engine, write=True, timeout=LONG_TIMEOUT)
-        with write as connection:
-            fewer = counts.thin(connection, clock.now(connection))
-        print_text(f"{fewer} rows less.")
-
-
 def _open(ctx: typer.Context, settings: AuthSettings) -> KeyService:
     return open_service(settings, wiring_of(ctx).make_policies(settings))
 
@@ -314,14 +290,8 @@ def changing(ctx: typer.Context) -> Generator[KeyService]:
         settings = wiring_of(ctx).load_settings()
         service = _open(ctx, settings)
         service.import_env_keys()
-        _name_database(settings)
+        name_database(settings)
         yield service
-
-
-def _name_database(settings: AuthSettings) -> None:
-    """Name the database if it is not the default: a shell may have other settings."""
-    if settings.database_url != AuthSettings.model_fields["database_url"].default:
-        note(f"In {settings.database_url.set(query={}).render_as_string()}:")
 
 
 def _wait_until_all_follow(service: KeyService) -> None:

@@ -5,11 +5,11 @@ from urllib.parse import unquote
 
 from pydantic import BeforeValidator, Field, PlainValidator
 from pydantic_core import PydanticCustomError
-from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from pydantic_settings import NoDecode
 from sqlalchemy import URL, make_url
 from sqlalchemy.exc import ArgumentError
 
-from app.auth.config.sources import FOLDER
+from app.auth.config.sources import FOLDER, SourcedSettings
 from app.auth.key import PREFIX_PATTERN, digests, parse_secrets
 from app.constants import COMMAND
 
@@ -36,15 +36,18 @@ def _parse_url(text: str) -> URL:
     try:
         url = make_url(text if unquote(text).isprintable() else "")
         url = url.set(drivername=_DRIVERS[url.get_backend_name()])
-        (url.host or "").encode("idna")  # the driver encodes it too
+        for host in (url.host or "").split(","):
+            host.encode("idna")  # the driver encodes it too
     except (ArgumentError, KeyError, ValueError):
         url = URL.create("")
     if url.drivername == "sqlite" and _is_file(url):
         return url.set(database=str(FOLDER / f"{url.database}"))
-    if url.drivername == "postgresql+psycopg" and url.database:
+    if url.drivername == "postgresql+psycopg" and (url.database or "service" in url.query):
         return url
     raise PydanticCustomError(
-        "database_url", "write sqlite:///FILE or postgresql://USER:PASSWORD@HOST/DATABASE"
+        "database_url",
+        "write sqlite:///FILE or postgresql://USER:PASSWORD@HOST/DATABASE"
+        " (several hosts: /DATABASE?host=HOST:PORT&host=HOST:PORT)",
     )
 
 
@@ -58,14 +61,7 @@ def _parse_log_level(text: str) -> str:
     return "WARNING" if text.upper() == "WARN" else text.upper()
 
 
-class AuthSettings(BaseSettings):
-    model_config = SettingsConfigDict(
-        env_file_encoding="utf-8",
-        extra="ignore",
-        hide_input_in_errors=True,
-        validate_default=False,
-    )
-
+class AuthSettings(SourcedSettings):
     # Comma-separated UUID4s, with every scope. Only their digests stay in memory.
     api_keys: Annotated[
         frozenset[bytes],

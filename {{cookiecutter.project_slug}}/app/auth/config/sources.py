@@ -5,15 +5,22 @@ SECRETS_DIR names, or else `.env` in the project folder.
 """
 
 import os
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
 import pydantic_settings
 from pydantic import ValidationError
+from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
-from pydantic_settings import BaseSettings
+from pydantic_settings import (
+    BaseSettings,
+    EnvSettingsSource,
+    PydanticBaseSettingsSource,
+    SecretsSettingsSource,
+    SettingsConfigDict,
+)
 
 from app.auth.errors import SettingsError
 
@@ -29,9 +36,54 @@ FOLDER: Final = _folder()
 ENV_FILE = FOLDER / ".env"
 
 S = TypeVar("S", bound=BaseSettings)
+T = TypeVar("T")
 Source = Callable[[str, type[BaseSettings]], dict[str, Any]]
 """Takes the value of its variable and the settings class. Returns the arguments for the class.
 Raises SettingsError."""
+
+
+def given(values: Mapping[str, T]) -> dict[str, T]:
+    """Leave out empty values: Compose passes them for variables that nobody has set.
+
+    An empty DATABASE_URL stays, to be refused: the default is another database.
+    """
+    return {name: value for name, value in values.items() if value != "" or name == "database_url"}
+
+
+class _Files(SecretsSettingsSource):
+    """The files in SECRETS_DIR, perhaps with the byte order mark that some editors write."""
+
+    def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[Any, str, bool]:
+        text, key, is_complex = super().get_field_value(field, field_name)
+        text = text and text.removeprefix("\ufeff").strip()
+        return given({field_name: text}).get(field_name), key, is_complex
+
+
+class SourcedSettings(BaseSettings):
+    """Settings whose empty values count as not set, whatever their source."""
+
+    model_config = SettingsConfigDict(
+        env_file_encoding="utf-8-sig",  # with or without a byte order mark
+        extra="ignore",
+        hide_input_in_errors=True,
+        validate_default=False,  # defaults are already parsed
+    )
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        for source in (env_settings, dotenv_settings):
+            if isinstance(source, EnvSettingsSource):
+                source.env_vars = given(source.env_vars)
+        if isinstance(file_secret_settings, SecretsSettingsSource):
+            file_secret_settings = _Files(settings_cls, file_secret_settings.secrets_dir)
+        return init_settings, env_settings, dotenv_settings, file_secret_settings
 
 
 def load(settings: type[S], **advice: str) -> S:

@@ -4,7 +4,7 @@ import os
 import socket
 import sqlite3
 from collections.abc import Callable, Generator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from threading import Timer
@@ -20,8 +20,22 @@ from app.constants import COMMAND
 
 TIMEOUT: Final = 5.0  # seconds until a database that does not answer counts as out of reach
 LONG_TIMEOUT: Final = 600.0  # seconds for a change to all keys, perhaps millions
-SCHEMA: Final = "0005"  # the newest revision in `migrations`
+SCHEMA: Final = "0005"  # the version of the tables in `models` and of their rules
 SCHEMA_TABLE: Final = "api_keys_schema"
+SCHEMAS: Final = sa.Table(
+    SCHEMA_TABLE, sa.MetaData(), sa.Column("version_num", sa.String(32), primary_key=True)
+)
+OPTIONS: Final[dict[str, Any]] = {  # of a connection to PostgreSQL
+    "application_name": COMMAND,
+    "client_encoding": "utf8",  # whatever the encoding of the database
+    "connect_timeout": round(TIMEOUT),
+    "tcp_user_timeout": round(TIMEOUT * 1000),
+    "keepalives_idle": 5,
+    "keepalives_interval": 1,
+    "keepalives_count": 3,
+    "target_session_attrs": "primary",  # a standby lags behind: it knows no new revocation
+    "prepare_threshold": None,  # behind a pooler each transaction may have another server
+}
 LOCK: Final = int.from_bytes(b"api_keys")  # the number of the advisory lock in PostgreSQL
 
 
@@ -48,16 +62,7 @@ def connect(
         engine = sa.create_engine(
             url,
             isolation_level="READ COMMITTED",  # after a wait, see what others have committed
-            connect_args={
-                "application_name": COMMAND,
-                "client_encoding": "utf8",  # whatever the encoding of the database
-                "connect_timeout": round(TIMEOUT),
-                "tcp_user_timeout": round(TIMEOUT * 1000),
-                "keepalives_idle": 5,
-                "keepalives_interval": 1,
-                "keepalives_count": 3,
-                "prepare_threshold": None,  # behind a pooler each transaction may have another server
-            },
+            connect_args={**OPTIONS},
             execution_options={"timeout": timeout},
             **pool,
         )
@@ -164,11 +169,16 @@ class _Connection(sqlite3.Connection):
     file: tuple[int, int] | None = None  # device and inode
 
 
+def uri_of(path: Path, mode: str) -> str:
+    """SQLite's URI of a file. In the modes ro and rw, opening it never creates the file."""
+    return f"file:{quote(os.fsencode(path.absolute().as_posix()))}?mode={mode}"
+
+
 def _open_file(path: Path, timeout: float) -> _Connection:
     file = file_of(path)
-    # mode=rw: a connection never creates the file.
+    _refuse_strange_wal(path)
     connection = sqlite3.connect(
-        f"file:{quote(os.fsencode(path.absolute().as_posix()))}?mode=rw",
+        uri_of(path, "rw"),
         uri=True,
         timeout=timeout,
         isolation_level=None,  # `_begin_in_sqlite` begins the transactions
@@ -179,10 +189,12 @@ def _open_file(path: Path, timeout: float) -> _Connection:
         # A commit survives a power cut. In WAL mode readers do not wait for a writer.
         connection.execute("PRAGMA synchronous = FULL")
         connection.execute("PRAGMA foreign_keys = ON")
-        if _holds_keys(connection) and _switch_to_wal(connection, timeout) != "wal":
-            raise sqlite3.OperationalError(
-                "SQLite cannot share memory there; keep the file on a local disk"
-            )
+        if _holds_keys(connection):
+            if _switch_to_wal(connection, timeout) != "wal":
+                raise sqlite3.OperationalError(
+                    "SQLite cannot share memory there; keep the file on a local disk"
+                )
+            sign(connection, path)
         if file != file_of(path):
             raise sqlite3.OperationalError(f"{path} was replaced just now")
     except BaseException:
@@ -209,6 +221,38 @@ def _switch_to_wal(connection: sqlite3.Connection, timeout: float) -> Any:
             if "locked" not in f"{error}" or monotonic() > give_up_at:
                 raise
             sleep(0.01)
+
+
+# SQLite adds a -wal to whichever file has the name, also to a backup that was put there. So each
+# file of keys is signed: its `user_version` is its inode, or BACKUP.
+BACKUP: Final = -1
+
+
+def sign(connection: sqlite3.Connection, path: Path) -> None:
+    signature = _signature(path)
+    if connection.execute("PRAGMA user_version").fetchone()[0] != signature:
+        connection.execute(f"PRAGMA user_version = {signature}")
+
+
+def _signature(path: Path) -> int:
+    return path.stat().st_ino & 0x7FFF_FFFF
+
+
+def _refuse_strange_wal(path: Path) -> None:
+    """Raises sqlite3.OperationalError, before SQLite writes the -wal into a file of another."""
+    wal = Path(f"{path}-wal")
+    if not (wal.exists() and wal.stat().st_size):
+        return
+    with path.open("rb") as file:
+        signed = int.from_bytes(file.read(64)[60:], signed=True)  # without what is in the -wal
+    if signed in (0, _signature(path)):
+        return
+    with closing(sqlite3.connect(uri_of(path, "ro"), uri=True)) as both:
+        if both.execute("PRAGMA user_version").fetchone()[0] != _signature(path):
+            raise sqlite3.OperationalError(
+                f"{path} was put there, and {wal.name} may be of another file: move both away, side"
+                f" by side only if they belong together, and run `{COMMAND} db restore FILE`"
+            )
 
 
 def file_of(path: Path) -> tuple[int, int] | None:
@@ -283,13 +327,20 @@ def check_schema(engine: sa.Engine) -> None:
 
 
 def schema_of(connection: sa.Connection) -> str | None:
-    """The revision of the tables; None if there are none, "" if they have no revision."""
+    """The version of the tables; None if there are none, "" if they have no version."""
     inspector = sa.inspect(connection)
     if inspector.has_table(SCHEMA_TABLE):
-        version = sa.column("version_num", sa.String())
-        newest = sa.select(sa.func.max(version)).select_from(sa.table(SCHEMA_TABLE))
-        return connection.scalar(newest)
+        newest: str | None = connection.scalar(sa.select(sa.func.max(SCHEMAS.c.version_num)))
+        return newest
     return "" if inspector.has_table("api_keys") else None
+
+
+def has_rules(connection: sa.Connection) -> bool:
+    """Whether the triggers are there, which a restore creates after it has brought all rows."""
+    if connection.dialect.name == "sqlite":  # restored at once
+        return True
+    trigger = sa.text("SELECT 1 FROM pg_trigger WHERE tgname = 'api_keys_stay'")
+    return connection.scalar(trigger) is not None
 
 
 def out_of_reach(error: Exception, url: sa.URL) -> StoreUnavailableError:

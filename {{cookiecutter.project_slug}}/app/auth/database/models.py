@@ -1,8 +1,8 @@
 """The tables of the keys.
 
-The migrations create them, with triggers and indexes that enforce these rules: no key is deleted,
-a revocation is final, an ended secret stays ended, no key or secret gets more rights or a longer
-life, no key has more than two secrets in force, and the audit log is append-only.
+Indexes here and triggers in `migrate` enforce these rules: no key is deleted, a revocation is final,
+an ended secret stays ended, no key or secret gets more rights or a longer life, no key has more
+than two secrets in force, and the audit log is append-only.
 """
 
 import json
@@ -74,6 +74,15 @@ api_key_secrets = sa.Table(
     sa.Column("last_used_at", Instant),
     sqlite_with_rowid=False,
 )
+for _which, _expires in (("current", "IS NULL"), ("old", "IS NOT NULL")):
+    _in_force = sa.text(f"ended_at IS NULL AND expires_at {_expires}")
+    sa.Index(
+        f"api_key_secrets_one_{_which}",
+        api_key_secrets.c.key_id,
+        unique=True,
+        sqlite_where=_in_force,
+        postgresql_where=_in_force,
+    )
 
 # The audit log, in the order of the commits. Servers poll it: a row is the cursor of a server, and
 # the rows after it are the changes that this server has not seen.

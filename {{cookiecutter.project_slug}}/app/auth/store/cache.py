@@ -12,34 +12,27 @@ from bisect import bisect_left, insort
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
-from datetime import UTC, date, datetime
+from datetime import datetime
 from math import inf
 from time import monotonic
-from typing import Any, TypeVar
 
-from app.auth.access.rule import OUT_OF_REACH, UNKNOWN, Refusal
+from app.auth.access.rule import UNKNOWN, Refusal
 from app.auth.config.settings import AuthSettings
 from app.auth.database import clock
 from app.auth.database.engine import TIMEOUT, connect
 from app.auth.database.models import LEAST_STALENESS
 from app.auth.errors import StoreUnavailableError
 from app.auth.key import Key
-from app.auth.log import RequestRecord
-from app.auth.store.queries import NOWHERE, Cursor, Queries, Secret
-from app.auth.usage.counts import Counts
+from app.auth.store.queries import NOWHERE, Cursor, Queries, Secret, in_time, run
+from app.auth.store.usage_writer import UsageWriter
 
 logger = logging.getLogger(__name__)
 
 FLUSH_EVERY = 5.0  # seconds between writes of how keys were used
-SEEN_EVERY = 60.0  # seconds until a server with nothing to write renews its row
-COUNTED_FOR = 12 * 3600.0  # seconds for which a server relies on its row; commands do twice as long
 # An unknown secret may be a new one, so it is worth a poll. In a flood of unknown secrets, polls
 # take at most a tenth of the time.
 RECHECK = 0.02  # seconds until the next such poll, at most
 MOST_IN_MEMORY = 20_000  # secrets; any other costs a query when it is used again
-NOTICE_EVERY = 600.0  # seconds between searches for anomalies
-
-T = TypeVar("T")
 
 
 class DatabaseKeyStore:
@@ -62,46 +55,30 @@ class DatabaseKeyStore:
         self._queries = Queries(self._engine, settings.api_keys)
         self._clock = clock.Clock()
         self._counted = 0.0
-        self._counted_until = self._silent_until = self._wrote_at = -inf
-        self._used: dict[bytes, float] = {}  # when each secret was last accepted
-        self._counts = Counts()
-        self._thinned_on: date | None = None
-        self._notice_at = -inf
         self._secrets: dict[bytes, Secret] = {}
         self._known = array("Q")  # how the digests of all secrets begin, sorted
         self._position = NOWHERE
         self.changes = 0  # counts the polls that found changes, and the reloads
         self._asked_at = self._trusted_until = self._ask_strangers_at = -inf
         self._asking: asyncio.Task[None] | None = None
-        self._written_at = 0.0  # seconds since the epoch, by the store's clock
-        self._saw_an_end = False
-        self._problem = ""  # why writing failed, as it was logged
-
-    def observe(self, record: RequestRecord) -> None:
-        """Count a request, by its key or by why it was refused. `flush` writes the counts."""
-        now = self._clock.now()
-        if record.key:
-            self._counts.use(record.digest, now, record.outcome, record.client)
-            if not record.limited:
-                self._used[record.digest] = now
-        elif record.refusal and record.refusal != OUT_OF_REACH:  # its key may be valid
-            self._counts.refuse(record.client, now, record.refusal)
+        self._flush_at, self._is_on_its_own = monotonic() + FLUSH_EVERY, False
+        self._usage = UsageWriter(self._queries, self._threads, self._clock)
+        self.observe = self._usage.observe
 
     def now(self) -> float:
         """Seconds since the epoch. This clock does not go back."""
         return self._clock.now()
 
     async def used_since(self, key_id: str, since: datetime) -> int:
-        """How many requests of a key since then are written to the database.
+        """How many requests of a key since then are written, or counted by this server.
 
         Raises StoreUnavailableError.
         """
-        give_up_at = monotonic() + self._max_staleness
-        return await self._run(self._threads, give_up_at, self._queries.used, key_id, since)
+        return await self._usage.used_since(monotonic() + self._max_staleness, key_id, since)
 
     def ages(self) -> tuple[float, float]:
         """Seconds since the keys were read, and since usage was written (at least every minute)."""
-        return monotonic() - self._asked_at, monotonic() - self._wrote_at
+        return monotonic() - self._asked_at, monotonic() - self._usage.wrote_at
 
     # Lookups.
 
@@ -116,12 +93,13 @@ class DatabaseKeyStore:
         if came_at > self._trusted_until:
             await self._ensure_fresh(came_at)
         secret = self._secrets.get(digest) or await self._look_up(digest, came_at)
+        if came_at > self._flush_at:
+            await self._flush_in_request()
         if secret is None:
             return UNKNOWN
         if secret.ends_at > self._clock.now():
             return secret.key
-        # Have the time written, once, so that a clock that is set back does not revive the secret.
-        self._saw_an_end |= secret.ends_at > self._written_at
+        self._usage.note_end(secret.ends_at)
         return Refusal(secret.ended, secret.key.id)
 
     def may_exist(self, digest: bytes) -> bool:
@@ -143,7 +121,7 @@ class DatabaseKeyStore:
         while self.may_exist(digest):
             changes = self.changes
             give_up_at = came_at + self._max_staleness
-            secret = await self._run(self._threads, give_up_at, self._queries.secret, digest)
+            secret = await run(self._threads, give_up_at, self._queries.secret, digest)
             # If keys have changed meanwhile, this one may be revoked: read it again.
             if changes == self.changes:
                 if secret:
@@ -163,22 +141,25 @@ class DatabaseKeyStore:
         """Wait for the answer to a poll that began at this moment or later."""
         give_up_at = monotonic() + self._max_staleness
         while self._asked_at < moment:
-            await _in_time(give_up_at, self._poll())
+            await in_time(give_up_at, self._poll())
 
     def _poll(self, timeout: float | None = None) -> asyncio.Task[None]:
         """The poll that is running, or a new one. All callers share its answer."""
-        if not self._asking or self._asking.done():
-            self._asking = asyncio.create_task(self._refresh_now(timeout or self._timeout))
+        asking = self._asking
+        # A loop that has ended leaves its poll undone.
+        if not asking or asking.done() or asking.get_loop() is not asyncio.get_running_loop():
+            asking = asyncio.create_task(self._refresh_now(timeout or self._timeout))
             # Take the error here, because every caller may have given up.
-            self._asking.add_done_callback(lambda asked: asked.cancelled() or asked.exception())
-        return self._asking
+            asking.add_done_callback(lambda asked: asked.cancelled() or asked.exception())
+            self._asking = asking
+        return asking
 
     async def _refresh_now(self, seconds: float) -> None:
         threads, changes_since = self._asking_threads, self._queries.changes_since
         while True:
             asked_at = monotonic()
             give_up_at = asked_at + seconds
-            answer = await self._run(threads, give_up_at, changes_since, self._position, seconds)
+            answer = await run(threads, give_up_at, changes_since, self._position, seconds)
             if answer.changed is not None:
                 break
             await self._reload(answer.position)
@@ -189,39 +170,29 @@ class DatabaseKeyStore:
         self.changes += bool(answer.changed)
         self._position, self._counted = answer.position, answer.counted
         if not answer.counted:  # the database lacks this server's row: write it soon
-            self._silent_until = -inf
+            self._usage.silent_until = -inf
         self._asked_at, self._trusted_until = asked_at, asked_at + self._staleness()
         self._ask_strangers_at = asked_at + min(10 * (monotonic() - asked_at), RECHECK)
 
     def _staleness(self) -> float:
         """Seconds for which an answer is trusted. A command that revokes waits at least as long."""
-        counted = self._counted if monotonic() < self._counted_until else 0.0
+        counted = self._counted if monotonic() < self._usage.counted_until else 0.0
         return max(counted, LEAST_STALENESS)
 
     async def _reload(self, position: Cursor) -> None:
         self._trusted_until = -inf
         known, after, threads = array("Q"), b"", self._asking_threads
-        while digests := await self._run(threads, None, self._queries.digests, after):
+        while digests := await run(threads, None, self._queries.digests, after):
             known.extend(map(_start_of, digests))
             after = digests[-1]
-        self._clock.learn(await self._run(threads, None, self._queries.moments))
+        check = self._queries.check
+        self._clock.learn(await run(threads, None, check, position, len(known)))
+        if ahead := self._clock.ahead:
+            logger.warning("The keys' database says %s. Is this machine's clock right?", ahead)
         self._secrets.clear()
         self._known, self._position = known, position
         self.changes += 1
-        self._written_at = 0.0
-
-    async def _run(
-        self,
-        threads: ThreadPoolExecutor,
-        give_up_at: float | None,
-        function: Callable[..., T],
-        *arguments: Any,
-    ) -> T:
-        running = asyncio.get_running_loop().run_in_executor(threads, function, *arguments)
-        try:
-            return await _in_time(give_up_at, running)
-        finally:
-            running.cancel()  # if it has not begun, it is not needed any more
+        self._usage.written_at = 0.0
 
     # Background tasks.
 
@@ -231,11 +202,9 @@ class DatabaseKeyStore:
 
         Raises StoreUnavailableError if the keys cannot be read at the start.
         """
-        self._queries.name_server()
+        self._flush_at = inf
         await self.flush(starting=True)
-        await _in_time(None, self._poll(TIMEOUT))  # a busy machine may be slow to start
-        if ahead := self._clock.ahead:
-            logger.warning("The keys' database says %s. Is this machine's clock right?", ahead)
+        await in_time(None, self._poll(TIMEOUT))  # a busy machine may be slow to start
         stop = asyncio.Event()
         work = [
             asyncio.create_task(_keep_doing(self.refresh, lambda: self._staleness() / 4, stop)),
@@ -246,7 +215,8 @@ class DatabaseKeyStore:
         finally:
             stop.set()
             await asyncio.wait(work)
-            self._counted_until = self._trusted_until = -inf
+            self._usage.counted_until = self._trusted_until = -inf
+            self._flush_at = monotonic() + FLUSH_EVERY
             await self.flush(stopping=True)
             self.close()
 
@@ -257,67 +227,22 @@ class DatabaseKeyStore:
 
     async def flush(self, *, starting: bool = False, stopping: bool = False) -> None:
         """Write how keys were used. After an error, the next call writes it."""
-        is_needed = self._used or self._counts or self._saw_an_end or starting or stopping
-        if not is_needed and monotonic() < self._silent_until:
-            return
-        used, self._saw_an_end = self._used, False
-        self._used = {}
-        now = datetime.fromtimestamp(self._clock.now(), UTC)
         max_staleness = 0.0 if stopping else self._max_staleness
-        began_at = monotonic()
-        try:
-            write = self._queries.write
-            await self._run(self._threads, None, write, used, now, max_staleness, starting)
-            used.clear()
-            batches = self._counts.batches()
-            while batches:
-                await self._run(self._threads, None, self._queries.add, batches[0])
-                batches.popleft()
-            if networks := self._counts.networks():
-                await self._run(self._threads, None, self._queries.note_networks, networks)
-                self._counts.noted(networks)
-            if not (starting or stopping):  # neither waits for this
-                await self._housekeep(now)
-        except BaseException as error:
-            self._used, self._saw_an_end = used | self._used, True
-            if not isinstance(error, StoreUnavailableError):  # such as a cancellation
-                raise
-            if self._problem != f"{error}":
-                logger.warning("How keys were used is not written yet. %s", error)
-            self._problem = f"{error}"
-        else:
-            self._problem, self._written_at = "", now.timestamp()
-            self._counted_until = -inf if stopping else began_at + COUNTED_FOR
-            self._silent_until = began_at + SEEN_EVERY
-            self._wrote_at = began_at
+        await self._usage.flush(max_staleness, starting=starting, stopping=stopping)
 
-    async def _housekeep(self, now: datetime) -> None:
-        """Compact old counts once a day, and look for anomalies every NOTICE_EVERY seconds."""
-        if now.date() != self._thinned_on:
-            await self._run(self._threads, None, self._queries.thin, now)
-            self._thinned_on = now.date()
-        if monotonic() >= self._notice_at:
-            self._notice_at = monotonic() + NOTICE_EVERY
-            for finding in await self._run(self._threads, None, self._queries.notice, now):
-                logger.warning(
-                    *("Unusual%s: %s; %s.", finding.id and f" ({finding.id})"),
-                    *(finding.problem, finding.advice),
-                    extra={"key_id": finding.id, "problem": finding.problem},
-                )
-
-
-async def _in_time(give_up_at: float | None, answer: asyncio.Future[T]) -> T:
-    """Wait for the answer. Every error becomes a StoreUnavailableError."""
-    await asyncio.wait([answer], timeout=None if give_up_at is None else give_up_at - monotonic())
-    if not answer.done():
-        raise StoreUnavailableError("DATABASE_URL: no answer in time")
-    error = answer.exception()
-    if error is None:
-        return answer.result()
-    # A new error for each caller: a shared one would collect the frames of all.
-    if isinstance(error, StoreUnavailableError):
-        raise StoreUnavailableError(f"{error}") from error.__cause__
-    raise StoreUnavailableError(f"The keys cannot be followed: {error!r}") from error
+    async def _flush_in_request(self) -> None:
+        """Flush without a lifespan. The request waits, for its loop may stand still afterwards."""
+        self._flush_at = monotonic() + FLUSH_EVERY
+        starting, self._is_on_its_own = not self._is_on_its_own, True
+        if starting:
+            logger.warning(
+                "No lifespan runs here: requests write how keys are used, a stop loses the last"
+                " of it. Have the server, or the application that mounts this one, run the lifespan."
+            )
+        # Nobody can know whether such a server still runs, so changes do not wait for it.
+        writing = self._usage.flush(LEAST_STALENESS, starting=starting, stopping=False)
+        with suppress(TimeoutError):
+            await asyncio.wait_for(writing, self._timeout)
 
 
 async def _keep_doing(

@@ -1,17 +1,20 @@
 """The queries and writes of a server. They block, so they run in threads."""
 
+import asyncio
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from math import inf
 from secrets import token_hex
-from typing import Any, Final
+from time import monotonic
+from typing import Any, Final, TypeVar
 
 import sqlalchemy as sa
 
 from app.auth.database import clock
-from app.auth.database.engine import LONG_TIMEOUT, transaction
+from app.auth.database.engine import LONG_TIMEOUT, has_rules, transaction
 from app.auth.database.models import (
     ENV_ID,
     Instant,
@@ -20,17 +23,20 @@ from app.auth.database.models import (
     api_key_servers,
     api_keys,
 )
+from app.auth.errors import StoreUnavailableError
 from app.auth.key import Key, id_of
 from app.auth.keys.views import active_keys, key_of
-from app.auth.usage import anomalies, counts
-from app.auth.usage.anomalies import Finding
+from app.auth.usage import counts, findings
 from app.auth.usage.counts import Batch
 
 logger = logging.getLogger(__name__)
 
 AT_ONCE = 50_000  # digests a query, so that none takes long
 MOST_NEWS = 10_000  # events; with more of them, a reload is faster
+THIN_FOR = 1.0  # seconds of each flush
 FLUSH_AT_ONCE = 500  # secrets a transaction, so that changes to keys wait only briefly
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +55,9 @@ class Cursor:
 
 
 NOWHERE: Final = Cursor(-1, b"")
+ISSUING: Final = ("created", "rotated")  # the events that bring a secret each
+COUNT: Final = sa.func.count()
+INCOMPLETE: Final = "DATABASE_URL: a part of the keys is missing there; is a backup being restored?"
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,17 +70,10 @@ class Changes:
 class Queries:
     """All methods raise StoreUnavailableError."""
 
-    def __init__(
-        self,
-        engine: sa.Engine,
-        env_keys: Iterable[bytes],
-    ) -> None:
+    def __init__(self, engine: sa.Engine, env_keys: Iterable[bytes]) -> None:
         self._engine, self._env_keys = engine, frozenset(env_keys)
+        self._is_another = False  # another history is being read
         self._env_ids = {ENV_ID + id_of(digest) for digest in self._env_keys}
-        self.name_server()
-
-    def name_server(self) -> None:
-        """Take a new name. A process that was forked must not share that of its parent."""
         self._server = token_hex(8)
 
     def changes_since(self, known: Cursor, timeout: float) -> Changes:
@@ -88,19 +90,26 @@ class Queries:
         with transaction(self._engine, timeout=timeout) as connection:
             # One statement, so one snapshot: every later change then waits for this server.
             query = sa.select(latest(events.id), latest(events.stamp), bound.scalar_subquery())
-            event, stamp, counted = connection.execute(query).one()
+            if self._engine.dialect.name == "postgresql":
+                query = query.where(sa.not_(sa.func.pg_is_in_recovery()))
+            if (found := connection.execute(query).one_or_none()) is None:
+                raise StoreUnavailableError("DATABASE_URL: a standby lags behind; name the primary")
+            event, stamp, counted = found
             news = Changes(Cursor(event or 0, stamp or b""), [], counted or 0.0)
             if news.position == known:
                 return news
             at_known = sa.select(events.stamp).where(events.id == known.event)
             if known.event > 0 and connection.scalar(at_known) != known.stamp:
-                logger.warning("The database holds another history of the keys; all is read anew.")
+                self._is_another = True
                 return replace(news, changed=None)
             if known is NOWHERE or news.position.event - known.event > MOST_NEWS:
                 return replace(news, changed=None)
             keys = sa.select(events.key_id).where(events.id > known.event)
             changed = sa.select(api_key_secrets.c.digest).where(api_key_secrets.c.key_id.in_(keys))
-            return replace(news, changed=connection.scalars(changed).all())
+            digests = connection.scalars(changed).all()
+            of_keys = sa.select(COUNT).where(events.key_id.in_(keys), events.action.in_(ISSUING))
+            is_whole = connection.scalar(of_keys) == len(digests)
+            return replace(news, changed=digests if is_whole else None)
 
     def digests(self, after: bytes) -> Sequence[bytes]:
         """The next digests of all secrets, in order, AT_ONCE at most."""
@@ -109,17 +118,34 @@ class Queries:
         with transaction(self._engine) as connection:
             return connection.scalars(some).all()
 
-    def moments(self) -> list[datetime]:
-        """The times that the clock learns from."""
+    def check(self, position: Cursor, secrets: int) -> list[datetime]:
+        """Compare what was read with the events. Returns the times that the clock learns from.
+
+        A restore may bring one table after another, and their rules at the end.
+        """
+        told = sa.select(COUNT).where(api_key_events.c.id <= position.event)
+        query = sa.select(
+            told.where(api_key_events.c.action.in_(ISSUING)).scalar_subquery() <= secrets,
+            told.where(api_key_events.c.action == "created").scalar_subquery()
+            <= sa.select(COUNT).select_from(api_keys).scalar_subquery(),
+        )
         with transaction(self._engine) as connection:
-            return clock.moments(connection)
+            if not (has_rules(connection) and all(connection.execute(query).one())):
+                raise StoreUnavailableError(INCOMPLETE)
+            moments = clock.moments(connection)
+        if self._is_another:
+            logger.warning("The database holds another history of the keys; all is read anew.")
+            self._is_another = False
+        return moments
 
     def secret(self, digest: bytes) -> Secret | None:
         own = (api_key_secrets.c.expires_at.label("own_expires_at"), api_key_secrets.c.ended_at)
         query = sa.select(api_keys, *own).join(api_key_secrets)
         with transaction(self._engine) as connection:
             row = connection.execute(query.where(api_key_secrets.c.digest == digest)).one_or_none()
-        if row is None or (row.id.startswith(ENV_ID) and digest not in self._env_keys):
+        if row is None:  # though its digest was read, and nothing deletes a key
+            raise StoreUnavailableError(INCOMPLETE)
+        if row.id.startswith(ENV_ID) and digest not in self._env_keys:
             return None
         key = key_of(row)
         if row.revoked_at:
@@ -129,31 +155,39 @@ class Queries:
         ends = [at.timestamp() for at in (row.expires_at, row.own_expires_at) if at]
         return Secret(key, min(ends, default=inf), "expired key")
 
-    def used(self, key_id: str, since: datetime) -> int:
-        """How many requests of a key since then are written to the database."""
+    def used(self, key_id: str, since: datetime) -> tuple[int, int, set[bytes]]:
+        """How many requests of a key since then are written, this server's last batch among them,
+        and the digests of the key's secrets."""
+        digests = sa.select(api_key_secrets.c.digest).where(api_key_secrets.c.key_id == key_id)
+        last = sa.select(api_key_servers.c.batch).where(api_key_servers.c.id == self._server)
+        # One statement, so one snapshot.
+        query = sa.select(counts.used(digests, since).scalar_subquery(), last.scalar_subquery())
         with transaction(self._engine) as connection:
-            return counts.used(connection, key_id, since)
+            used, batch = connection.execute(query).one()
+            return int(used), batch or 0, set(connection.scalars(digests))
 
     def note_networks(self, used: Sequence[counts.Row]) -> None:
         for first in range(0, len(used), FLUSH_AT_ONCE):
             with transaction(self._engine, write=True) as connection:
                 counts.note_networks(connection, used[first : first + FLUSH_AT_ONCE])
 
-    def notice(self, now: datetime) -> list[Finding]:
+    def notice(self, now: datetime) -> list[findings.Finding]:
         """The new anomalies. Of all servers, one gets each."""
         with transaction(self._engine, timeout=LONG_TIMEOUT) as connection:
             active = active_keys(connection, now)
             keys = (
                 key for key in active if not key.id.startswith(ENV_ID) or key.id in self._env_ids
             )
-            found = [*anomalies.examine_usage(connection, keys, now)]
+            found = [*findings.examine_usage(connection, keys, now)]
         with transaction(self._engine, write=True) as connection:
-            return anomalies.remember(connection, found, now)
+            return findings.remember(connection, found, now)
 
     def write(
         self, used: dict[bytes, float], now: datetime, max_staleness: float, starting: bool
     ) -> None:
         """Write when secrets were last used (seconds since the epoch), and this server's row."""
+        if starting:  # a process that was forked must not share the name of its parent
+            self._server = token_hex(8)
         # It moves one column forward and nothing else, so outdated data cannot revive a key.
         at = sa.bindparam("at", type_=Instant)
         last, earliest_wrong = api_key_secrets.c.last_used_at, sa.bindparam("wrong", type_=Instant)
@@ -188,9 +222,10 @@ class Queries:
                 number = sa.update(api_key_servers).where(ours).values(batch=batch.number)
                 connection.execute(number)
 
-    def thin(self, now: datetime) -> int:
-        with transaction(self._engine, write=True, timeout=LONG_TIMEOUT) as connection:
-            return counts.thin(connection, now)
+    def thin(self, now: datetime) -> bool:
+        """Compact old counts for a moment. Returns whether none are left."""
+        give_up_at = monotonic() + THIN_FOR
+        return all(monotonic() < give_up_at for _ in counts.thin(self._engine, now))
 
 
 def _forget_servers(connection: sa.Connection, now: datetime) -> None:
@@ -200,3 +235,31 @@ def _forget_servers(connection: sa.Connection, now: datetime) -> None:
     latest = connection.scalar(sa.select(sa.func.max(seen_at)).where(possible))
     gone = seen_at < (latest or now) - 2 * clock.DAY
     connection.execute(sa.delete(api_key_servers).where(sa.or_(sa.not_(possible), gone)))
+
+
+async def run(
+    threads: ThreadPoolExecutor,
+    give_up_at: float | None,
+    function: Callable[..., T],
+    *arguments: Any,
+) -> T:
+    """Run this in a thread. Raises StoreUnavailableError."""
+    running = asyncio.get_running_loop().run_in_executor(threads, function, *arguments)
+    try:
+        return await in_time(give_up_at, running)
+    finally:
+        running.cancel()  # if it has not begun, it is not needed any more
+
+
+async def in_time(give_up_at: float | None, answer: asyncio.Future[T]) -> T:
+    """Wait for the answer. Every error becomes a StoreUnavailableError."""
+    await asyncio.wait([answer], timeout=None if give_up_at is None else give_up_at - monotonic())
+    if not answer.done():
+        raise StoreUnavailableError("DATABASE_URL: no answer in time")
+    error = answer.exception()
+    if error is None:
+        return answer.result()
+    # A new error for each caller: a shared one would collect the frames of all.
+    if isinstance(error, StoreUnavailableError):
+        raise StoreUnavailableError(f"{error}") from error.__cause__
+    raise StoreUnavailableError(f"The keys cannot be followed: {error!r}") from error

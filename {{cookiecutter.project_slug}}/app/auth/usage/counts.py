@@ -1,28 +1,30 @@
 """Counts how keys are used, in memory. The store writes the counts every few seconds."""
 
-from collections import Counter, deque
-from collections.abc import Iterable, Sequence
+from collections import Counter, defaultdict, deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from importlib import import_module
+from time import monotonic, sleep
 from typing import Any, Final, Literal, get_args
 
 import sqlalchemy as sa
 
 from app.auth.access.clients import network_of
+from app.auth.database.engine import transaction
 from app.auth.database.models import (
     LONGEST_REASON,
     api_key_networks,
     api_key_refusals,
-    api_key_secrets,
     api_key_usage,
 )
 
 HOUR: Final = 3600  # seconds
 DAY: Final = 24 * HOUR
 HOURS_KEPT: Final = timedelta(days=31)  # then they are compacted into days
+REFUSALS_KEPT: Final = timedelta(days=366)  # then they are deleted
 AT_ONCE: Final = 500  # counts a transaction, so that changes to keys wait only briefly
-MOST_NETWORKS: Final = 1000  # that are counted apart between two writes
+MOST_NETWORKS: Final = 1000  # that are counted apart between two writes, and in an hour or a day
 MOST_NOTED: Final = 50_000  # written networks in memory, so that none is written again
 MOST_OF_A_SECRET: Final = 100  # networks a day that are written
 ELSEWHERE: Final = "elsewhere"  # stands for all further networks
@@ -30,6 +32,7 @@ ELSEWHERE: Final = "elsewhere"  # stands for all further networks
 Outcome = Literal["served", "refused", "limited"]
 OUTCOMES: Final = get_args(Outcome)
 Row = dict[str, Any]
+_Uses = Mapping[bytes, Counter[tuple[int, Outcome]]]  # by secret, hour and outcome
 _Network = tuple[int, bytes, str]  # a day, a secret's digest, and the network that used it
 
 
@@ -46,16 +49,16 @@ class Counts:
     """The counts that are not written yet."""
 
     def __init__(self) -> None:
-        self._uses = Counter[tuple[bytes, int, Outcome]]()
+        self._uses = defaultdict[bytes, Counter[tuple[int, Outcome]]](Counter)
         self._refusals = Counter[tuple[str, int, str]]()
         self._networks: set[_Network] = set()
         self._noted: set[_Network] = set()  # written already
-        self._batches = deque[Batch]()
-        self._number = 0
+        self.waiting = deque[Batch]()  # oldest first
+        self.made = 0  # batches so far
 
     def use(self, digest: bytes, now: float, outcome: Outcome, client: str) -> None:
         hour = int(now) // HOUR
-        self._uses[digest, hour, outcome] += 1
+        self._uses[digest][hour, outcome] += 1
         network = hour // 24, digest, _network_of(client)
         if network not in self._noted and len(self._networks) < MOST_NETWORKS:
             self._networks.add(network)
@@ -65,11 +68,11 @@ class Counts:
         self._refusals[network, int(now) // HOUR, reason[:LONGEST_REASON]] += 1
 
     def __bool__(self) -> bool:
-        return bool(self._uses or self._refusals or self._batches or self._networks)
+        return bool(self._uses or self._refusals or self.waiting or self._networks)
 
     def batches(self) -> deque[Batch]:
         """The batches to write, oldest first. The caller removes each that it has written."""
-        uses, self._uses = self._uses, Counter()
+        uses, self._uses = self._uses, defaultdict(Counter)
         refusals, self._refusals = self._refusals, Counter()
         self._add(api_key_usage, _use_rows(uses))
         named = [
@@ -77,7 +80,17 @@ class Counts:
             for (network, hour, reason), count in refusals.items()
         ]
         self._add(api_key_refusals, named)
-        return self._batches
+        return self.waiting
+
+    def unwritten(self, digests: Set[bytes], since: datetime, batches: Iterable[Batch]) -> int:
+        """How many requests of these secrets since then are in these batches, or in none yet."""
+        rows = [row for batch in batches if batch.table is api_key_usage for row in batch.rows]
+        rows += _use_rows({digest: self._uses[digest] for digest in digests & self._uses.keys()})
+        return sum(
+            row["served"] + row["refused"]
+            for row in rows
+            if row["digest"] in digests and row["starts_at"] >= since
+        )
 
     def networks(self) -> list[Row]:
         """The networks that used a secret on a day, except those that are written already."""
@@ -103,15 +116,16 @@ class Counts:
 
     def _add(self, table: sa.Table, rows: Sequence[Row]) -> None:
         for first in range(0, len(rows), AT_ONCE):
-            self._number += 1
-            self._batches.append(Batch(self._number, table, rows[first : first + AT_ONCE]))
+            self.made += 1
+            self.waiting.append(Batch(self.made, table, rows[first : first + AT_ONCE]))
 
 
-def _use_rows(uses: Counter[tuple[bytes, int, Outcome]]) -> list[Row]:
+def _use_rows(uses: _Uses) -> list[Row]:
     rows: dict[tuple[bytes, int], Row] = {}
-    for (digest, hour, outcome), count in uses.items():
-        empty = {"digest": digest, **dict.fromkeys(OUTCOMES, 0), **_hour(hour)}
-        rows.setdefault((digest, hour), empty)[outcome] = count
+    for digest, counts in uses.items():
+        for (hour, outcome), count in counts.items():
+            empty = {"digest": digest, **dict.fromkeys(OUTCOMES, 0), **_hour(hour)}
+            rows.setdefault((digest, hour), empty)[outcome] = count
     return list(rows.values())
 
 
@@ -126,6 +140,8 @@ def _network_of(client: str) -> str:
 
 def add(connection: sa.Connection, table: sa.Table, rows: Sequence[Row]) -> None:
     """Add these counts to the stored ones."""
+    if table is api_key_refusals:
+        rows = [*_bounded(connection, rows)]
     statement = _insert(connection, table)
     counts = [column.name for column in table.c if not column.primary_key]
     statement = statement.on_conflict_do_update(
@@ -133,6 +149,23 @@ def add(connection: sa.Connection, table: sa.Table, rows: Sequence[Row]) -> None
         set_={name: table.c[name] + statement.excluded[name] for name in counts},
     )
     connection.execute(statement, list(rows))
+
+
+def _bounded(connection: sa.Connection, rows: Iterable[Row]) -> Iterator[Row]:
+    """These refusals, with ELSEWHERE in the place of networks that are too many for their hour."""
+    known = api_key_refusals.c
+    kinds: dict[tuple[datetime, int], set[tuple[str, str]]] = {}
+    for row in rows:
+        period, kind = (row["starts_at"], row["hours"]), (row["network"], row["reason"])
+        if period not in kinds:
+            stored = sa.select(known.network, known.reason)
+            stored = stored.where(known.starts_at == period[0], known.hours == period[1])
+            kinds[period] = {(network, reason) for network, reason in connection.execute(stored)}
+        if kind in kinds[period] or len(kinds[period]) < MOST_NETWORKS:
+            kinds[period].add(kind)
+            yield row
+        else:
+            yield {**row, "network": ELSEWHERE}
 
 
 def note_networks(connection: sa.Connection, rows: Sequence[Row]) -> None:
@@ -161,31 +194,43 @@ def _insert(connection: sa.Connection, table: sa.Table) -> Any:
     return import_module(f"sqlalchemy.dialects.{connection.dialect.name}").insert(table)
 
 
-def used(connection: sa.Connection, key_id: str, since: datetime) -> int:
-    """How many requests of a key its limits have let in since then."""
-    usage, secret = api_key_usage.c, api_key_secrets.c
-    query = sa.select(sa.func.sum(usage.served + usage.refused))
-    query = query.join(api_key_secrets, secret.digest == usage.digest)
-    return int(
-        connection.scalar(query.where(secret.key_id == key_id, usage.starts_at >= since)) or 0
-    )
+def used(digests: sa.Select[tuple[bytes]], since: datetime) -> sa.Select[tuple[int]]:
+    """Ask how many requests of these secrets their limits have let in since then."""
+    usage = api_key_usage.c
+    let_in = sa.func.coalesce(sa.func.sum(usage.served + usage.refused), 0)
+    return sa.select(let_in).where(usage.digest.in_(digests), usage.starts_at >= since)
 
 
-def thin(connection: sa.Connection, now: datetime) -> int:
-    """Compact old hours into days. Returns how many rows that saves."""
-    before = (now - HOURS_KEPT).replace(hour=0, minute=0, second=0, microsecond=0)
-    fewer = 0
-    for table in (api_key_usage, api_key_refusals):
-        old = sa.and_(table.c.hours == 1, table.c.starts_at < before)
-        rows: list[Row] = [
-            {**row._asdict(), "hours": 24, "starts_at": row.starts_at.replace(hour=0)}
-            for row in connection.execute(sa.select(table).where(old))
-        ]
-        if rows:
-            add(connection, table, rows)
-            connection.execute(sa.delete(table).where(old))
-            days = {tuple(row[column.name] for column in table.primary_key) for row in rows}
-            fewer += len(rows) - len(days)
-    old = api_key_networks.c.starts_at < before
-    fewer += connection.execute(sa.delete(api_key_networks).where(old)).rowcount
-    return fewer
+def thin(engine: sa.Engine, now: datetime) -> Iterator[int]:
+    """Compact old hours into days, and delete what is too old. Yields, after each of many short
+    transactions, how many rows it has compacted or deleted."""
+    month = (now - HOURS_KEPT).replace(hour=0, minute=0, second=0, microsecond=0)
+    networks, refusals = api_key_networks.c, api_key_refusals.c
+    for table, is_old in (
+        (api_key_usage, (api_key_usage.c.starts_at < month) & (api_key_usage.c.hours == 1)),
+        (api_key_refusals, (refusals.starts_at < month) & (refusals.hours == 1)),
+        (api_key_refusals, refusals.starts_at < now - REFUSALS_KEPT),
+        (api_key_networks, networks.starts_at < month),
+    ):
+        starts_at = table.c.starts_at
+        with transaction(engine) as connection:
+            oldest = connection.scalar(sa.select(sa.func.min(starts_at)).where(is_old))
+        some = sa.select(table).where(is_old).order_by(starts_at).limit(AT_ONCE)
+        one = [column == sa.bindparam(f"old_{column.name}") for column in table.primary_key]
+        while oldest:
+            began_at = monotonic()
+            with transaction(engine, write=True) as connection:
+                rows = [*connection.execute(some.where(starts_at >= oldest)).mappings()]
+                days = [
+                    {**row, "hours": 24, "starts_at": row["starts_at"].replace(hour=0)}
+                    for row in rows
+                    if row.get("hours") == 1
+                ]
+                if days:
+                    add(connection, table, days)
+                if rows:
+                    olds = [{f"old_{name}": value for name, value in row.items()} for row in rows]
+                    connection.execute(sa.delete(table).where(*one), olds)
+            oldest = rows[-1]["starts_at"] if len(rows) == AT_ONCE else None
+            yield len(rows)
+            sleep(monotonic() - began_at)  # others may write as long

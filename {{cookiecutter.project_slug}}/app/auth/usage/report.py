@@ -14,7 +14,7 @@ from app.auth.database.models import (
     api_key_usage,
     api_keys,
 )
-from app.auth.keys.views import KeyView, get_view
+from app.auth.keys.views import get_view
 from app.auth.usage.counts import OUTCOMES
 
 
@@ -69,31 +69,25 @@ class AllUsage(BaseModel):
 
 def of_key(engine: sa.Engine, id: str, since: timedelta) -> UsageView:
     """The use of a key from this long ago until now. Raises NotFoundError."""
+    secret = api_key_secrets.c
     with transaction(engine) as connection:
         now = clock.now(connection)
-        return _of_key(connection, get_view(connection, id, now), now - since, now)
-
-
-def _of_key(connection: sa.Connection, key: KeyView, since: datetime, now: datetime) -> UsageView:
-    secret = api_key_secrets.c
-    used = sa.select(*sums()).join(api_key_secrets, secret.digest == api_key_usage.c.digest)
-    used = used.where(secret.key_id == key.id, _is_since(api_key_usage, since))
-    in_force = sa.and_(
-        secret.ended_at.is_(None), sa.or_(secret.expires_at.is_(None), secret.expires_at > now)
-    )
-    of_secret = (secret.created_at, in_force.label("in_force"))
-    by_secret = (
-        used.add_columns(*of_secret).group_by(secret.digest).order_by(secret.created_at.desc())
-    )
-    of_period = (api_key_usage.c.starts_at, api_key_usage.c.hours)
-    by_hour = used.add_columns(*of_period).group_by(*of_period).order_by(*of_period)
-    periods = [PeriodOfUse.model_validate(row._mapping) for row in connection.execute(by_hour)]
-    secrets = [SecretUse.model_validate(row._mapping) for row in connection.execute(by_secret)]
+        key, begin = get_view(connection, id, now), now - since
+        used = sa.select(*sums()).join(api_key_secrets, secret.digest == api_key_usage.c.digest)
+        used = used.where(secret.key_id == key.id, _is_since(api_key_usage, begin))
+        is_current = sa.or_(secret.expires_at.is_(None), secret.expires_at > now)
+        in_force = sa.and_(secret.ended_at.is_(None), is_current).label("in_force")
+        by_secret = used.add_columns(secret.created_at, in_force)
+        by_secret = by_secret.group_by(secret.digest).order_by(secret.created_at.desc())
+        of_period = (api_key_usage.c.starts_at, api_key_usage.c.hours)
+        by_hour = used.add_columns(*of_period).group_by(*of_period).order_by(*of_period)
+        periods = [PeriodOfUse.model_validate(row._mapping) for row in connection.execute(by_hour)]
+        secrets = [SecretUse.model_validate(row._mapping) for row in connection.execute(by_secret)]
     in_all = {name: sum(getattr(period, name) for period in periods) for name in OUTCOMES}
     return UsageView(
         id=key.id,
         name=key.name,
-        since=since,
+        since=begin,
         total=sum(in_all.values()),
         **in_all,
         last_used_at=key.last_used_at,
@@ -104,33 +98,22 @@ def _of_key(connection: sa.Connection, key: KeyView, since: datetime, now: datet
 
 def of_all(engine: sa.Engine, since: timedelta) -> AllUsage:
     """The keys used from this long ago until now, most used first, and the refusals."""
-    with transaction(engine) as connection:
-        return _of_all(connection, clock.now(connection) - since)
-
-
-def _of_all(connection: sa.Connection, since: datetime) -> AllUsage:
     secret, refusal = api_key_secrets.c, api_key_refusals.c
     last_used_at = sa.func.max(secret.last_used_at).label("last_used_at")
     keys = sa.select(api_keys.c.id, api_keys.c.name, *sums(), last_used_at)
     keys = keys.join(api_key_secrets).join(api_key_usage, secret.digest == api_key_usage.c.digest)
-    keys = keys.where(_is_since(api_key_usage, since)).group_by(api_keys.c.id)
-    often = sa.func.sum(refusal.refused)
-    strangers = sa.select(refusal.network, refusal.reason, often.label("refused"))
-    strangers = strangers.where(_is_since(api_key_refusals, since)).group_by(
-        refusal.network, refusal.reason
-    )
-    return AllUsage(
-        keys=[
-            KeyUse.model_validate(row._mapping)
-            for row in connection.execute(keys.order_by(sa.desc("served"), api_keys.c.id))
-        ],
-        strangers=[
-            StrangerUse.model_validate(row._mapping)
-            for row in connection.execute(
-                strangers.order_by(often.desc(), *strangers.selected_columns[:2])
-            )
-        ],
-    )
+    keys = keys.group_by(api_keys.c.id).order_by(sa.desc("served"), api_keys.c.id)
+    kind = (refusal.network, refusal.reason)
+    strangers = sa.select(*kind, sa.func.sum(refusal.refused).label("refused")).group_by(*kind)
+    strangers = strangers.order_by(sa.desc("refused"), *kind)
+    with transaction(engine) as connection:
+        begin = clock.now(connection) - since
+        used = connection.execute(keys.where(_is_since(api_key_usage, begin)))
+        refused = connection.execute(strangers.where(_is_since(api_key_refusals, begin)))
+        return AllUsage(
+            keys=[KeyUse.model_validate(row._mapping) for row in used],
+            strangers=[StrangerUse.model_validate(row._mapping) for row in refused],
+        )
 
 
 def sums() -> list[sa.Label[int]]:

@@ -1,17 +1,22 @@
 """The key store of a running server for a vault."""
 
+import asyncio
 import logging
 import math
 import os
 import time
 from collections.abc import Iterable
+from concurrent.futures import Future
+from functools import partial
 from threading import Thread
 
+from app.auth.access.rule import Refusal
 from app.auth.config.settings import API_KEYS, AuthSettings
 from app.auth.errors import SettingsError, StoreUnavailableError
+from app.auth.key import Key
 from app.auth.store import env_file
 from app.auth.store.env_store import EnvKeyStore
-from app.vaults.client import TIMEOUT, Vault
+from app.vaults.client import IO_TIMEOUT, TIMEOUT, Vault
 
 logger = logging.getLogger(__name__)
 
@@ -31,21 +36,40 @@ class VaultKeyStore(EnvKeyStore):
         self._asked_at = time.monotonic() - TIMEOUT  # `keys` may be as old as that
         self._ask_at = -math.inf
         self._asking: Thread | None = None
+        self._answered = Future[None]()
         self._problem = ""
+
+    async def lookup(self, digest: bytes, client: str = "") -> Key | Refusal:
+        await self._catch_up()
+        return await super().lookup(digest, client)
+
+    async def is_reachable(self) -> bool:
+        await self._catch_up()
+        return await super().is_reachable()
+
+    async def _catch_up(self) -> None:
+        """After a pause, such as that of a frozen machine, wait IO_TIMEOUT for an answer."""
+        for _ in range(2):  # the first may have been asked before the pause
+            try:
+                return self._look()
+            except StoreUnavailableError:
+                await asyncio.wait([asyncio.wrap_future(self._answered)], timeout=IO_TIMEOUT)
 
     def _look(self) -> None:
         """Raises StoreUnavailableError if the last answer is too old."""
         now = time.monotonic()
-        if now >= self._ask_at and not (self._asking and self._asking.is_alive()):
-            self._ask_at = now + ASK_EVERY
+        is_asking = self._asking and self._asking.is_alive() and not self._answered.done()
+        if now >= self._ask_at and not is_asking:
+            self._ask_at, self._answered = now + ASK_EVERY, Future()
             # A daemon does not delay the exit. After a fork the thread is gone, and starts again.
-            self._asking = Thread(target=self._ask, name="api-keys-vault", daemon=True)
+            ask = partial(self._ask, self._answered)
+            self._asking = Thread(target=ask, name="api-keys-vault", daemon=True)
             self._asking.start()
         if now >= (trusted_until := self._asked_at + self._max_staleness):
             raise StoreUnavailableError(self._problem or "SECRETS_VAULT: no answer")
         self._trusted_until = min(now + env_file.MAX_AGE, trusted_until)
 
-    def _ask(self) -> None:
+    def _ask(self, answered: Future[None]) -> None:
         asked_at = time.monotonic()
         try:
             listed = self._vault.read().get(API_KEYS, "")
@@ -56,6 +80,8 @@ class VaultKeyStore(EnvKeyStore):
         else:
             self._take("the vault", listed.encode(errors="replace"))
             self._asked_at, self._problem = asked_at, ""
+        finally:
+            answered.set_result(None)
 
 
 def follow_vault(store: EnvKeyStore, settings: AuthSettings, max_staleness: float) -> EnvKeyStore:

@@ -46,7 +46,7 @@ def list_keys(ctx: typer.Context, as_json: AsJson = False) -> None:
     """Show the id of every key in force, never the key itself."""
     with _one_line_errors():
         settings = ctx.obj()
-        if "api_keys" not in settings.model_fields_set:
+        if not settings.api_keys:
             raise SettingsError(f"{API_KEYS} is not set; {MAKE_A_KEY}")
         ids = [id_of(digest) for digest in settings.api_keys]
         _print(json.dumps([{"id": id} for id in ids]) if as_json else "\n".join(ids))

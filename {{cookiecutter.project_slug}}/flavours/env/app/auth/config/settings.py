@@ -5,8 +5,9 @@ from typing import Annotated, Any, Final, Literal
 
 from pydantic import BeforeValidator, Field, PlainValidator, PrivateAttr
 from pydantic_core import PydanticCustomError
-from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from pydantic_settings import NoDecode
 
+from app.auth.config.sources import SourcedSettings
 from app.auth.key import PREFIX_PATTERN, digests, parse_secrets
 from app.constants import COMMAND
 
@@ -16,7 +17,7 @@ MAKE_A_KEY: Final = f"make a key with: uv run {COMMAND} keys create"
 
 def in_environment() -> bool:
     """Whether the environment sets API_KEYS, in any case. It overrides files and vaults."""
-    return any(name.upper() == API_KEYS for name in os.environ)
+    return any(name.upper() == API_KEYS and value for name, value in os.environ.items())
 
 
 def _parse_api_keys(text: str) -> tuple[bytes, ...]:
@@ -33,14 +34,7 @@ def _parse_log_level(text: str) -> str:
     return "WARNING" if text.upper() == "WARN" else text.upper()
 
 
-class AuthSettings(BaseSettings):
-    model_config = SettingsConfigDict(
-        env_file_encoding="utf-8",
-        extra="ignore",
-        hide_input_in_errors=True,
-        validate_default=False,  # defaults are already parsed
-    )
-
+class AuthSettings(SourcedSettings):
     # Comma-separated UUID4s. Only their digests stay in memory.
     api_keys: Annotated[
         tuple[bytes, ...],

@@ -64,7 +64,7 @@ def secrets_named_in(text: str, place: Path | str) -> Iterator[str]:
         value = listing.value or listing.original.string.partition("=")[2]
     for entry in value.split(","):
         with suppress(ValueError):
-            yield from parse_secrets(entry.strip("\"' \t\r\n"))
+            yield from parse_secrets(entry.strip("\ufeff\"' \t\r\n"))
 
 
 def edit_keys(
@@ -87,7 +87,7 @@ def edit_keys(
         with _replacing(sources.ENV_FILE.resolve()) as replacement:
             with reading():
                 file = sources.ENV_FILE
-                text = file.read_bytes().decode() if file.exists() else ""
+                text = file.read_bytes().decode("utf-8-sig") if file.exists() else ""
             edited, keys = _edited(text, change)
             replacement.write(edited)
             replacement.flush()

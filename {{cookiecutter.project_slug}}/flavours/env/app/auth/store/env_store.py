@@ -90,7 +90,7 @@ class EnvKeyStore:
             return
         before = self._keys
         try:
-            secrets = env_file.secrets_in(content.decode(), place)
+            secrets = env_file.secrets_in(content.decode("utf-8-sig"), place)
         except ValueError as error:
             logger.error("%s in %s is broken: %s.", API_KEYS, place, error)
             text = content.decode(errors="replace")
@@ -106,8 +106,7 @@ class EnvKeyStore:
 def open_store(settings: AuthSettings) -> EnvKeyStore:
     """Raises SettingsError if the settings name no key."""
     if not settings.api_keys:
-        how = "empty" if API_KEYS.lower() in settings.model_fields_set else "not set"
-        raise SettingsError(f"{API_KEYS} is {how}; {MAKE_A_KEY}")
+        raise SettingsError(f"{API_KEYS} is not set; {MAKE_A_KEY}")
     if not settings.may_change:
         logger.warning(
             "The keys are not followed, for %s does not come from a file: to revoke one,"

@@ -1,22 +1,42 @@
-"""Finds anomalies in the use of keys. The thresholds in `_problems` are yours to change."""
+"""Finds keys that need attention, such as those in unusual use, and gives advice.
 
-from collections.abc import Iterable, Iterator
-from datetime import datetime, timedelta
+The thresholds in `_problems` and `_anomalies` are yours to change.
+"""
+
+import os
+import shutil
+import subprocess
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 import sqlalchemy as sa
+from fastapi.dependencies.models import Dependant
+from fastapi.routing import iter_route_contexts
 from pydantic import BaseModel
+from starlette.routing import BaseRoute
 
+from app.auth.access.dependencies import scopes_of
+from app.auth.access.routers import GuardedRouter
+from app.auth.database import clock
 from app.auth.database.clock import DAY
+from app.auth.database.engine import transaction
 from app.auth.database.models import (
+    ENV_ID,
     api_key_findings,
     api_key_networks,
     api_key_refusals,
     api_key_secrets,
     api_key_usage,
 )
+from app.auth.key import Key
+from app.auth.keys.service import MANAGE, KeyService
 from app.auth.keys.views import KeyView
 
+UNUSED: Final = timedelta(days=7)  # after its creation
+EXPIRING: Final = timedelta(days=14)  # before its end
+ROTATION: Final = timedelta(days=90)  # the age at which a secret should be rotated
 MONTH: Final = timedelta(days=28)  # whole weeks, because many callers pause at weekends
 MAX_REFUSALS: Final = 1000  # of one network in a day
 
@@ -30,6 +50,115 @@ class Finding(BaseModel):
     advice: str
 
 
+def diagnose(service: KeyService, routes: Sequence[BaseRoute]) -> list[Finding]:
+    """The findings about the keys, the clocks, and how the keys are used."""
+    now = clock.Clock()
+    with transaction(service.engine) as connection:
+        now.learn(clock.moments(connection))
+    moment = datetime.fromtimestamp(now.now(), UTC)
+    known = [key for key in service.all() if service.is_named(key.id)]
+    enforced = [policy.name for policy in service.policies]
+    findings = examine(known, scopes_asked_for(routes), moment, now.ahead, enforced)
+    with transaction(service.engine) as connection:
+        return [*findings, *examine_usage(connection, known, moment)]
+
+
+def scopes_asked_for(routes: Sequence[BaseRoute]) -> set[str]:
+    """The scopes that endpoints and routers ask for, also in mounted applications."""
+    found: set[str] = set()
+    for context in iter_route_contexts(routes):
+        if isinstance(dependant := getattr(context, "dependant", None), Dependant):
+            found.update(scopes_of(dependant))
+    for route in routes:
+        for inner in (getattr(route, "original_router", None), getattr(route, "app", None)):
+            if isinstance(inner, GuardedRouter):  # its routes may have no dependencies
+                found.update(inner.scopes)
+            found |= scopes_asked_for(getattr(inner, "routes", ()))
+    return found
+
+
+def examine(
+    keys: Iterable[KeyView],
+    asked_for: Collection[str],
+    now: datetime,
+    ahead: str = "",
+    enforced: Collection[str] = (),
+) -> list[Finding]:
+    """The findings about active keys. `ahead` is a future time that a wrong clock has written, in
+    words; `enforced` are the names of the restrictions that policies enforce."""
+    keys = [key for key in keys if key.status == "active"]
+    findings = [
+        Finding(id=key.id, name=key.name, problem=problem, advice=advice)
+        for key in keys
+        if not key.id.startswith(ENV_ID)
+        for problem, advice in _problems(key, asked_for, now, enforced)
+    ]
+    return [*_of_managers_and_clocks(keys, now, ahead), *findings]
+
+
+def examine_file(file: Path) -> Iterator[Finding]:
+    """Findings about `.env`: it holds keys, so only its owner may read it, and git must not."""
+    if not file.is_file():
+        return
+    if os.name != "nt" and file.stat().st_mode & 0o077:
+        yield Finding(
+            id="", name="", problem=f"others may read {file.name}", advice=f"chmod 600 {file}"
+        )
+    if (git := shutil.which("git")) and _is_known_to(git, file):
+        advice = f"git rm --cached {file.name}, and revoke the keys in it"
+        yield Finding(id="", name="", problem=f"git knows {file.name}", advice=advice)
+
+
+def _is_known_to(git: str, file: Path) -> bool:
+    command = [git, "ls-files", "--error-unmatch", file.name]
+    return subprocess.run(command, cwd=file.parent, capture_output=True).returncode == 0  # noqa: S603
+
+
+def _of_managers_and_clocks(
+    keys: Sequence[KeyView], now: datetime, ahead: str
+) -> Iterator[Finding]:
+    managers = [key for key in keys if _holds(key, MANAGE)]
+    ends = [key.expires_at for key in managers if key.expires_at]
+    if managers and len(ends) == len(managers) and max(ends) < now + EXPIRING:
+        advice = "create a key that may manage keys and has no end"
+        yield Finding(
+            id="", name="", problem=f"no manager after {max(ends):%Y-%m-%d}", advice=advice
+        )
+    if ahead:
+        yield Finding(id="", name="", problem=f"a clock has said {ahead}", advice="set the clocks")
+
+
+def _problems(
+    key: KeyView, asked_for: Collection[str], now: datetime, enforced: Collection[str]
+) -> Iterator[tuple[str, str]]:
+    if unenforced := sorted(key.restrictions.keys() - set(enforced)):
+        yield (
+            f"refused, for nothing here enforces its {', '.join(unenforced)}",
+            "install the part that does, or revoke the key",
+        )
+    if not key.last_used_at and key.created_at < now - UNUSED:
+        yield "never used", "revoke it if nobody has it"
+    if key.expires_at and key.expires_at < now + EXPIRING:
+        yield f"expires on {key.expires_at:%Y-%m-%d}", "create another key and move its caller"
+    if key.issued_at < now - ROTATION:
+        yield f"not rotated since {key.issued_at:%Y-%m-%d}", "rotate it"
+    if "*" in key.scopes:
+        yield "too many scopes: all there are", "create a key with the ones that it needs"
+    elif unasked := [scope for scope in key.scopes if not _is_of_use(scope, asked_for)]:
+        yield f"scopes that no endpoint asks for: {' '.join(unasked)}", "create a key without them"
+
+
+def _holds(key: KeyView, scope: str) -> bool:
+    return Key(key.id, key.name, frozenset(key.scopes)).covers(scope)
+
+
+def _is_of_use(scope: str, asked_for: Collection[str]) -> bool:
+    return any(Key("", "", frozenset([scope])).covers(asked) for asked in asked_for)
+
+
+# Anomalies, from how keys are used.
+
+
 class Activity(NamedTuple):
     """The use of a key in the last day, and its baseline from the month before."""
 
@@ -40,7 +169,7 @@ class Activity(NamedTuple):
     networks_before: int  # networks on the busiest day of the month before
 
 
-def _problems(key: KeyView, activity: Activity, now: datetime) -> Iterator[tuple[str, str]]:
+def _anomalies(key: KeyView, activity: Activity, now: datetime) -> Iterator[tuple[str, str]]:
     """The anomalies of a key, each with advice."""
     if key.last_used_at and key.last_used_at < now - timedelta(days=30):
         yield "silent for 30 days", "revoke it if nobody needs it any more"
@@ -79,7 +208,7 @@ def examine_usage(
     for key in keys:
         if key.status == "active":
             activity = Activity(*requests.get(key.id, (0, 0, 0)), *networks.get(key.id, (0, 0)))
-            for problem, advice in _problems(key, activity, now):
+            for problem, advice in _anomalies(key, activity, now):
                 yield Finding(id=key.id, name=key.name, problem=problem, advice=advice)
     refusal = api_key_refusals.c
     query = sa.select(refusal.network).where(refusal.starts_at >= now - DAY)

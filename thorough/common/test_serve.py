@@ -1,0 +1,238 @@
+"""`serve` as a process of its own, called over real sockets."""
+
+import http.client
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import closing, contextmanager, suppress
+from pathlib import Path
+
+import pytest
+
+from app.auth.key import new_secret
+from app.constants import API_KEY_HEADER, MISSING_KEY_STATUS
+
+ROOT = Path(__file__).parents[2]
+PATIENCE = 120  # seconds: no test is decided by how busy the machine is
+LOCAL = "127.0.0.1"
+
+# In the parent it can be imported; `BROKEN` workers end instead of starting.
+APPLICATION = """
+import asyncio, multiprocessing, os, sys
+
+if multiprocessing.parent_process() and os.environ.get("BROKEN"):
+    sys.exit(3)
+
+async def app(scope, receive, send):
+    if scope["type"] == "lifespan":
+        for event in ("startup", "shutdown"):
+            await receive()
+            await send({"type": f"lifespan.{event}.complete"})
+        return
+    if scope["path"] == "/slow":
+        print("has begun", file=sys.stderr, flush=True)
+        await asyncio.sleep(1)
+    length = [(b"content-length", b"2")]
+    await send({"type": "http.response.start", "status": 200, "headers": length})
+    await send({"type": "http.response.body", "body": b"ok"})
+"""
+SERVE_IT = """
+import typer
+from app.auth.cli import serve
+
+serve.HEALTHCHECK = 1  # a worker that ends when it is asked is waited for as long
+if __name__ == "__main__":
+    typer.run(serve.serve_command("application:app"))
+"""
+
+
+class Service:
+    """`serve` in a folder of its own. What it says is in the file `said`."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.secrets = folder, folder / "secrets"
+        self.secrets.mkdir()
+        self.key = new_secret()
+        self.write_keys(self.key)
+        (folder / "application.py").write_text(APPLICATION)
+        (folder / "serve_it.py").write_text(SERVE_IT)
+
+    def write_keys(self, *keys: str) -> None:
+        (self.secrets / "api_keys").write_text(",".join(keys))
+
+    def start(
+        self, *options: str, program: str = "", **variables: str
+    ) -> "subprocess.Popen[bytes]":
+        command = [program or "-m", *(() if program else ("app", "serve")), *options]
+        inherited = {n: value for n, value in os.environ.items() if n != "API_KEYS"}
+        settings = {
+            "DATABASE_URL": f"sqlite:///{self.folder}/keys.db",
+            "SECRETS_DIR": f"{self.secrets}",
+            "PYTHONPATH": f"{ROOT}",
+        }
+        with (self.folder / "said").open("wb") as said:
+            return subprocess.Popen(
+                [sys.executable, *command],
+                cwd=self.folder,
+                env={**inherited, **settings, **variables},
+                stdin=subprocess.DEVNULL,
+                stdout=said,
+                stderr=said,
+            )
+
+    @property
+    def said(self) -> str:
+        return (self.folder / "said").read_text()
+
+    def ends(self, *options: str, program: str = "", **variables: str) -> int:
+        return self.start(*options, program=program, **variables).wait(PATIENCE)
+
+    @contextmanager
+    def serving(
+        self, *options: str, workers: int = 1, program: str = "", **variables: str
+    ) -> "Iterator[subprocess.Popen[bytes]]":
+        command = (*options, "--port", "0", "--workers", f"{workers}")
+        with self.start(*command, program=program, **variables) as server:
+            try:
+                self.wait_for("Application startup complete", server, workers)
+                yield server
+            finally:
+                server.terminate()
+
+    def wait_for(self, text: str, server: "subprocess.Popen[bytes]", times: int = 1) -> None:
+        give_up_at = time.monotonic() + PATIENCE
+        while self.said.count(text) < times:
+            assert server.poll() is None, self.said
+            assert time.monotonic() < give_up_at, self.said
+            time.sleep(0.02)
+
+    def connect(self, host: str = LOCAL) -> http.client.HTTPConnection:
+        port = re.findall(rf"Listening on {re.escape(host)}, port (\d+)", self.said)[0]
+        return http.client.HTTPConnection(host, int(port), timeout=PATIENCE)
+
+    def status(self, path: str, host: str = LOCAL, **headers: str) -> int:
+        with closing(self.connect(host)) as connection:
+            return get(connection, path, headers)
+
+
+def get(
+    connection: http.client.HTTPConnection, path: str, headers: dict[str, str] | None = None
+) -> int:
+    connection.request("GET", path, headers=headers or {})
+    answer = connection.getresponse()
+    answer.read()
+    return answer.status
+
+
+@pytest.fixture
+def service(tmp_path: Path) -> Service:
+    return Service(tmp_path)
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_a_bad_setting_ends_serve_in_one_line(service: Service, workers: str) -> None:
+    assert service.ends("--workers", workers, LOG_LEVEL="swordfish") == 3
+    assert service.said.startswith("LOG_LEVEL: Input should be 'DEBUG'")
+    assert service.said.count("\n") == 1
+    assert "swordfish" not in service.said
+    service.write_keys("swordfish")
+    assert service.ends("--workers", workers) == 3
+    assert service.said.startswith("API_KEYS: entry 1 of 1 ")
+    assert service.said.count("\n") == 1
+
+
+def test_workers_that_cannot_start_end_serve_with_another_code_than_0(service: Service) -> None:
+    assert service.ends("--port", "0", "--workers", "2", program="serve_it.py", BROKEN="yes") == 3
+    assert "Traceback" not in service.said
+
+
+def test_a_port_that_is_taken_ends_serve_in_one_line(service: Service) -> None:
+    with socket.create_server((LOCAL, 0)) as taken:
+        assert service.ends("--port", f"{taken.getsockname()[1]}") == 3
+    assert "cannot listen: Address already in use" in service.said.splitlines()[-1]
+    assert service.ends("--host", "nowhere.invalid") == 3
+    assert "cannot listen: " in service.said.splitlines()[-1]
+    assert "Traceback" not in service.said
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_request_under_way_is_answered_before_serve_ends(service: Service, workers: int) -> None:
+    with service.serving(workers=workers, program="serve_it.py") as server:
+        with closing(service.connect()) as connection:
+            connection.request("GET", "/slow")
+            service.wait_for("has begun", server)
+            server.terminate()
+            assert connection.getresponse().read() == b"ok"
+        # A server that was alone ends by the signal, as uvicorn does.
+        assert server.wait(PATIENCE) in ((0,) if workers > 1 else (0, -signal.SIGTERM))
+    assert "Traceback" not in service.said
+
+
+def test_a_connection_may_pause_for_as_long_as_it_says(service: Service) -> None:
+    for seconds, breaks in (("2", False), ("1", True)):
+        with (
+            service.serving("--keep-alive", seconds, program="serve_it.py"),
+            closing(service.connect()) as connection,
+        ):
+            assert get(connection, "/") == 200
+            used = connection.sock
+            time.sleep(1.5)
+            with suppress(ConnectionError, http.client.HTTPException):
+                get(connection, "/")
+            assert (connection.sock is not used) is breaks
+
+
+def test_both_families_are_served_and_addresses_are_those_of_the_callers(service: Service) -> None:
+    try:
+        socket.create_server(("::1", 0), family=socket.AF_INET6).close()
+    except OSError:
+        pytest.skip("this machine has no IPv6")
+    with service.serving("--host", "0.0.0.0", "--host", "::") as server:
+        ports = re.findall(r"Listening on (\S+), port (\d+)", service.said)
+        assert [host for host, _ in ports] == ["0.0.0.0", "::"]
+        for host, (_, port) in ((LOCAL, ports[0]), ("::1", ports[1])):
+            with closing(http.client.HTTPConnection(host, int(port), timeout=PATIENCE)) as line:
+                assert get(line, "/health/ready") == 200
+        with (
+            pytest.raises(OSError, match="refused"),
+            closing(http.client.HTTPConnection(LOCAL, int(ports[1][1]), timeout=PATIENCE)) as line,
+        ):
+            get(line, "/")  # no IPv4 address in the form of an IPv6 one
+        assert server.poll() is None
+
+
+def test_a_unix_socket_is_served_and_says_once_that_callers_have_no_address(
+    service: Service,
+) -> None:
+    path = service.folder / "s"
+    with socket.socket(socket.AF_UNIX) as left:
+        left.bind(f"{path}")  # by a server that was killed
+    for variables, warnings in (({}, 1), ({"FORWARDED_ALLOW_IPS": "*"}, 0)):
+        with (
+            service.serving("--uds", f"{path}", **variables),
+            socket.socket(socket.AF_UNIX) as line,
+        ):
+            line.connect(f"{path}")
+            line.sendall(
+                f"GET /secure-endpoint HTTP/1.1\r\nHost: x\r\n{API_KEY_HEADER}: {service.key}\r\n"
+                f"X-Forwarded-For: 192.0.2.7\r\nConnection: close\r\n\r\n".encode()
+            )
+            assert line.makefile("rb").readline() == b"HTTP/1.1 200 OK\r\n"
+        assert service.said.count("have no address") == warnings
+        assert ("192.0.2.7 GET" in service.said) is not warnings
+
+
+def test_workers_follow_the_settings_after_a_hangup(service: Service) -> None:
+    with service.serving(workers=2) as server:
+        headers = {API_KEY_HEADER: new_secret()}
+        assert service.status("/secure-endpoint", **headers) == MISSING_KEY_STATUS
+        service.write_keys(headers[API_KEY_HEADER])
+        server.send_signal(signal.SIGHUP)
+        service.wait_for("Finished server process", server, 2)
+        for _ in range(5):
+            assert service.status("/secure-endpoint", **headers) == 200
