@@ -107,10 +107,9 @@ def leaks(template: Path, tmp_path: Path) -> Path:
         (folder / "code" / name).write_text("\n".join(lines) + "\n", "utf-8")
     (folder / "code" / "fine").write_text(f"- {uuid.uuid4()}  # not-a-key\n", "utf-8")
     told = chapter(page("works-with.md"), "Packagers and scanners")
-    for language in ("toml", "yaml", "python"):
-        for name, text in blocks(told, language):
-            assert name
-            (folder / name).write_text(text, "utf-8")
+    for _, block in blocks(told, "toml|yaml|python"):
+        name, _, text = block.removeprefix("# ").partition("\n")
+        (folder / name).write_text(text, "utf-8")
     return folder
 
 
@@ -144,6 +143,7 @@ def test_a_scanner_finds_every_key_with_the_rule_of_the_page(
     scanner: str, scanners: Path, leaks: Path
 ) -> None:
     told = chapter(page("works-with.md"), "Packagers and scanners")
-    (command,) = re.findall(rf"^({scanner} [^\n]+)$", told, re.MULTILINE)
+    ((_, commands),) = blocks(told, "console")
+    (command,) = re.findall(rf"^{scanner} .+$", commands, re.MULTILINE)
     every = [(name, line) for name in ("plain", "prefixed") for line in (1, 1, 2, 3, 4)]
     assert found_by(scanner, leaks, scanners, command) == every
