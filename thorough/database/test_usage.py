@@ -525,9 +525,12 @@ async def test_a_server_thins_once_a_day(store: DatabaseKeyStore, key_service: K
 async def test_the_command_tells_all_keys_and_one(
     service: GuardedAPI, store: DatabaseKeyStore, key_service: KeyService
 ) -> None:
+    assert run("keys", "usage").stdout == "None.\n"
     issued = key_service.create("billing", actor="test")
     for _ in range(4):
         await status_of(service, issued.key.encode())
+    await store.flush()
+    assert len(run("keys", "usage").stdout.splitlines()) == 2  # and nothing of strangers
     await status_of(service, client=("192.0.2.7", 1))
     await store.flush()
 

@@ -16,12 +16,12 @@ from fastapi.routing import APIRoute, RouteContext, iter_route_contexts
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.routing import BaseRoute, Match
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
 from app.auth.access.middleware import Guard
 from app.auth.access.openapi import complete
 from app.auth.access.policy import Policy
-from app.auth.access.request_log import RequestLog
+from app.auth.access.request_log import Exchange, RequestLog
 from app.auth.access.routers import (
     Dependencies,
     GuardedRouter,
@@ -33,9 +33,9 @@ from app.auth.access.routers import (
     with_scopes_of,
 )
 from app.auth.access.rule import PROBLEM_JSON, KeyStore, extract_key
-from app.auth.access.selfcheck import FaultyRoutes, check_guard, check_places, places_in
+from app.auth.access.selfcheck import check_guard, check_places, places_in
 from app.auth.errors import SettingsError, StoreUnavailableError, UnguardedRouteError
-from app.auth.log import Observer
+from app.auth.log import RECORD, Observer
 
 _TOO_LARGE: Final = {"description": "The body is too large", "content": {"text/plain": {}}}
 
@@ -60,6 +60,7 @@ class GuardedAPI(FastAPI):
         policies: Sequence[Policy] = (),
         observers: Sequence[Observer] = (),
         public_paths: Iterable[str] = (),
+        probes: Collection[str] = ("/health/live", "/health/ready"),
         middleware: Sequence[Middleware] = (),
         routes: Iterable[BaseRoute] = (),
         **options: Any,
@@ -67,24 +68,20 @@ class GuardedAPI(FastAPI):
         self.keys: Final = keys
         self.policies: Final = tuple(policies)
         self._observers: Final = list(observers)
+        self._log: Final = RequestLog(self, keys, self._observers, frozenset(probes))
         self._public_paths: Final = frozenset(public_paths)
         self._problem = ""  # the error that stopped the start-up
         given = list(routes)
         if options.get("max_body_size") is not None:
             for option, added in (("responses", _TOO_LARGE), ("exception_handlers", _as_text)):
                 options[option] = {413: added, **(options.get(option) or {})}
-        handlers = options.pop("exception_handlers", None) or {}
         super().__init__(
             routes=given,
             # Innermost: middleware that is added later sees requests before the guard does.
-            middleware=[
-                *middleware,
-                Middleware(Guard, api=self),
-                Middleware(FaultyRoutes, api=self),
-            ],
+            middleware=[*middleware, Middleware(Guard, api=self)],
+            exception_handlers={HTTPException: _answer_of, **options.pop("exception_handlers", {})},
             # A redirect would bypass the guard and make callers send the key to another URL.
             redirect_slashes=False,
-            exception_handlers={HTTPException: _answer_of, **handlers},
             **options,
         )
         self.max_body_size = None  # the router bounds bodies, behind the guard
@@ -94,10 +91,16 @@ class GuardedAPI(FastAPI):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
-            send = self._in_one_line(send)
-        else:
-            extract_key(scope)
-        await FastAPI.__call__(self, scope, receive, send)  # faster than super()
+            await FastAPI.__call__(self, scope, receive, self._in_one_line(send))
+            return
+        if RECORD in scope:  # in another GuardedAPI
+            await FastAPI.__call__(self, scope, receive, send)
+            return
+        exchange = Exchange(self._log, scope, extract_key(scope), send)
+        try:
+            await FastAPI.__call__(self, scope, receive, exchange.send)  # faster than super()
+        finally:
+            exchange.end()
 
     def _in_one_line(self, send: Send) -> Send:
         """Report the error that stops the start-up without its traceback."""
@@ -108,9 +111,6 @@ class GuardedAPI(FastAPI):
             return send(message)
 
         return send_in_one_line
-
-    def build_middleware_stack(self) -> ASGIApp:
-        return RequestLog(super().build_middleware_stack(), self._observers)
 
     def add_observer(self, observe: Observer) -> None:
         """Call `observe` for each request, when its answer starts."""

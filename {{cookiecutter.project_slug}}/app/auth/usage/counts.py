@@ -52,6 +52,7 @@ class Counts:
         self._refusals = Counter[tuple[str, int, str]]()
         self._networks: set[Network] = set()
         self._noted: set[Network] = set()  # written already
+        self._seen: set[tuple[bytes, int, str]] = set()  # since the last batches
         self.waiting = deque[Batch]()  # oldest first
         self.made = 0  # batches so far
 
@@ -61,9 +62,11 @@ class Counts:
         if hour not in hours:
             hours[hour] = {"digest": digest, **dict.fromkeys(OUTCOMES, 0), **_hour(hour)}
         hours[hour][outcome] += 1
-        network = hour // 24, digest, _network_of(client)
-        if network not in self._noted and len(self._networks) < MOST_NETWORKS:
-            self._networks.add(network)
+        if (digest, hour, client) not in self._seen:  # most are
+            self._seen.add((digest, hour, client))
+            network = hour // 24, digest, _network_of(client)
+            if network not in self._noted and len(self._networks) < MOST_NETWORKS:
+                self._networks.add(network)
 
     def refuse(self, client: str, now: float, reason: str) -> None:
         network = _network_of(client) if len(self._refusals) < MOST_NETWORKS else ELSEWHERE
@@ -74,6 +77,7 @@ class Counts:
 
     def batches(self) -> deque[Batch]:
         """The batches to write, oldest first. The caller removes each that it has written."""
+        self._seen.clear()
         uses, self._uses = self._uses, defaultdict(dict)
         refusals, self._refusals = self._refusals, Counter()
         self._add(api_key_usage, [row for hours in uses.values() for row in hours.values()])
