@@ -2146,8 +2146,8 @@ DATABASE = [
     Mutant(
         "a secret has networks without end",
         "app/auth/usage/counts.py",
-        "if counts[day] < MOST_OF_A_SECRET:",
-        "if True:",
+        "MOST_OF_A_SECRET - stored.get(of, 0)",
+        "10**9",
         "usage",
     ),
     Mutant(
