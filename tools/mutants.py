@@ -748,6 +748,28 @@ ENV = [
     ),
     # A bad setting ends the service in one helpful line, without its value; a supervisor too.
     Mutant(
+        "a supervisor of workers that cannot start ends as if all were well",
+        "app/auth/cli/serve.py",
+        "if any(worker.exitcode == FAILED",
+        "if all(worker.exitcode is None",
+        "serve",
+    ),
+    Mutant(
+        "the service closes connections before its proxy does",
+        "app/auth/cli/serve.py",
+        "timeout_keep_alive=keep_alive",
+        "timeout_keep_alive=5",
+        "serve",
+        lean=True,
+    ),
+    Mutant(
+        "a bad setting is told by each worker",
+        "app/auth/cli/serve.py",
+        "    config.load_app()",
+        "    config.get_loop_factory()",
+        "serve",
+    ),
+    Mutant(
         "a made-up key is accepted",
         "app/auth/key.py",
         "len(set(secret)) > 6",
@@ -1587,6 +1609,20 @@ DATABASE = [
         "usage",
     ),
     # What Prometheus is told.
+    Mutant(
+        "a full disk ends the service",
+        "app/metrics/__init__.py",
+        "_AllocatedDict\n",
+        "MmapedDict\n",
+        "metrics",
+    ),
+    Mutant(
+        "one of several workers speaks for all",
+        "app/metrics/__init__.py",
+        "return workers != 1",
+        "return False",
+        "metrics",
+    ),
     Mutant(
         "a stranger's method is a label",
         "app/metrics/__init__.py",
