@@ -33,11 +33,11 @@ def upgrade(ctx: typer.Context) -> None:
 
     with one_line_errors():
         settings = _settings(ctx)
-        migrate.upgrade(settings.database_url)
+        changed = migrate.upgrade(settings.database_url)
         for policy in ctx.obj.make_policies(settings):
             policy.upgrade()
-        upgrade_tables(settings.database_url, ctx.obj.migrations)
-        print_text("The schema is up to date.")
+        changed |= upgrade_tables(settings.database_url, ctx.obj.migrations)
+        print_text(f"The schema is up to date{' now' if changed else ': nothing to do'}.")
 
 
 @db.command()

@@ -91,4 +91,4 @@ class AuthSettings(BaseSettings):
     log_level: Annotated[
         Literal["DEBUG", "INFO", "WARNING", "ERROR"], BeforeValidator(_parse_log_level)
     ] = "INFO"
-    log_format: Annotated[Literal["text", "json"], BeforeValidator(str.lower)] = "text"
+    log_format: Annotated[Literal["text", "json", "own"], BeforeValidator(str.lower)] = "text"

@@ -54,7 +54,7 @@ class AuthSettings(BaseSettings):
     log_level: Annotated[
         Literal["DEBUG", "INFO", "WARNING", "ERROR"], BeforeValidator(_parse_log_level)
     ] = "INFO"
-    log_format: Annotated[Literal["text", "json"], BeforeValidator(str.lower)] = "text"
+    log_format: Annotated[Literal["text", "json", "own"], BeforeValidator(str.lower)] = "text"
     # Seconds for which the last answer of an unreachable vault is trusted.  # part: vaults
     vault_max_staleness: Annotated[float, Field(ge=20, le=86_400)] = 60.0  # part: vaults
 
