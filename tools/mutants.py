@@ -288,10 +288,10 @@ ENV = [
         "processes",
     ),
     Mutant(
-        "keys in a folder of secrets are not followed",
+        "keys that were loaded are not followed",
         "app/auth/config/settings.py",
-        '{"_env_file", "_secrets_dir"} & values.keys()',
-        '{"_env_file"} & values.keys()',
+        'self._may_change = "_env_file" in values',
+        'self._may_change = "_env_file" not in values',
         "store",
     ),
     # No header bytes make authentication fail otherwise than by refusing.
@@ -1070,8 +1070,8 @@ DATABASE = [
     Mutant(
         "a key gets in although API_KEYS no longer names it",
         "app/auth/store/queries.py",
-        "row is None or (row.id.startswith(ENV_ID) and digest not in self._env_keys)",
-        "row is None",
+        "if row.id.startswith(ENV_ID) and digest not in self._env_keys:",
+        "if not row.id:",
         "access",
         lean=True,
     ),
