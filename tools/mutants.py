@@ -1486,8 +1486,8 @@ DATABASE = [
     Mutant(
         "a file that was removed is made again",
         "app/auth/database/engine.py",
-        "?mode=rw",
-        "?mode=rwc",
+        'uri_of(path, "rw"),',
+        'uri_of(path, "rwc"),',
         "store",
     ),
     Mutant(
@@ -1500,7 +1500,7 @@ DATABASE = [
     ),
     Mutant(
         "a command shows the password of the place",
-        "app/auth/cli/commands.py",
+        "app/auth/cli/database.py",
         "render_as_string()",
         "render_as_string(hide_password=False)",
         "keys_command",
