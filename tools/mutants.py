@@ -365,13 +365,8 @@ ENV = [
     Mutant(
         "a guarded router that is mounted is public",
         "app/auth/access/routers.py",
-        "            await super().handle(scope, receive, send)\n\n"
-        "    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:\n"
-        '        """Starlette calls this for a mounted router."""\n'
-        "        if refusal := self._refusal(scope):",
-        "            await super().handle(scope, receive, send)\n\n"
-        "    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:\n"
-        "        if refusal := None:",
+        "await (self._refusal(scope) or super().__call__)(scope, receive, send)",
+        "await super().__call__(scope, receive, send)",
         "guard",
         lean=True,
     ),
