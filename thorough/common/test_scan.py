@@ -160,7 +160,10 @@ def test_nothing_is_lost_between_two_blocks(
         if key == EXAMPLE:
             assert keys_in(file, text) == [(size // 100 + 4, ID, NAMED)], size
         line = f"\n{'.' * size}{key}{'.' * size}"  # without an end for several blocks
-        assert keys_in(file, line * 2, knowing_one) == [(2, "the-id", "known"), (3, "the-id", "known")]
+        assert keys_in(file, line * 2, knowing_one) == [
+            (2, "the-id", "known"),
+            (3, "the-id", "known"),
+        ]
 
 
 @pytest.mark.parametrize("content", [b"\n", b".", "\ufeff.".encode("utf-16-le")])
