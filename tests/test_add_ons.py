@@ -7,6 +7,7 @@ import gzip
 import json
 import re
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -38,7 +39,7 @@ PACKAGES = [
     *("prometheus-fastapi-instrumentator", "pyright[nodejs]", "python-socketio[client]"),
     *("sentry-sdk", "slowapi", "sqladmin", "sqlalchemy[asyncio]", "sse-starlette"),
     *("starlette-admin", "starlette-exporter", "strawberry-graphql", "structlog", "ty"),
-    "typing-inspect",
+    *("ddtrace", "honeybadger", "logfire", "opentelemetry-distro", "rollbar", "typing-inspect"),
     # Agents.
     *("openai-agents", "pydantic-ai-slim[mcp]"),
 ]
@@ -433,6 +434,65 @@ def test_spans_have_no_key_and_the_start_leaves_none(service: Service, function:
     assert "GET /secure-endpoint" in sent
 
 
+@pytest.mark.parametrize(
+    "function", ["honeybadger", "sentry_middleware", "otel_middleware", "rollbar"]
+)
+def test_middleware_that_tells_asgi_2_from_3_works(service: Service, function: str) -> None:
+    service.add(function)
+    with service.running() as url:
+        service.guards(f"{url}/secure-endpoint")
+    assert service.keys[0] not in service.read("said")
+
+
+INSTRUMENT = "opentelemetry-instrument --traces_exporter console --metrics_exporter none"
+
+
+@pytest.mark.parametrize("way", ["opentelemetry_instrumentation", "logfire", INSTRUMENT])
+def test_instrumentation_makes_the_spans(service: Service, way: str) -> None:
+    command, key = "uvicorn app.main:app --port {port}", service.keys[0]
+    if way == INSTRUMENT:
+        command = (
+            f"opentelemetry.instrumentation.auto_instrumentation {way.partition(' ')[2]} uvicorn"
+        )
+        command += " app.main:app --port {port}"
+    else:
+        service.add(way)
+    excluded = {"OTEL_PYTHON_FASTAPI_EXCLUDED_URLS": "health"}
+    with service.running(command, LOG_FORMAT="own", **excluded) as url:
+        service.guards(f"{url}/secure-endpoint?key={key}")
+        get(f"{url}/{key}")
+    sent = service.read("said") if way == INSTRUMENT else service.read("sent")
+    assert "opentelemetry.instrumentation.fastapi" in sent
+    assert "unexpected middleware stack" not in service.read("said")
+    assert key not in sent
+    assert "[key]" in sent
+    assert "/health" not in sent
+    assert re.search(r'"caller.id": "[0-9a-f]{12}"', sent)
+    assert '"caller.refusal": "no key"' in sent
+
+
+def test_a_start_leaves_no_span_of_ddtrace(service: Service) -> None:
+    variables = {"DD_TRACE_DEBUG": "1", "DD_INSTRUMENTATION_TELEMETRY_ENABLED": "false"}
+    command = "ddtrace.commands.ddtrace_run {python} -m uvicorn app.main:app --port {{port}}"
+    command = command.format(python=service.bin / "python")
+    with service.running(command, DD_TRACE_AGENT_URL="http://127.0.0.1:9", **variables) as url:
+        service.guards(f"{url}/secure-endpoint")
+    spans = re.findall(
+        r"Starting span: <Span\(id=(\d+)[^>]*name=fastapi.request", service.read("said")
+    )
+    assert 2 <= len(set(spans)) <= 4  # with the probes by which the test waits for the start
+
+
+def test_a_collector_that_is_away_holds_up_no_stop(service: Service) -> None:
+    told = chapter(page("recipes.md"), "OpenTelemetry")
+    assert "`OTEL_EXPORTER_OTLP_TIMEOUT=2` makes that 2 seconds" in told
+    away = {"FASTAPI_OTEL_AUTO_CONFIGURE": "true", "OTEL_EXPORTER_OTLP_TIMEOUT": "2"}
+    with service.running(OTEL_EXPORTER_OTLP_ENDPOINT="http://127.0.0.1:9", **away) as url:
+        service.guards(f"{url}/secure-endpoint")
+        began_at = time.monotonic()
+    assert time.monotonic() - began_at < 9  # less than the ten seconds that `docker stop` waits
+
+
 @contextmanager
 def collector() -> Iterator[tuple[str, dict[str, list[bytes]]]]:
     """A receiver of OTLP over HTTP; its address, and the bodies that arrived, by their path."""
@@ -470,8 +530,8 @@ for name in sys.argv[1:]:
             for span in scope.spans:
                 told = {each.key: each.value.string_value for each in span.attributes}
                 if span.kind == 2:
-                    print(span.name, told.get("http.route"), told.get("api_key.id"),
-                          told.get("api_key.refusal"), told.get("url.query"))
+                    print(span.name, told.get("http.route"), told.get("caller.id"),
+                          told.get("caller.refusal"), told.get("url.query"))
 """
 
 
@@ -575,7 +635,7 @@ def write_log_config(service: Service, **loggers: str) -> None:
 def test_a_log_config_counts(service: Service, level: str, refusals: int) -> None:
     write_log_config(service, app=level, uvicorn="INFO")
     command = "uvicorn app.main:app --port {port} --log-config log.json"
-    with service.running(command, LOG_LEVEL="INFO") as url:
+    with service.running(command, LOG_LEVEL="INFO", LOG_FORMAT="own") as url:
         service.guards(f"{url}/secure-endpoint")
     lines = service.read("said").splitlines()
     assert sum("Refused http" in line for line in lines) == refusals
@@ -586,7 +646,7 @@ def test_a_log_config_counts(service: Service, level: str, refusals: int) -> Non
 def test_logging_that_is_configured_later_counts_too(service: Service) -> None:
     write_log_config(service, **{"": "INFO"})
     service.add("dict_config")
-    with service.running() as url:
+    with service.running(LOG_FORMAT="own") as url:
         service.guards(f"{url}/secure-endpoint")
     lines = service.read("said").splitlines()
     refusal = "MINE INFO app.auth.access.rule Refused http '/secure-endpoint': no key."
@@ -596,11 +656,22 @@ def test_logging_that_is_configured_later_counts_too(service: Service) -> None:
 @pytest.mark.parametrize("function", ["structlog", "loguru"])
 def test_other_loggers_take_over(service: Service, function: str) -> None:
     service.add(function)
-    with service.running() as url:
+    with service.running(LOG_FORMAT="own") as url:
         service.guards(f"{url}/logs")
     said = service.read("said")
     assert service.keys[0] not in said
     assert [said.count(each) for each in ("Refused http", "called", "failed")] == [1, 1, 1]
+
+
+@pytest.mark.parametrize("function", ["rollbar", "basic_config"])
+def test_a_library_that_configures_logging_changes_no_format(
+    service: Service, function: str
+) -> None:
+    service.add(function)
+    with service.running(LOG_FORMAT="json") as url:
+        service.guards(f"{url}/secure-endpoint")
+    lines = [json.loads(line) for line in service.read("said").splitlines()]
+    assert any(line["message"].startswith("Refused http") for line in lines)
 
 
 def test_hypercorn_says_nothing_twice(service: Service) -> None:

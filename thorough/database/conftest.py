@@ -63,7 +63,7 @@ def postgresql_databases() -> Iterator[PostgreSQLDatabases]:
 OF_NO_DATABASE = {
     f"tests.thorough.test_{name}"
     for name in (
-        *("any_bytes", "guard", "guesses", "metrics", "networks", "openapi", "requests"),
+        *("any_bytes", "charges", "guard", "guesses", "metrics", "networks", "openapi", "requests"),
         *("scopes", "traces", "valkey"),
     )
 }

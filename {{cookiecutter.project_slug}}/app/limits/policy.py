@@ -25,8 +25,11 @@ class LimitPolicy:
 
     name = "limits"
     headers: Final = {
-        "RateLimit-Policy": "The limits of the key",
-        "RateLimit": "How many requests are left, and the seconds until there are more",
+        name: {"description": text, "schema": {"type": "string"}}
+        for name, text in {
+            "RateLimit-Policy": "The limits of the key",
+            "RateLimit": "How many requests are left, and the seconds until there are more",
+        }.items()
     }
 
     def __init__(
@@ -51,7 +54,7 @@ class LimitPolicy:
             raise ValueError(f"No key that you manage may send more than yours: {written(theirs)}")
 
     def concerns(self, key: Key) -> bool:
-        return bool(self._limits_of(key))
+        return bool(self._default or key.restrictions.get(self.name))
 
     async def admit(self, key: Key, client: str) -> Headers | Denial:
         limits = self._limits_of(key)

@@ -21,6 +21,7 @@ from app.limits.limiter import TIMEOUT, Counted, OutOfReachError, Window
 SECOND: Final = 1_000_000_000  # nanoseconds: sums of whole numbers are exact
 EVERY: Final = 16  # charges of a key until one deletes what has left its windows
 AT_ONCE: Final = 64  # requests that it deletes at most, so that no charge is slow
+MADE_IN: Final = 0.5  # seconds; an empty file that is older was left by a process that was killed
 YIELDS: Final = 20  # attempts before the first sleep, which takes a millisecond at least
 
 # Requests have running numbers, so that the first and the last in a window tell how many it has.
@@ -102,7 +103,7 @@ class SqliteCounter:
                 answer.set_result(counted[place])
 
     def _try(self, asked: Sequence[_Asked]) -> Sequence[Counted | None] | None:
-        """None if another process writes."""
+        """None if another process writes, or made another file: try again."""
         problem: Exception | None = None
         for _ in range(2):  # perhaps with another connection, or in another file
             try:
@@ -119,13 +120,14 @@ class SqliteCounter:
         raise OutOfReachError(f"{problem}")
 
     def _transaction(self, asked: Sequence[_Asked]) -> Sequence[Counted | None] | None:
-        if self._path and self._opened and file_of(self._path) != self._file:
-            self._close()
         if not self._opened:
             if not (new := self._open()):
                 return None
             # Without a lifespan nobody calls `close`.
             self._opened, self._end = new, finalize(self, new.close)
+        if self._path and file_of(self._path) != self._file:  # somebody took it away
+            self._close()
+            return None
         opened = self._opened
         opened.execute("BEGIN IMMEDIATE")
         try:
@@ -170,7 +172,7 @@ def _create(path: Path) -> bool:
             status = path.stat()
             if status.st_size:
                 return True
-            if abs(time() - status.st_mtime) > TIMEOUT:  # its creator was killed
+            if abs(time() - status.st_mtime) > MADE_IN:  # its creator was killed
                 path.unlink()
         return False
     stem, _, _ = path.name.rpartition("-")

@@ -33,10 +33,7 @@ class Denial:
 
 
 class Policy(Protocol):
-    """Enforces one restriction. Keys carry the restriction under `name`.
-
-    It may have `headers`, for the OpenAPI document: what `admit` returns, each with a description.
-    """
+    """Enforces one restriction. Keys carry the restriction under `name`."""
 
     name: str
 
@@ -58,7 +55,8 @@ class Policy(Protocol):
     async def admit(self, key: Key, client: str) -> Headers | Denial:
         """Decide on one request from this address, and count it.
 
-        Raises StoreUnavailableError if no decision is possible.
+        Raises StoreUnavailableError if no decision is possible. An attribute `headers` may describe
+        the headers, as OpenAPI does.
         """
         ...
 

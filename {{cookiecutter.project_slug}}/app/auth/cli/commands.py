@@ -9,7 +9,7 @@ from datetime import UTC, datetime, timedelta
 from functools import cache, partial
 from pathlib import Path
 from time import sleep
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
 import typer
 
@@ -67,8 +67,7 @@ def _prepare() -> None:
 
 
 def wiring_of(ctx: typer.Context) -> Wiring:
-    wiring: Wiring = ctx.obj
-    return wiring
+    return cast("Wiring", ctx.obj)
 
 
 def _duration(text: str) -> timedelta:
@@ -141,7 +140,8 @@ def create_key(
 def list_keys(ctx: typer.Context, as_json: AsJson = False) -> None:
     """Show all keys, oldest first."""
     with reading(ctx) as service:
-        show(list(service.all()), as_json)
+        found = sorted(service.all(), key=lambda key: key.created_at)
+        show(found, as_json)
 
 
 @keys.command("show")
@@ -235,7 +235,9 @@ def usage(
     with reading(ctx) as service:
         if id is None:
             everything = report.of_all(service.engine, since)
-            show(everything, as_json, [everything.keys, everything.strangers])
+            keys, networks = everything.more_keys, everything.more_strangers
+            more = [f"{keys} more keys, {networks} more networks"] * bool(keys or networks)
+            show(everything, as_json, [everything.keys, everything.strangers, *more])
         else:
             used = report.of_key(service.engine, id, since)
             in_all = KeyUse(**used.model_dump(include={*KeyUse.model_fields}))

@@ -70,8 +70,8 @@ REPLACING: Final = {
 }
 
 
-def upgrade(url: sa.URL) -> None:
-    """Creates the tables, and the SQLite file, if they are missing.
+def upgrade(url: sa.URL) -> bool:
+    """Creates the tables, and the SQLite file, if they are missing. Returns whether they were.
 
     Raises SettingsError or StoreUnavailableError if the database cannot be used.
     """
@@ -80,9 +80,10 @@ def upgrade(url: sa.URL) -> None:
         make_file(Path(f"{url.database}"))
     # If several processes upgrade at once, one creates the tables and the others wait.
     with transaction(connect(url, timeout=LONG_TIMEOUT), write=True) as connection:
-        if schema_of(connection) is None:
+        if missing := schema_of(connection) is None:
             create_tables(connection)
     check_schema(engine)
+    return missing
 
 
 def make_file(path: Path) -> None:

@@ -53,15 +53,18 @@ class Counts:
         self._refusals = Counter[tuple[str, int, str]]()
         self._networks: set[_Network] = set()
         self._noted: set[_Network] = set()  # written already
+        self._seen: set[tuple[bytes, int, str]] = set()  # since the last batches
         self.waiting = deque[Batch]()  # oldest first
         self.made = 0  # batches so far
 
     def use(self, digest: bytes, now: float, outcome: Outcome, client: str) -> None:
         hour = int(now) // HOUR
         self._uses[digest][hour, outcome] += 1
-        network = hour // 24, digest, _network_of(client)
-        if network not in self._noted and len(self._networks) < MOST_NETWORKS:
-            self._networks.add(network)
+        if (digest, hour, client) not in self._seen:  # most are
+            self._seen.add((digest, hour, client))
+            network = hour // 24, digest, _network_of(client)
+            if network not in self._noted and len(self._networks) < MOST_NETWORKS:
+                self._networks.add(network)
 
     def refuse(self, client: str, now: float, reason: str) -> None:
         network = _network_of(client) if len(self._refusals) < MOST_NETWORKS else ELSEWHERE
@@ -72,6 +75,7 @@ class Counts:
 
     def batches(self) -> deque[Batch]:
         """The batches to write, oldest first. The caller removes each that it has written."""
+        self._seen.clear()
         uses, self._uses = self._uses, defaultdict(Counter)
         refusals, self._refusals = self._refusals, Counter()
         self._add(api_key_usage, _use_rows(uses))
