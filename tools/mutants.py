@@ -388,13 +388,8 @@ ENV = [
     Mutant(
         "a guarded router that is mounted is public",
         "app/auth/access/routers.py",
-        "            await super().handle(scope, receive, send)\n\n"
-        "    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:\n"
-        '        """Starlette calls this for a mounted router."""\n'
-        "        if refusal := self._refusal(scope):",
-        "            await super().handle(scope, receive, send)\n\n"
-        "    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:\n"
-        "        if refusal := None:",
+        "await (self._refusal(scope) or super().__call__)(scope, receive, send)",
+        "await super().__call__(scope, receive, send)",
         "guard",
         lean=True,
     ),
@@ -2294,8 +2289,8 @@ DATABASE = [
     Mutant(
         "networks of yesterday evening are forgotten at midnight",
         "app/auth/usage/findings.py",
-        "by_day.c.starts_at >= today - DAY",
-        "by_day.c.starts_at >= today",
+        "microsecond=0) - DAY",
+        "microsecond=0)",
         "unusual",
     ),
     Mutant(

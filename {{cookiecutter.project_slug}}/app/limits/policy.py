@@ -8,11 +8,11 @@ from typing import Final
 
 import sqlalchemy as sa
 
-from app.auth.access.policy import Denial, Headers, UsageSource
+from app.auth.access.policy import Denial, Headers
 from app.auth.errors import SettingsError
 from app.auth.key import Key
 from app.limits.limit import Limit, are_within, headers_of, parse_limits, with_default, written
-from app.limits.limiter import Counter, Limiter
+from app.limits.limiter import Counter, Limiter, UsageSource
 from app.limits.sqlite_counter import SqliteCounter
 
 
