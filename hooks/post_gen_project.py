@@ -10,18 +10,19 @@ from pathlib import Path
 # What goes if a part is not chosen: these paths, and the lines that end in its mark, `# part: NAME`.
 # A path that needs two parts stands with both. `database` and `env` are answers to `key_store`.
 PARTS = {
-    "limits": "app/limits deploy/limits.md tests/limits",
+    "limits": "app/limits tests/limits",
     "management": "app/console app/management tests/management",
     "metrics": "app/metrics deploy/grafana deploy/prometheus tests/metrics",
     "vaults": "app/vaults tests/vaults",
     "deploy": """
-        compose.yaml deploy/README.md deploy/haproxy.cfg deploy/kubernetes deploy/limits.md
+        compose.yaml deploy/README.md deploy/haproxy.cfg deploy/kubernetes
         deploy/prometheus/kubernetes.yaml deploy/up.sh
     """,
     "database": """
-        app/auth/cli/output.py app/auth/database app/auth/keys app/auth/store/cache.py
-        app/auth/store/queries.py app/auth/store/usage_writer.py app/auth/usage app/database.py
-        app/migrations app/models.py app/policies.py deploy/kubernetes/migration.yaml
+        app/auth/cli/database.py app/auth/cli/output.py app/auth/database app/auth/keys
+        app/auth/store/cache.py app/auth/store/queries.py app/auth/store/usage_writer.py
+        app/auth/usage app/database.py app/migrations app/models.py app/policies.py
+        deploy/kubernetes/migration.yaml
         tests/auth/test_keys.py tests/auth/test_scopes.py tests/auth/test_usage.py
         tests/test_database.py
     """,

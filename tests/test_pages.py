@@ -21,7 +21,12 @@ README = {"database": 200, "env": 130}  # lines
 OF_TEMPLATE = {"README.md": 110, "CONTRIBUTING.md": 110}
 OF_PART = 60
 ADD_ONS = ("add_ons.py", "test_add_ons.py")
-SUITES = (ROOT / "tests", ROOT / "thorough", ROOT / TOP)
+SUITES = (
+    ROOT / "tests",
+    ROOT / "thorough",
+    ROOT / TOP / "tests",
+    ROOT / TOP / "flavours/env/tests",
+)
 # What backticks around a path of the project or of the template look like.
 NAMED = re.compile(r"`((?:app|tests|deploy|docs|thorough|tools|hooks|findings|\.github)/[\w./-]*)`")
 

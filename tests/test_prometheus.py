@@ -25,7 +25,7 @@ from uuid import uuid4
 import pytest
 import yaml
 
-from tests.project import Project, environment, get, render, run, valkey
+from tests.project import Project, environment, get, render, run
 
 Rendered = Callable[..., Project]
 
@@ -442,8 +442,7 @@ def test_prometheus_is_told_the_truth_and_calls_for_help(project: Project, tmp_p
     several = {"PROMETHEUS_MULTIPROC_DIR": f"{tmp_path}/metrics", "LOG_LEVEL": "ERROR"}
     with (
         ThreadPoolExecutor(8) as threads,
-        valkey() as shared,
-        project.serving(*command, "--workers", "2", VALKEY_URL=shared, **several) as url,
+        project.serving(*command, "--workers", "2", **several) as url,
         asking(project, url, reader, tmp_path, brought) as prometheus,
     ):
 

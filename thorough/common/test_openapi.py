@@ -2,10 +2,12 @@
 
 import json
 from collections.abc import AsyncIterator, Iterator
-from typing import Any
+from typing import Any, Final
 from unittest.mock import patch
 
-from fastapi import APIRouter
+from fastapi import APIRouter, HTTPException
+from fastapi.responses import PlainTextResponse
+from starlette.exceptions import HTTPException as StarletteHTTPException
 
 from app.auth import Caller, GuardedAPI, GuardedRouter, PublicRouter, require
 from app.auth.errors import StoreUnavailableError
@@ -126,6 +128,56 @@ async def test_a_refusal_is_what_the_document_says(api: GuardedAPI, keys: Keys) 
     assert b"away" not in answer.body
 
 
+async def test_what_the_router_refuses_has_the_media_type_of_the_refusals(
+    api: GuardedAPI, keys: Keys
+) -> None:
+    router = filled(GuardedRouter())
+
+    @router.get("/own")
+    async def own() -> None:
+        raise HTTPException(404, "No such thing")
+
+    on(api, router)
+    for path, method, status in (("/nothing", "GET", 404), ("/items", "DELETE", 405)):
+        answer = await answer_of(api, keys.issue(), path=path, method=method)
+        kind = answer.header("content-type")
+        assert (answer.status, kind) == (status, "application/problem+json")
+        assert answer.header("allow") == ("GET" if status == 405 else None)
+    answer = await answer_of(api, keys.issue(), path="/own")
+    assert (answer.status, answer.header("content-type")) == (404, "application/json")
+
+
+async def test_an_application_may_answer_to_errors_by_itself(keys: Keys) -> None:
+    async def answer_to(*_: object) -> PlainTextResponse:
+        return PlainTextResponse("Not here", 404)
+
+    api = GuardedAPI(keys, exception_handlers={StarletteHTTPException: answer_to})
+    answer = await answer_of(api, keys.issue(), path="/nothing")
+    assert (answer.status, answer.body) == (404, b"Not here")
+
+
+def test_the_headers_of_refusals_and_of_policies_are_in_it(keys: Keys) -> None:
+    class Policy:
+        headers: Final = {"Left": {"schema": {"type": "integer"}}}
+
+    policies: Any = [Policy(), object()]
+    api = GuardedAPI(keys, policies=policies)
+    on(api, filled(GuardedRouter(prefix="/guarded")))
+    on(api, filled(PublicRouter(prefix="/public")))
+
+    def headers_in(path: str) -> dict[str, set[str]]:
+        responses = dict(operations(api))[f"get {path}"]["responses"]
+        return {
+            status: {*each["headers"]} for status, each in responses.items() if "headers" in each
+        }
+
+    told = {"200": {"Left"}, "429": {"Left", "Retry-After"}, "503": {"Retry-After"}}
+    assert headers_in("/guarded/items") == headers_in("/guarded/named/{name}") == told
+    assert headers_in("/public/items") == {}
+    # No other application has the headers of this one's policies.
+    assert "Left" not in GuardedAPI(keys, routes=api.routes).openapi().__repr__()
+
+
 def test_an_operation_is_called_as_its_function_if_no_other_is(api: GuardedAPI) -> None:
     router = filled(GuardedRouter())
     router.add_api_route("/alone", alone, operation_id="explicit")
@@ -194,4 +246,4 @@ def test_where_bodies_are_bounded_every_operation_tells_of_413(keys: Keys) -> No
         for _, operation in operations(api):
             assert ("413" in operation["responses"]) == told
             if told:
-                assert operation["responses"]["413"]["content"].keys() == {"application/json"}
+                assert operation["responses"]["413"]["content"].keys() == {"text/plain"}

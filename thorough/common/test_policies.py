@@ -43,6 +43,8 @@ class Stub:
         yield
         self.runs = False
 
+    def upgrade(self) -> None: ...
+
 
 class RestrictedKeys(Keys):
     def restricted(self, *names: str) -> bytes:

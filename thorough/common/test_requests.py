@@ -255,6 +255,8 @@ class Once:
     def running(self) -> AbstractAsyncContextManager[None]:
         return nullcontext()
 
+    def upgrade(self) -> None: ...
+
 
 async def test_a_limit_is_told_to_its_caller_and_to_who_counts(keys: Keys) -> None:
     once, told = Once(), list[RequestRecord]()

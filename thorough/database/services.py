@@ -6,6 +6,7 @@ from math import inf
 from app.auth import GuardedAPI
 from app.auth.access import clients
 from app.auth.store import cache
+from app.limits import connections, sqlite_counter
 from app.settings import Settings, load_settings
 from tests import callers
 
@@ -27,5 +28,7 @@ def patient_settings() -> Settings:
 def start() -> GuardedAPI:
     """For `uvicorn --factory`. With TEST_FLUSH_EVERY, in seconds, it writes as often."""
     vars(clients)["BURST"] = inf  # tests send many wrong keys
+    for module in (connections, sqlite_counter):
+        vars(module)["TIMEOUT"] = 30.0  # no busy machine decides a test
     cache.FLUSH_EVERY = float(os.environ.get("TEST_FLUSH_EVERY", cache.FLUSH_EVERY))
     return make_service(load_settings())

@@ -130,6 +130,25 @@ async def test_callers_that_tests_make_get_in_at_once(
         assert (await client_with().get(PROBE)).status_code == 200
 
 
+async def test_samples_of_bodies_do_what_the_defaults_do(
+    call: Call, service: GuardedAPI, key_service: KeyService
+) -> None:
+    """Of an enumeration and of a list, tools would draw a value for what has none."""
+    schemas = service.openapi()["components"]["schemas"]
+    (new,), (rotation,) = (schemas[name]["examples"] for name in ("NewKey", "Rotation"))
+    made = (await call("POST", json=new)).json()
+    assert (made["scopes"], made["limits"], made["expires_at"]) == ([], [], None)
+    for body in (rotation, {}):
+        id = make(key_service).id
+        until = (await call("POST", f"/{id}/rotate", body)).json()["old_key_expires_at"]
+        overlap = datetime.fromisoformat(until) - datetime.now(UTC)
+        assert overlap.total_seconds() == pytest.approx(OVERLAP.total_seconds(), abs=60)
+        assert (await call("POST", f"/{id}/rotate", body)).status_code == 409
+    revocation = schemas["Revocation"]["properties"]
+    sample = {name: each["default"] for name, each in revocation.items()}
+    assert sample == {"force": False}
+
+
 async def test_the_list_comes_in_pages(call: Call, key_service: KeyService, ids: list[str]) -> None:
     everything = sorted(make(key_service).id for _ in range(5)) + sorted(ids)
     seen, after = [], ""

@@ -1,9 +1,11 @@
 """What Prometheus is told: exact over processes, and in series that no stranger makes."""
 
+import errno
 import os
 import re
 import runpy
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable
@@ -37,6 +39,7 @@ from app.constants import API_KEY_HEADER, MISSING_KEY_STATUS
 from tests.callers import PROBE, Keys, answer_of, ask, status_of
 from tests.thorough.commands import ROOT
 from tests.thorough.replicas import PATIENCE, Line, Replica, started
+from tests.thorough.servers import Service
 
 Series = tuple[str, ...]  # a name, and the values of its labels in the order of their names
 Told = Callable[[], dict[Series, float]]
@@ -459,6 +462,7 @@ async def test_so_does_one_of_gunicorn(
 ) -> None:
     reader = client_with("metrics:read")
     monkeypatch.setitem(sys.modules, "gunicorn", sys)
+    monkeypatch.setattr("app.metrics.os.getppid", lambda: 0)  # whose children nobody knows
     answer = await reader.get("/metrics")
     assert (answer.status_code, answer.json()) == (503, {"detail": SEVERAL})
     (tmp_path / "metrics").mkdir()
@@ -468,6 +472,111 @@ async def test_so_does_one_of_gunicorn(
         ("api_keys_age_seconds",),
         ("api_key_usage_age_seconds",),
     }
+
+
+ASK_CHILDREN = """
+import sys
+from multiprocessing import get_context
+from app.metrics import _is_one_of_several
+
+def ask(number, asked, all_have):
+    asked.put(_is_one_of_several())
+    all_have.wait()
+
+if __name__ == "__main__":
+    spawn, count = get_context("spawn"), int(sys.argv[1])
+    asked, all_have = spawn.Queue(), spawn.Event()
+    children = [spawn.Process(target=ask, args=(n, asked, all_have)) for n in range(count)]
+    for child in children:
+        child.start()
+    print([asked.get() for _ in children], flush=True)
+    all_have.set()
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells")
+def test_a_worker_that_is_the_only_one_answers_for_all(tmp_path: Path) -> None:
+    program = tmp_path / "ask.py"
+    program.write_text(ASK_CHILDREN)
+    for count in (1, 2):
+        result = subprocess.run(
+            [sys.executable, f"{program}", f"{count}"],
+            env={**os.environ, "PYTHONPATH": f"{ROOT}"},
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=PATIENCE,
+        )
+        assert result.stdout == f"{[count == 2] * count}\n"
+
+
+def test_serve_makes_the_folder_that_its_workers_share(tmp_path: Path) -> None:
+    (tmp_path / "temporary").mkdir()
+    service = Service(tmp_path)
+    folders = {"TMPDIR": f"{tmp_path}/temporary"}
+    with service.serving(workers=2, **folders) as server:
+        headers = {API_KEY_HEADER: service.key}
+        (folder,) = (tmp_path / "temporary").iterdir()
+        calls = 0
+        while calls < 20 or len(processes(folder)) < 2:
+            assert service.status("/secure-endpoint", **headers) == 200
+            calls += 1
+        port = service.connect().port
+        told = httpx.get(f"http://127.0.0.1:{port}/metrics", headers=headers).text
+        counted = series(text_metrics(told))
+        assert counted["api_requests_total", "GET", "/secure-endpoint", "200"] == calls
+        server.terminate()
+        assert server.wait(PATIENCE) == 0
+    assert [*(tmp_path / "temporary").iterdir()] == []
+
+
+def full(*_: object) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere nothing is allocated")
+def test_a_full_folder_loses_counts_and_says_so_once(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    file = f"{tmp_path}/counter_1.db"
+    counted = metrics._AllocatedDict(file)
+    counted.write_value("known", 1.0, 0.0)
+    metrics._tell_lost.cache_clear()
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "posix_fallocate", full)
+        assert counted.read_value("new") == (0.0, 0.0)
+        for value in (2.0, 3.0):
+            counted.write_value("known", value, 0.0)
+            counted.write_value("new", value, 0.0)
+        other = metrics._AllocatedDict(f"{tmp_path}/counter_2.db")
+        other.write_value("known", 1.0, 0.0)
+    stored = [(key, value) for key, value, *_ in MmapedDict.read_all_values_from_file(file)]
+    assert [(key.strip(), value) for key, value in stored] == [("known", 3.0)]
+    assert len(caplog.messages) == 1
+    counted.write_value("new", 4.0, 0.0)
+    assert counted.read_value("new") == (4.0, 0.0)
+    counted.close()
+    other.close()
+
+
+def test_a_service_lives_on_where_a_disk_is_full(tmp_path: Path) -> None:
+    service, folder = Service(tmp_path), tmp_path / "full"
+    folder.mkdir()
+    mount = ("mount", "-t", "tmpfs", "-o", "size=8k", "tmpfs", f"{folder}")
+    if os.name == "nt" or subprocess.run(mount, stderr=subprocess.DEVNULL).returncode:
+        pytest.skip("this user may not mount a small file system")
+    try:
+        with service.serving(PROMETHEUS_MULTIPROC_DIR=f"{folder}") as server:
+            headers = {API_KEY_HEADER: service.key}
+            for path in ("/secure-endpoint", "/", "/health/live", "/docs", "/openapi.json") * 3:
+                assert service.status(path, **headers) == 200
+            assert service.status("/metrics", **headers) == 200
+            assert server.poll() is None
+        assert service.said.count("metrics are lost") == 1
+        with service.serving(PROMETHEUS_MULTIPROC_DIR=f"{folder}"):  # it starts again as well
+            assert service.status("/secure-endpoint", **headers) == 200
+    finally:
+        subprocess.run(("umount", "--lazy", f"{folder}"), check=True)
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows lets not everybody make links")

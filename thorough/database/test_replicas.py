@@ -28,7 +28,6 @@ from app.auth.keys.views import IssuedKey
 from app.auth.store.cache import RECHECK, DatabaseKeyStore
 from app.auth.usage import report
 from app.constants import COMMAND, MISSING_KEY_STATUS
-from app.limits.process_lock import ProcessLock
 from app.settings import load_settings
 from tests.callers import status_of
 from tests.thorough.databases import PostgreSQLDatabases, SQLiteDatabases, postgresql
@@ -281,29 +280,6 @@ async def test_a_database_that_freezes_is_missed_only_meanwhile(
         finally:
             postgresql_in_trouble.thaw()
         await until_status(service, secrets[0].encode(), 200)
-
-
-@pytest.mark.skipif(not hasattr(signal, "SIGSTOP"), reason="needs POSIX: nothing else freezes")
-async def test_a_database_that_freezes_holds_up_neither_who_counts_limits_nor_a_stop(
-    postgresql_in_trouble: OwnPostgreSQL, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("app.auth.database.engine.TIMEOUT", 2.0)
-    assert connect.__kwdefaults__
-    monkeypatch.setitem(connect.__kwdefaults__, "timeout", 2.0)
-    hold = ProcessLock(load_settings().database_url)
-    assert await asyncio.to_thread(hold.take)
-    postgresql_in_trouble.freeze()
-    try:
-        with pytest.raises(StoreUnavailableError, match="DATABASE_URL: out of reach"):
-            await asyncio.wait_for(asyncio.to_thread(hold.take), 30)
-    finally:
-        postgresql_in_trouble.thaw()
-    assert await asyncio.to_thread(hold.take)
-    postgresql_in_trouble.freeze()
-    try:
-        await asyncio.wait_for(asyncio.to_thread(hold.release), 30)
-    finally:
-        postgresql_in_trouble.thaw()
 
 
 class Proxy:

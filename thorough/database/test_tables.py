@@ -4,12 +4,14 @@ import asyncio
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import sqlalchemy as sa
 from alembic import command
+from alembic.runtime.migration import MigrationInfo
 from alembic.util import CommandError
 from fastapi import FastAPI
 from sqlalchemy.orm import Session
@@ -23,7 +25,7 @@ from app.database import DatabaseSession, ReadOnlySession, get_engine
 from app.settings import load_settings
 from tests.callers import status_of
 from tests.thorough.commands import run
-from tests.thorough.databases import Databases, SQLiteDatabases
+from tests.thorough.databases import Databases, PostgreSQLDatabases, SQLiteDatabases
 from tests.thorough.services import make_service
 
 ENV = """
@@ -31,7 +33,9 @@ import sqlalchemy
 from alembic import context
 from app.auth.database.owner_migrations import run_migrations
 from app.settings import load_settings
-run_migrations(context.config.attributes.get("metadata", sqlalchemy.MetaData()), load_settings)
+attributes = context.config.attributes
+metadata, options = attributes.get("metadata", sqlalchemy.MetaData()), attributes.get("options", {})
+run_migrations(metadata, load_settings, **options)
 """
 REVISION = """
 import sqlalchemy as sa
@@ -172,6 +176,69 @@ def test_what_is_generated_is_of_the_models_alone(chain: Chain) -> None:
     assert chain.execute("SELECT * FROM parents") == [(1, "red")]
     with pytest.raises(StoreUnavailableError, match="colour"):
         chain.execute("INSERT INTO parents VALUES (2, NULL)")
+
+
+def test_tables_of_a_schema_are_yours_too(
+    postgresql_databases: PostgreSQLDatabases, tmp_path: Path
+) -> None:
+    def models(nullable: bool) -> sa.MetaData:
+        metadata = sa.MetaData()
+        for schema in (None, "shop"):
+            table = sa.Table("orders", metadata, sa.Column("id", sa.Integer), schema=schema)
+            table.append_column(sa.Column("note", sa.Text, nullable=nullable))
+        return metadata
+
+    with postgresql_databases.empty(tmp_path) as url:
+        upgrade(url)
+        chain = Chain(tmp_path / "chain", url)
+        others = ("DROP SCHEMA IF EXISTS shop, other CASCADE", "CREATE SCHEMA other")
+        chain.execute(*others, "CREATE TABLE other.orders (id INTEGER)", "CREATE SCHEMA shop")
+        chain.execute("CREATE TABLE shop.somebody_elses (id INTEGER)")
+        first = chain.generate("first", models(nullable=True))
+        second = chain.generate("second", models(nullable=False))
+        assert "somebody_elses" not in first + second
+        assert "other" not in first + second
+        assert second.count("nullable=False") == 2
+        chain.execute("DROP SCHEMA shop, other CASCADE")
+
+
+def test_alembics_options_are_the_owners(chain: Chain) -> None:
+    applied = list[str]()
+
+    def note(step: MigrationInfo, **_: object) -> None:
+        applied.append(f"{step.up_revision_id}")
+
+    options = {
+        "on_version_apply": note,
+        "render_as_batch": False,
+        "include_name": lambda name, kind, _: kind != "table" or name == "mine",
+        "version_table": "mine_version",
+    }
+    metadata = sa.MetaData()
+    sa.Table("mine", metadata, sa.Column("id", sa.Integer))
+    sa.Table("not_mine", metadata, sa.Column("id", sa.Integer))
+    chain.run(command.revision, "first", True, metadata=metadata, options=options)
+    chain.run(command.upgrade, "head", options=options)
+    assert len(applied) == 1
+    assert len(chain.execute("SELECT * FROM mine_version")) == 1
+
+
+def test_migrations_are_printed_as_sql(chain: Chain, capsys: pytest.CaptureFixture[str]) -> None:
+    chain.add(PARENTS, "op.execute(\"INSERT INTO parents VALUES (1, '100%')\")")
+    before = chain.schema()
+    chain.run(partial(command.upgrade, sql=True), "head")
+    printed = capsys.readouterr().out
+    assert "CREATE TABLE parents" in printed
+    assert "'100%'" in printed
+    assert "INSERT INTO alembic_version" in printed
+    assert chain.schema() == before
+    chain.add(NULLABLE)
+    if chain.url.get_backend_name() == "sqlite":  # it has to look at the table
+        with pytest.raises(CommandError, match=r"^This operation cannot proceed in --sql mode"):
+            chain.run(partial(command.upgrade, sql=True), "head")
+    else:
+        chain.run(partial(command.upgrade, sql=True), "head")
+        assert "ALTER COLUMN name DROP NOT NULL" in capsys.readouterr().out
 
 
 def test_a_revision_that_fails_changes_nothing(chain: Chain) -> None:

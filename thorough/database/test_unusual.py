@@ -22,8 +22,8 @@ from app.auth.key import digest, id_of, new_secret
 from app.auth.keys.service import KeyService
 from app.auth.keys.views import KeyView
 from app.auth.store.cache import DatabaseKeyStore
-from app.auth.usage.findings import MAX_REFUSALS, Finding, examine_usage, remember
 from app.auth.usage.counts import add
+from app.auth.usage.findings import MAX_REFUSALS, Finding, examine_usage, remember
 from app.settings import load_settings
 from tests.thorough.commands import keys, run
 from tests.thorough.services import make_service

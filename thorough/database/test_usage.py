@@ -5,6 +5,8 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
+from threading import Thread
+from time import monotonic
 from typing import Any
 from unittest.mock import patch
 
@@ -29,7 +31,16 @@ from app.auth.key import digest, new_secret
 from app.auth.keys.service import MANAGE, KeyService
 from app.auth.store.cache import DatabaseKeyStore
 from app.auth.usage import report
-from app.auth.usage.counts import AT_ONCE, ELSEWHERE, HOURS_KEPT, MOST_NETWORKS, Counts, add, thin
+from app.auth.usage.counts import (
+    AT_ONCE,
+    ELSEWHERE,
+    HOURS_KEPT,
+    MOST_NETWORKS,
+    REFUSALS_KEPT,
+    Counts,
+    add,
+    thin,
+)
 from app.constants import API_KEY_HEADER
 from tests.callers import PROBE, ask, status_of
 from tests.thorough.commands import keys, run
@@ -155,7 +166,7 @@ async def test_strangers_count_by_reason_and_network_and_never_by_what_they_sent
 async def test_what_cannot_be_told_in_short_is_cut_and_holds_up_nothing(
     store: DatabaseKeyStore, key_service: KeyService
 ) -> None:
-    store._usage._counts.refuse("192.0.2.7", 0.0, "x" * 1000)
+    store._usage._counts.refuse("192.0.2.7", store.now(), "x" * 1000)
     await store.flush()
     assert not store._usage._counts
     with transaction(key_service.engine) as connection:
@@ -320,14 +331,31 @@ async def test_usage_is_told_by_hour_and_by_secret(
 
 
 @pytest.fixture(scope="module")
-def thinned() -> Iterator[sa.Connection]:
+def thinned() -> Iterator[sa.Engine]:
     """The tables, and nothing in them."""
     engine = sa.create_engine("sqlite://")
-    tables = [api_key_usage, api_key_refusals, api_key_networks]
-    api_key_usage.metadata.create_all(engine, tables=tables)
-    with engine.connect() as connection:
-        yield connection
+    api_key_usage.metadata.create_all(engine, tables=COUNTED)
+    yield engine
     engine.dispose()
+
+
+COUNTED = [api_key_usage, api_key_refusals, api_key_networks]
+
+
+def size(engine: sa.Engine) -> int:
+    with engine.connect() as connection:
+        return sum(
+            connection.scalar(sa.select(sa.func.count()).select_from(table)) or 0
+            for table in COUNTED
+        )
+
+
+def counted(engine: sa.Engine) -> Any:
+    usage = api_key_usage.c
+    sums = [sa.func.sum(usage[each]) for each in ("served", "refused")]
+    strangers = sa.select(sa.func.sum(api_key_refusals.c.refused)).scalar_subquery()
+    with engine.connect() as connection:
+        return connection.execute(sa.select(*sums, strangers)).one()
 
 
 @given(
@@ -335,38 +363,134 @@ def thinned() -> Iterator[sa.Connection]:
         st.tuples(
             st.integers(0, 80 * 24), st.sampled_from([b"a", b"b"]), st.sampled_from([0, 1, 7])
         )
-    )
+    ),
+    st.integers(1, 4),
 )
 def test_thinning_loses_nothing_and_tells_the_last_month_by_hour(
-    thinned: sa.Connection, rows: list[tuple[int, bytes, int]]
+    thinned: sa.Engine, rows: list[tuple[int, bytes, int]], at_once: int
 ) -> None:
-    connection = thinned
-    with connection.begin() as transaction:
+    with thinned.begin() as connection:
+        for table in COUNTED:
+            connection.execute(sa.delete(table))
         for hours, secret, count in rows:
             when = {"starts_at": NOON - timedelta(hours=hours), "hours": 1, "refused": 1}
             add(connection, api_key_usage, [{**when, "digest": secret * 32, "served": count}])
             add(connection, api_key_refusals, [{**when, "network": "local", "reason": "no key"}])
-
-        def total() -> Any:
-            usage = api_key_usage.c
-            sums = [sa.func.sum(usage[each]) for each in ("served", "refused")]
-            strangers = sa.select(sa.func.sum(api_key_refusals.c.refused)).scalar_subquery()
-            return connection.execute(sa.select(*sums, strangers)).one()
-
-        def size() -> int:
-            tables = (api_key_usage, api_key_refusals)
-            counts = [sa.select(sa.func.count()).select_from(table) for table in tables]
-            return sum(connection.scalar(each) or 0 for each in counts)
-
-        before, many = total(), size()
-        fewer = thin(connection, NOON)
-        assert total() == before
-        assert size() == many - fewer
-        kept_from = (NOON - HOURS_KEPT).replace(hour=0)
+    before = counted(thinned)
+    with patch("app.auth.usage.counts.AT_ONCE", at_once):
+        assert all(each <= at_once for each in thin(thinned, NOON))
+    assert counted(thinned) == before
+    kept_from = (NOON - HOURS_KEPT).replace(hour=0)
+    with thinned.connect() as connection:
         for left in connection.execute(sa.select(api_key_usage)):
             assert left.hours == (1 if left.starts_at >= kept_from else 24)
-        assert thin(connection, NOON) == 0
-        transaction.rollback()
+    assert sum(thin(thinned, NOON)) == 0
+
+
+def fill(engine: sa.Engine, number: int) -> None:
+    """With as many refusals of one day, which are to be thinned at NOON."""
+    begin = (NOON - HOURS_KEPT).replace(hour=0) - timedelta(days=1)
+    rows = [
+        {
+            "network": f"{each}",
+            "reason": "no key",
+            "starts_at": begin + timedelta(hours=each % 24),
+            "hours": 1,
+            "refused": 1,
+        }
+        for each in range(number)
+    ]
+    with transaction(engine, write=True) as connection:
+        connection.execute(sa.insert(api_key_refusals), rows)
+
+
+def test_thinning_holds_no_change_up(key_service: KeyService) -> None:
+    fill(key_service.engine, 8_000)
+    ids = [key_service.create("key", actor="test").id for _ in range(5)]
+    took: list[float] = []
+
+    def revoke() -> None:
+        for id in ids:
+            began_at = monotonic()
+            key_service.revoke(id, actor="test")
+            took.append(monotonic() - began_at)
+
+    thinning, beside = thin(key_service.engine, NOON), 0
+    assert next(thinning) <= AT_ONCE
+    revoking = Thread(target=revoke)
+    revoking.start()
+    for rows in thinning:
+        assert rows <= AT_ONCE
+        beside += bool(took)
+    revoking.join()
+    assert beside  # of the transactions some came after a revocation, and some before the next
+    assert max(took) < 2.0  # on however busy a machine
+    assert counted(key_service.engine)[2] == 8_000
+
+
+def test_a_thinning_that_is_cut_off_has_counted_nothing_twice(key_service: KeyService) -> None:
+    fill(key_service.engine, 3 * AT_ONCE)
+    for rows in thin(key_service.engine, NOON):
+        assert rows == AT_ONCE
+        break
+
+    def die(*arguments: Any) -> None:
+        if arguments[2].startswith("DELETE"):
+            raise OSError("killed")
+
+    sa.event.listen(key_service.engine, "before_cursor_execute", die)
+    with pytest.raises(OSError, match="killed"):
+        sum(thin(key_service.engine, NOON))
+    sa.event.remove(key_service.engine, "before_cursor_execute", die)
+    assert counted(key_service.engine)[2] == 3 * AT_ONCE
+    assert sum(thin(key_service.engine, NOON)) == 2 * AT_ONCE
+    assert counted(key_service.engine)[2] == 3 * AT_ONCE
+
+
+def test_what_is_years_old_goes(key_service: KeyService) -> None:
+    fill(key_service.engine, 10)
+    assert sum(thin(key_service.engine, NOON)) == 10
+    later = NOON + REFUSALS_KEPT
+    assert (sum(thin(key_service.engine, later)), size(key_service.engine)) == (10, 0)
+
+
+# However many networks strangers have.
+
+
+async def test_networks_are_told_apart_up_to_a_thousand_an_hour_over_all_servers(
+    service: GuardedAPI, store: DatabaseKeyStore, key_service: KeyService
+) -> None:
+    other = make_service(patient_settings()).keys
+    assert isinstance(other, DatabaseKeyStore)
+    with clock_at(NOON):
+        for number in range(4 * MOST_NETWORKS):
+            server = (store, other)[number // MOST_NETWORKS % 2]
+            client = f"{number // 65536}.{number // 256 % 256}.{number % 256}.1"
+            server._usage._counts.refuse(client, NOON.timestamp(), f"reason {number % 3}")
+            if number % 500 == 499:
+                await server.flush()
+        with transaction(key_service.engine) as connection:
+            rows = connection.execute(sa.select(api_key_refusals)).all()
+        assert len(rows) <= MOST_NETWORKS + 3
+        assert sum(row.refused for row in rows) == 4 * MOST_NETWORKS
+        elsewhere = [row.refused for row in rows if row.network == ELSEWHERE]
+        assert sum(elsewhere) == 3 * MOST_NETWORKS
+        known = next(row for row in rows if row.network != ELSEWHERE)
+        client = known.network.removesuffix("/24")
+        store._usage._counts.refuse(client, NOON.timestamp(), known.reason)  # known before
+        await store.flush()
+        with transaction(key_service.engine) as connection:
+            ours = sa.select(api_key_refusals.c.refused).where(
+                api_key_refusals.c.network == known.network
+            )
+            assert connection.scalar(ours) == known.refused + 1
+
+
+def test_networks_of_a_day_are_told_apart_up_to_a_thousand(key_service: KeyService) -> None:
+    fill(key_service.engine, 3 * MOST_NETWORKS)
+    assert sum(thin(key_service.engine, NOON)) == 3 * MOST_NETWORKS
+    assert size(key_service.engine) == MOST_NETWORKS + 1
+    assert counted(key_service.engine)[2] == 3 * MOST_NETWORKS
 
 
 async def test_a_server_thins_once_a_day(store: DatabaseKeyStore, key_service: KeyService) -> None:
@@ -392,7 +516,7 @@ async def test_a_server_thins_once_a_day(store: DatabaseKeyStore, key_service: K
             store._usage._counts.refuse("192.0.2.7", time.return_value, "no key")
             await store.flush()
             assert thinned.call_count == times
-        assert run("db", "thin").stdout == "0 rows less.\n"
+        assert run("db", "thin").stdout == "0 rows compacted.\n"
 
 
 # As it is shown.
@@ -401,9 +525,12 @@ async def test_a_server_thins_once_a_day(store: DatabaseKeyStore, key_service: K
 async def test_the_command_tells_all_keys_and_one(
     service: GuardedAPI, store: DatabaseKeyStore, key_service: KeyService
 ) -> None:
+    assert run("keys", "usage").stdout == "None.\n"
     issued = key_service.create("billing", actor="test")
     for _ in range(4):
         await status_of(service, issued.key.encode())
+    await store.flush()
+    assert len(run("keys", "usage").stdout.splitlines()) == 2  # and nothing of strangers
     await status_of(service, client=("192.0.2.7", 1))
     await store.flush()
 
@@ -427,7 +554,7 @@ async def test_the_command_tells_all_keys_and_one(
     assert run("keys", "usage", "nobody").exit_code == 1
     for no_time in ("0d", "0s"):
         assert run("keys", "usage", "--since", no_time).exit_code == 2
-    assert run("db", "thin").stdout == "0 rows less.\n"
+    assert run("db", "thin").stdout == "0 rows compacted.\n"
 
 
 async def test_it_is_told_over_http(
@@ -601,3 +728,49 @@ def test_networks_take_no_memory(monkeypatch: pytest.MonkeyPatch) -> None:
         if number % 20 == 19:
             counts.noted(counts.networks())
         assert len(counts._noted) <= 12 + 5
+
+
+async def test_the_first_are_told_and_how_many_more_there_are(
+    service: GuardedAPI,
+    store: DatabaseKeyStore,
+    key_service: KeyService,
+    client: httpx.AsyncClient,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("app.auth.usage.report.MOST_LISTED", 2)
+    told = of_all(key_service, WEEK)
+    assert (told.keys, told.more_keys, told.served, told.strangers, told.more_strangers) == (
+        *([], 0, 0),
+        *([], 0),
+    )
+    issued = [key_service.create(f"key {n}", ["keys:manage"], actor="test") for n in range(4)]
+    for number, each in enumerate(issued):
+        for _ in range(number + 1):
+            await status_of(service, each.key.encode())
+            await status_of(service, client=(f"192.0.{number}.7", 1))
+    await store.flush()
+    told = of_all(key_service, WEEK)
+    assert [(each.name, each.served) for each in told.keys] == [("key 3", 4), ("key 2", 3)]
+    assert (told.more_keys, told.served, told.refused, told.limited) == (2, 10, 0, 0)
+    assert [(each.network, each.refused) for each in told.strangers] == [
+        ("192.0.3.0/24", 4),
+        ("192.0.2.0/24", 3),
+    ]
+    assert (told.more_strangers, told.strangers_refused) == (2, 10)
+    assert "2 more keys, 2 more networks" in run("keys", "usage").stdout
+    headers = {API_KEY_HEADER: issued[0].key}
+    answer = await client.get("/api-keys/usage", headers=headers)
+    assert answer.json() == told.model_dump(mode="json")
+
+
+def test_strangers_without_number_make_no_long_answer(key_service: KeyService) -> None:
+    begin = datetime.now(UTC).replace(minute=0, second=0, microsecond=0)
+    row = {"reason": "no key", "starts_at": begin, "hours": 1, "refused": 1}
+    with transaction(key_service.engine, write=True) as connection:
+        rows = [{**row, "network": f"{number}"} for number in range(20_000)]
+        connection.execute(sa.insert(api_key_refusals), rows)
+    began_at = monotonic()
+    told = of_all(key_service, WEEK)
+    assert monotonic() - began_at < 2.0  # on however busy a machine
+    assert len(told.strangers) == report.MOST_LISTED
+    assert (told.more_strangers, told.strangers_refused) == (20_000 - report.MOST_LISTED, 20_000)

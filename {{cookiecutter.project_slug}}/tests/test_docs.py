@@ -52,10 +52,8 @@ def test_the_document_says_which_operations_need_a_key_and_how_they_refuse(api: 
         return api.openapi()["paths"][path]["get"]
 
     on(api, on(with_endpoints(PublicRouter()), with_endpoints(GuardedRouter()), prefix="/v1"))
-    assert (operation("/x")["security"], operation("/v1/x")["security"]) == (
-        [],
-        [{"APIKeyHeader": []}],
-    )
+    assert operation("/x")["security"] == []
+    assert operation("/v1/x")["security"] == [{"APIKeyHeader": []}]
     refusals = {f"{MISSING_KEY_STATUS}", "403", "429", "503"}
     assert operation("/v1/x")["responses"].keys() >= refusals
     assert not operation("/x")["responses"].keys() & refusals

@@ -32,7 +32,8 @@ async def test_secure_endpoint_refuses_a_stranger(client: httpx.AsyncClient) -> 
 
 @pytest.mark.parametrize("path", ["/health/live", "/health/ready"])
 async def test_health_is_for_probes_of_any_kind(client: httpx.AsyncClient, path: str) -> None:
-    assert (await client.get(path)).status_code == 200
+    answer = await client.get(path)
+    assert (answer.status_code, answer.headers["cache-control"]) == (200, "no-store")
     assert (await client.head(path)).status_code == 200
 
 

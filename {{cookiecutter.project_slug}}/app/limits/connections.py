@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Final, Generic, TypeVar
 
-from app.limits.limiter import TIMEOUT
+from app.limits.limiter import TIMEOUT, OutOfReachError
 
 MOST: Final = 8  # a process; a question takes a fraction of a millisecond
 
@@ -13,53 +13,66 @@ Answer = TypeVar("Answer")
 
 
 class Connections(Generic[Connection]):
-    """Opened when they are needed, and kept. `lost` is the error of a connection that was closed.
+    """Opened when they are needed, and kept.
 
-    They belong to the event loop that opened them: another loop opens its own.
+    `errors` mean that the server is out of reach, and `lost` that it closed the connection. They
+    belong to the event loop that opened them: another loop opens its own.
     """
 
     def __init__(
         self,
         open: Callable[[], Awaitable[Connection]],
         close: Callable[[Connection], Awaitable[None]],
+        errors: type[Exception],
         lost: type[Exception],
     ) -> None:
-        self._open, self._close, self._lost = open, close, lost
+        self._open, self._close, self._errors, self._lost = open, close, errors, lost
         self._loop: asyncio.AbstractEventLoop | None = None
         self._free = asyncio.Semaphore(MOST)
         self._idle: list[Connection] = []
 
-    async def ask(self, question: Callable[[Connection], Awaitable[Answer]]) -> Answer:
+    async def ask(self, question: Callable[[Connection, float], Awaitable[Answer]]) -> Answer:
+        """The question gets a connection, and the time of the loop by which it has to end.
+
+        Raises OutOfReachError.
+        """
         loop = asyncio.get_running_loop()
         if self._loop is not loop:
             self._loop, self._idle, self._free = loop, [], asyncio.Semaphore(MOST)
-        began_at, free = loop.time(), self._free
-        if free.locked():
-            async with asyncio.timeout(TIMEOUT):
-                await free.acquire()
-        else:
-            await free.acquire()  # at once
+        give_up_at = loop.time() + TIMEOUT
         try:
-            while True:
-                if reused := bool(self._idle):
-                    connection = self._idle.pop()
-                else:
-                    async with asyncio.timeout(TIMEOUT):
-                        connection = await self._open()
-                try:
-                    answer = await question(connection)
-                except BaseException as error:
-                    await self._close(connection)
-                    # The server may have closed it while nobody asked.
-                    in_time = loop.time() < began_at + TIMEOUT / 2
-                    if not (reused and in_time and isinstance(error, self._lost)):
-                        raise
-                    await self.close()
-                else:
-                    self._idle.append(connection)
-                    return answer
-        finally:
-            free.release()
+            if self._free.locked():
+                async with asyncio.timeout_at(give_up_at):
+                    await self._free.acquire()
+            else:
+                await self._free.acquire()  # at once
+            try:
+                return await self._ask(question, give_up_at)
+            finally:
+                self._free.release()
+        except (self._errors, OSError) as error:
+            late = loop.time() >= give_up_at
+            raise OutOfReachError("no answer" if late else type(error).__name__) from None
+
+    async def _ask(
+        self, question: Callable[[Connection, float], Awaitable[Answer]], give_up_at: float
+    ) -> Answer:
+        while True:
+            if reused := bool(self._idle):
+                connection = self._idle.pop()
+            else:
+                async with asyncio.timeout_at(give_up_at):
+                    connection = await self._open()
+            try:
+                answer = await question(connection, give_up_at)
+            except BaseException as error:
+                await self._close(connection)
+                if not (reused and isinstance(error, self._lost)):
+                    raise
+                await self.close()  # the server closed them while nobody asked
+            else:
+                self._idle.append(connection)
+                return answer
 
     async def close(self) -> None:
         idle, self._idle = self._idle, []

@@ -85,7 +85,8 @@ def headers_of(charge: Charge, limits: tuple[Limit, ...]) -> list[tuple[bytes, b
     ]
     headers = [_policies(limits), (b"ratelimit", ", ".join(states).encode())]
     if charge.over:
-        headers.append((b"retry-after", f"{ceil(charge.wait)}".encode()))
+        # Clients whose timers are shorter than a month would try again at once.
+        headers.append((b"retry-after", b"%d" % min(ceil(charge.wait), CALENDAR["day"])))
     return headers
 
 

@@ -2,7 +2,6 @@
 
 import logging
 from collections.abc import Sequence
-from contextlib import suppress
 from datetime import datetime
 from functools import lru_cache
 from math import inf
@@ -10,7 +9,6 @@ from time import monotonic
 from typing import Final, NamedTuple, Protocol
 
 from app.auth.access.policy import UsageSource
-from app.auth.errors import StoreUnavailableError
 from app.limits.limit import Charge, Limit, calendar_period
 
 logger = logging.getLogger(__name__)
@@ -40,16 +38,18 @@ class Counted(NamedTuple):
     frees_in: Sequence[float]
 
 
+class OutOfReachError(Exception):
+    """A counter does not count. The message says why, without any secret."""
+
+
 class Counter(Protocol):
     """The place where limits are counted."""
 
     setting: str
     """The setting that names it."""
-    errors: tuple[type[Exception], ...]
-    """The errors that mean it is out of reach."""
 
     async def charge(self, key_id: str, windows: Sequence[Window]) -> Counted | None:
-        """Charge a request to all windows, or to none.
+        """Charge a request to all windows, or to none. Raises OutOfReachError.
 
         None, and no charge, if the use of a quota is known neither here nor by the caller.
         """
@@ -91,19 +91,20 @@ class Limiter:
 
     async def _count(self, key_id: str, windows: Sequence[Window]) -> Counted:
         """A counter that was out of reach may lack requests: it is told how many are written."""
-        if monotonic() >= self._ask_at:
+        if (now := monotonic()) >= self._ask_at:
+            if self._problem:  # one request tries again; the others do not wait for it
+                self._ask_at = now + PAUSE
             try:
-                counted = await self._charge(
-                    self._counter, key_id, windows, knows=key_id not in self._apart
-                )
-            except self._counter.errors as error:
+                knows = key_id not in self._apart
+                counted = await self._charge(self._counter, key_id, windows, knows=knows)
+            except OutOfReachError as error:
                 self._ask_at = monotonic() + PAUSE
-                self._say(type(error).__name__)
+                self._say(f"{error}")
             else:
                 self._apart.discard(key_id)
                 if self._problem:
                     logger.info("Limits are counted together again.")
-                self._problem = ""
+                    self._problem, self._ask_at = "", -inf
                 return counted
         counted = await self._charge(self._spare, key_id, windows, knows=key_id in self._apart)
         if any(window.begins_at for window in windows):
@@ -125,17 +126,16 @@ class Limiter:
         return counted
 
     def _say(self, problem: str) -> None:
-        if self._problem != problem:
+        if not self._problem:
             logger.warning(
-                "%s: limits cannot be counted there (%s). Each server counts its own requests.",
+                "%s: limits cannot be counted there: %s. Each server counts its own requests.",
                 *(self._counter.setting, problem),
             )
         self._problem = problem
 
     async def check(self) -> None:
         """Log a warning if the counter is out of reach, or refuses its setting."""
-        with suppress(StoreUnavailableError):
-            await self.charge("", [Limit(1, "second")])
+        await self.charge("", [Limit(1, "second")])
 
     async def close(self) -> None:
         await self._counter.close()

@@ -4,11 +4,11 @@ from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
 from functools import lru_cache
 from pathlib import Path
+from typing import Final
 
 import sqlalchemy as sa
 
 from app.auth.access.policy import Denial, Headers, UsageSource
-from app.auth.database.engine import connect, transaction
 from app.auth.errors import SettingsError
 from app.auth.key import Key
 from app.limits.limit import Limit, are_within, headers_of, parse_limits, with_default, written
@@ -24,6 +24,13 @@ class LimitPolicy:
     """
 
     name = "limits"
+    headers: Final = {
+        name: {"description": text, "schema": {"type": "string"}}
+        for name, text in {
+            "RateLimit-Policy": "The limits of the key",
+            "RateLimit": "How many requests are left, and the seconds until there are more",
+        }.items()
+    }
 
     def __init__(
         self,
@@ -77,10 +84,9 @@ class LimitPolicy:
 
     def upgrade(self) -> None:
         if self._url.get_backend_name() == "postgresql":
-            from app.limits.postgresql_counter import TABLES  # SQLite's users need no driver
+            from app.limits.postgresql_counter import create_tables
 
-            with transaction(connect(self._url), write=True) as connection:
-                connection.exec_driver_sql(TABLES)
+            create_tables(self._url)
 
 
 _parsed = lru_cache(10_000)(parse_limits)

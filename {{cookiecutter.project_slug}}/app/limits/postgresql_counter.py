@@ -12,17 +12,19 @@ from typing import Any, Final
 import psycopg
 import sqlalchemy as sa
 
-from app.auth.database.engine import LOCK, OPTIONS, connect
+from app.auth.database.engine import LOCK, OPTIONS, connect, transaction
+from app.constants import COMMAND
 from app.limits.connections import Connections
 from app.limits.limit import CALENDAR
-from app.limits.limiter import TIMEOUT, Counted, Window
+from app.limits.limiter import Counted, OutOfReachError, Window
 
 # Requests have running numbers, so that the first and the last in a window tell how many it has.
-# Arguments for each window: its requests; its length in microseconds, or 0 for a quota; of a quota
-# the length and the start of its period in seconds, and the requests used already (-1: unknown). It
-# returns whether the request is charged, and for each window the requests left and the microseconds
-# until it frees one; null if a quota is unknown. The name changes with the text.
-TABLES: Final = """
+# `longest` is the length of the longest window. The arguments for each window are its requests; its
+# length in microseconds, or 0 for a quota; of a quota the length and the start of its period in
+# seconds, and the requests used already (-1: unknown). It returns whether the request is charged,
+# and for each window the requests left and the microseconds until it frees one; null if a quota is
+# unknown. The name changes with the text.
+_TABLES: Final = """
 CREATE UNLOGGED TABLE IF NOT EXISTS api_key_hits (
   key text COLLATE "C", time bigint, number bigint, leaves_at bigint, PRIMARY KEY (key, time)
 );
@@ -31,11 +33,11 @@ CREATE UNLOGGED TABLE IF NOT EXISTS api_key_quotas (
   key text COLLATE "C", period bigint, starts_at bigint, used bigint,
   PRIMARY KEY (key, period, starts_at)
 );
-CREATE OR REPLACE FUNCTION api_key_charge_1(whose text, windows bigint[]) RETURNS bigint[]
-LANGUAGE plpgsql AS $$
+CREATE OR REPLACE FUNCTION api_key_charge_1(whose text, longest bigint, windows bigint[])
+RETURNS bigint[] LANGUAGE plpgsql AS $$
 DECLARE
   now bigint; latest api_key_hits; oldest api_key_hits; span bigint; taken bigint;
-  longest bigint := 0; charged bigint := 1; answer bigint[] := '{1}';
+  charged bigint := 1; answer bigint[] := '{1}';
 BEGIN
   IF current_setting('transaction_isolation') <> 'read committed' THEN
     RAISE EXCEPTION 'limits need the isolation level read committed'; -- to see others after a wait
@@ -43,7 +45,7 @@ BEGIN
   PERFORM pg_advisory_xact_lock(hashtextextended(whose, 0));
   now := extract(epoch FROM clock_timestamp()) * 1000000;
   SELECT * INTO latest FROM api_key_hits WHERE key = whose ORDER BY time DESC LIMIT 1;
-  IF latest.time > now + 3600000000 THEN -- its clock was far ahead
+  IF latest.time > now + longest THEN -- its clock was far ahead
     DELETE FROM api_key_hits WHERE key = whose;
     latest := NULL;
   END IF;
@@ -51,7 +53,6 @@ BEGIN
   FOR i IN 1..cardinality(windows) BY 5 LOOP
     span := windows[i + 1];
     IF span > 0 THEN
-      longest := greatest(longest, span);
       taken := 0;
       IF latest.time > now - span THEN
         SELECT * INTO oldest FROM api_key_hits WHERE key = whose AND time > now - span
@@ -82,7 +83,7 @@ BEGIN
   END IF;
   IF longest > 0 THEN
     INSERT INTO api_key_hits VALUES (whose, now, coalesce(latest.number, 0) + 1, now + longest);
-    IF latest.number % 16 = 0 THEN
+    IF mod(coalesce(latest.number, 0), 16) = 0 THEN
       DELETE FROM api_key_hits WHERE ctid = ANY (ARRAY(
         SELECT ctid FROM api_key_hits WHERE leaves_at <= now ORDER BY leaves_at LIMIT 64
         FOR UPDATE SKIP LOCKED));
@@ -101,7 +102,8 @@ BEGIN
   RETURN answer;
 END $$;
 """
-_CHARGE: Final = "SELECT api_key_charge_1(%s, %s::bigint[])"
+_CHARGE: Final = "SELECT api_key_charge_1(%s, %s, %s::bigint[])"
+_IS_MISSING: Final = "SELECT to_regproc('api_key_charge_1') IS NULL"
 
 _Connection = psycopg.AsyncConnection[tuple[Any, ...]]
 
@@ -110,13 +112,14 @@ class PostgresqlCounter:
     """Counts by the clock of the database's server."""
 
     setting = "DATABASE_URL"
-    errors: tuple[type[Exception], ...] = (psycopg.Error, OSError)
 
     def __init__(self, url: sa.URL) -> None:
         _, options = connect(url).dialect.create_connect_args(url)
         options = {**options, **OPTIONS, "autocommit": True}
         self._connections = Connections(
-            lambda: _Connection.connect(**options), _Connection.close, psycopg.OperationalError
+            lambda: _Connection.connect(**options),
+            _Connection.close,
+            *(psycopg.Error, psycopg.OperationalError),
         )
         self.close = self._connections.close
 
@@ -126,30 +129,38 @@ class PostgresqlCounter:
             start = int(window.begins_at.timestamp()) if window.begins_at else 0
             length = CALENDAR.get(window.period, 0)
             numbers += window.requests, window.seconds * 1_000_000, length, start, window.used
-        arguments = key_id, "{" + ",".join(map(str, numbers)) + "}"
-        answer = await self._connections.ask(lambda opened: _charge(opened, arguments))
+        longest = max(numbers[1::5])
+        arguments = key_id, longest, "{" + ",".join(map(str, numbers)) + "}"
+        answer = await self._connections.ask(
+            lambda opened, give_up_at: _charge(opened, give_up_at, arguments)
+        )
         if answer is None:
             return None
         admitted, *rest = answer
         return Counted(bool(admitted), rest[::2], [each / 1_000_000 for each in rest[1::2]])
 
 
-async def _charge(connection: _Connection, arguments: Sequence[str]) -> list[int] | None:
+async def _charge(
+    connection: _Connection, give_up_at: float, arguments: Sequence[str | int]
+) -> list[int] | None:
     # psycopg waits for a query that it cancels, and the server may be frozen.
-    timer = asyncio.get_running_loop().call_later(TIMEOUT, _hang_up, connection)
+    timer = asyncio.get_running_loop().call_at(give_up_at, _hang_up, connection)
     try:
         try:
             cursor = await connection.execute(_CHARGE, arguments)
         except psycopg.errors.UndefinedFunction:
             async with connection.transaction():
                 await connection.execute("SELECT pg_advisory_xact_lock(%s)", [LOCK])
-                await connection.execute(TABLES)
+                await connection.execute(_TABLES)
             cursor = await connection.execute(_CHARGE, arguments)
         row: tuple[list[int] | None] | None = await cursor.fetchone()
         return row and row[0]
-    except asyncio.CancelledError:
-        _hang_up(connection)
-        raise
+    except psycopg.errors.InsufficientPrivilege as error:
+        # Its first line names an object, and nobody's data.
+        advice = f"who owns the tables of the keys runs: uv run {COMMAND} db upgrade"
+        raise OutOfReachError(f"{error.diag.message_primary}; {advice}") from None
+    except psycopg.errors.RaiseException as error:
+        raise OutOfReachError(f"{error.diag.message_primary}") from None
     finally:
         timer.cancel()
 
@@ -160,3 +171,11 @@ def _hang_up(connection: _Connection) -> None:
         socket.fromfd(connection.fileno(), socket.AF_INET, socket.SOCK_STREAM) as line,
     ):
         line.shutdown(socket.SHUT_RDWR)
+
+
+def create_tables(url: sa.URL) -> None:
+    """Create what is missing. Raises StoreUnavailableError."""
+    with transaction(connect(url), write=True) as connection:
+        # They may belong to another role.
+        if connection.exec_driver_sql(_IS_MISSING).scalar():
+            connection.exec_driver_sql(_TABLES)

@@ -45,7 +45,7 @@ RateLimit = Annotated[
 ValkeyUrl = Annotated[
     str, NoDecode, PlainValidator(_parse_valkey_url), Field(repr=False, exclude=True)
 ]
-"""The Valkey in which servers count together. Without it, only one process may count."""
+"""The Valkey that counts limits. Without it they are counted where the keys are."""
 
 # The fields of a key over HTTP.
 _LimitText = Annotated[str, WithJsonSchema({"type": "string", "pattern": LIMIT_PATTERN})]

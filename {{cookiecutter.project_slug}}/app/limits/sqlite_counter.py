@@ -12,14 +12,16 @@ from glob import escape
 from pathlib import Path
 from time import monotonic, monotonic_ns, time
 from typing import Final
+from weakref import finalize
 
 from app.auth.database.engine import file_of
 from app.limits.limit import CALENDAR
-from app.limits.limiter import TIMEOUT, Counted, Window
+from app.limits.limiter import TIMEOUT, Counted, OutOfReachError, Window
 
 SECOND: Final = 1_000_000_000  # nanoseconds: sums of whole numbers are exact
 EVERY: Final = 16  # charges of a key until one deletes what has left its windows
 AT_ONCE: Final = 64  # requests that it deletes at most, so that no charge is slow
+MADE_IN: Final = 0.5  # seconds; an empty file that is older was left by a process that was killed
 YIELDS: Final = 20  # attempts before the first sleep, which takes a millisecond at least
 
 # Requests have running numbers, so that the first and the last in a window tell how many it has.
@@ -49,7 +51,6 @@ class SqliteCounter:
     """Counts by the machine's monotonic clock. Without a path, it counts in memory."""
 
     setting = "DATABASE_URL"
-    errors: tuple[type[Exception], ...] = (sqlite3.Error, OSError)
 
     def __init__(self, keys: Path | None) -> None:
         self._path = keys and Path(f"{keys.resolve()}-limits{_boot()}")
@@ -71,58 +72,63 @@ class SqliteCounter:
         return await answer
 
     async def close(self) -> None:
-        opened, self._opened = self._opened, None
-        if opened:
-            opened.close()
+        self._close()
+
+    def _close(self) -> None:
+        if self._opened:
+            self._end()
+        self._opened = None
 
     async def _retry(self) -> None:
         """Charge all that wait in one transaction, once no other process writes."""
         give_up_at, attempts = monotonic() + TIMEOUT, 0
         counted: Sequence[Counted | None] | None = None
-        error: Exception | None = None
+        error: OutOfReachError | None = None
         while counted is None and error is None:
             await asyncio.sleep(0 if attempts < YIELDS else 0.001)
             attempts += 1
             try:
                 counted = self._try([asked for asked, _ in self._waiting])
-            except self.errors as caught:
+            except OutOfReachError as caught:
                 error = caught
             if counted is None and monotonic() > give_up_at:
-                error = TimeoutError()
+                error = error or OutOfReachError("another process holds the file")
         waiting, self._waiting, self._retrying = self._waiting, [], None
         for place, (_, answer) in enumerate(waiting):
             if answer.done():  # its caller was cancelled
                 continue
             if counted is None:
-                answer.set_exception(OSError(f"{error!r}"))
+                answer.set_exception(OutOfReachError(f"{error}"))
             else:
                 answer.set_result(counted[place])
 
     def _try(self, asked: Sequence[_Asked]) -> Sequence[Counted | None] | None:
-        """None if another process writes."""
-        try:
-            return self._transaction(asked)
-        except sqlite3.DatabaseError as error:
-            if error.sqlite_errorcode & 0xFF == sqlite3.SQLITE_BUSY:
+        """None if another process writes, or made another file: try again."""
+        problem: Exception | None = None
+        for _ in range(2):  # perhaps with another connection, or in another file
+            try:
+                return self._transaction(asked)
+            except (sqlite3.Error, OSError) as error:
+                problem, code = error, getattr(error, "sqlite_errorcode", 0) & 0xFF
+            if code == sqlite3.SQLITE_BUSY:
                 return None
-            opened, self._opened = self._opened, None
-            if opened:
-                opened.close()
-            broken = error.sqlite_errorcode & 0xFF in (
-                sqlite3.SQLITE_CORRUPT,
-                sqlite3.SQLITE_NOTADB,
-            )
-            if broken and self._path and file_of(self._path) == self._file:
-                self._path.unlink(missing_ok=True)
-            return self._transaction(asked)  # in another file, or with another connection
+            self._close()
+            is_broken = code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
+            if is_broken and self._path and file_of(self._path) == self._file:
+                with suppress(OSError):
+                    self._path.unlink()
+        raise OutOfReachError(f"{problem}")
 
     def _transaction(self, asked: Sequence[_Asked]) -> Sequence[Counted | None] | None:
-        if self._path and self._opened and file_of(self._path) != self._file:
-            self._opened.close()
-            self._opened = None
-        opened = self._opened = self._opened or self._open()
-        if opened is None:
+        if not self._opened:
+            if not (new := self._open()):
+                return None
+            # Without a lifespan nobody calls `close`.
+            self._opened, self._end = new, finalize(self, new.close)
+        if self._path and file_of(self._path) != self._file:  # somebody took it away
+            self._close()
             return None
+        opened = self._opened
         opened.execute("BEGIN IMMEDIATE")
         try:
             now = monotonic_ns()  # under the lock, so that times are in the order of the charges
@@ -148,6 +154,8 @@ class SqliteCounter:
             opened.executescript(f"BEGIN IMMEDIATE; {_TABLES} COMMIT")
         except BaseException:
             opened.close()
+            if self._path and not self._path.stat().st_size:
+                self._path.unlink()  # nobody has to wait for its pages
             raise
         return opened
 
@@ -164,18 +172,19 @@ def _create(path: Path) -> bool:
             status = path.stat()
             if status.st_size:
                 return True
-            if time() - status.st_mtime > TIMEOUT:  # its creator was killed
+            if abs(time() - status.st_mtime) > MADE_IN:  # its creator was killed
                 path.unlink()
         return False
     stem, _, _ = path.name.rpartition("-")
     for old in path.parent.glob(f"{escape(stem)}-*"):
         if old.name != path.name:
-            old.unlink(missing_ok=True)
+            with suppress(OSError):
+                old.unlink()
     return True
 
 
 def _boot() -> str:
-    """Monotonic times mean nothing after a reboot. Elsewhere than on Linux they show it."""
+    """Monotonic times mean nothing after a reboot. Other systems than Linux have no such id."""
     try:
         return "-" + Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii")[:8]
     except OSError:

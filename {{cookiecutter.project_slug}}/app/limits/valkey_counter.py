@@ -13,7 +13,7 @@ from app.auth.errors import SettingsError
 from app.constants import COMMAND
 from app.limits.connections import Connections
 from app.limits.limit import CALENDAR
-from app.limits.limiter import TIMEOUT, Counted, Window
+from app.limits.limiter import Counted, Window
 from app.limits.settings import VALKEY_URL_FORM
 
 # Arguments for each window: its requests; its length in microseconds, or 0 for a quota; the requests
@@ -26,13 +26,14 @@ local left, frees, over = {}, {}, false
 for i, key in ipairs(KEYS) do
   local most, span = tonumber(ARGV[4 * i - 3]), tonumber(ARGV[4 * i - 2])
   if span > 0 then
-    local oldest = tonumber(redis.call('LINDEX', key, 0))
-    if oldest and oldest <= now - span then
-      repeat
-        redis.call('LPOP', key)
-        oldest = tonumber(redis.call('LINDEX', key, 0))
-      until not oldest or oldest > now - span
-    end
+    local oldest, some = nil, 1
+    repeat -- in twice as large steps each, so that many at once are no work
+      oldest = tonumber(redis.call('LINDEX', key, some - 1))
+      local gone = oldest and oldest <= now - span
+      if gone then redis.call('LPOP', key, some) end
+      local is_first = not gone and some == 1
+      some = gone and some * 2 or 1
+    until is_first
     -- Its clock was far ahead:
     if oldest and oldest > now + span then redis.call('DEL', key); oldest = nil end
     left[i] = oldest and most - redis.call('LLEN', key) or most
@@ -67,7 +68,6 @@ class ValkeyCounter:
     """Raises SettingsError if the URL is not valid."""
 
     setting = "VALKEY_URL"
-    errors: tuple[type[Exception], ...] = (ValkeyError, OSError)
 
     def __init__(self, url: str) -> None:
         try:
@@ -84,7 +84,7 @@ class ValkeyCounter:
             await connection.connect()
             return cast(AbstractConnection, connection)
 
-        self._connections = Connections(connected, _disconnect, ConnectionLostError)
+        self._connections = Connections(connected, _disconnect, ValkeyError, ConnectionLostError)
         self.close = self._connections.close
 
     async def charge(self, key_id: str, windows: Sequence[Window]) -> Counted | None:
@@ -100,7 +100,9 @@ class ValkeyCounter:
             else:
                 names.append(name)
                 arguments += [window.requests, window.seconds * 1_000_000, -1, window.seconds + 1]
-        answer = await self._connections.ask(lambda opened: _charge(opened, names, arguments))
+        answer = await self._connections.ask(
+            lambda opened, give_up_at: _charge(opened, give_up_at, names, arguments)
+        )
         if answer is None:
             return None
         admitted, *rest = map(int, answer.split())
@@ -108,9 +110,12 @@ class ValkeyCounter:
 
 
 async def _charge(
-    connection: AbstractConnection, names: Sequence[str], arguments: Sequence[int]
+    connection: AbstractConnection,
+    give_up_at: float,
+    names: Sequence[str],
+    arguments: Sequence[int],
 ) -> bytes | None:
-    async with asyncio.timeout(TIMEOUT):
+    async with asyncio.timeout_at(give_up_at):
         try:
             return await _call(connection, "EVALSHA", _NAME, len(names), *names, *arguments)
         except NoScriptError:

@@ -76,7 +76,7 @@ Scope = Annotated[
 
 
 class NewKey(BaseModel):
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"name": "billing"}]})
 
     name: str = Field(description="1 to 100 characters, all of them visible or spaces")
     scopes: list[Scope] = []
@@ -96,6 +96,7 @@ class Rotation(BaseModel):
     model_config = ConfigDict(
         extra="forbid",
         json_schema_extra={
+            "examples": [{"overlap": "P1D"}],  # without one, tools would fill in `drop`
             "if": {"properties": {"issue": {"const": False}}, "required": ["issue"]},
             "then": {"properties": {"drop": {"type": "string"}}, "required": ["drop"]},
         },

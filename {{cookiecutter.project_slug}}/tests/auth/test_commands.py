@@ -8,6 +8,7 @@ import sys
 from datetime import UTC, datetime
 from pathlib import Path
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import pytest
 import sqlalchemy as sa
@@ -218,8 +219,8 @@ def test_no_command_uses_another_schema(database_url: sa.URL, schema: str, fix: 
 def test_db_upgrade_makes_a_database_for_its_owner_alone() -> None:
     before = os.umask(0)
     try:
-        for _ in range(2):
-            assert run("db", "upgrade").stdout == "The schema is up to date.\n"
+        for done in (" now", ": nothing to do"):
+            assert run("db", "upgrade").stdout == f"The schema is up to date{done}.\n"
     finally:
         os.umask(before)
     assert stat.S_IMODE(Path("keys.db").stat().st_mode) == 0o600
@@ -230,3 +231,13 @@ def test_what_is_changed_elsewhere_than_usual_names_the_place(database_url: sa.U
     for command in ("keys create x", "db upgrade"):
         assert run(*command.split()).stderr.startswith(f"In {database_url}:\n")
     assert run("keys", "list").stderr == ""
+
+
+def test_serve_starts_your_application_and_outlasts_the_proxy(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    config = Mock(side_effect=SystemExit(0))
+    monkeypatch.setattr("uvicorn.Config", config)
+    assert run("serve").exit_code == 0
+    assert config.call_args.args == ("app.main:app",)
+    assert config.call_args.kwargs["timeout_keep_alive"] > 120  # seconds, of Caddy

@@ -83,7 +83,7 @@ async def test_usage_is_told_by_hour_and_later_by_day(clock: Clock, server: Serv
     ] == [4]
 
     clock.pass_time(40 * 86_400)
-    assert "rows less" in run("db", "thin").stdout
+    assert "rows compacted" in run("db", "thin").stdout
     used = of_key(engine, first.id, 60 * DAY)
     told = [(each.starts_at, each.hours, each.served) for each in used.by_hour]
     assert told == [(NOW.replace(hour=0), 24, 4)]

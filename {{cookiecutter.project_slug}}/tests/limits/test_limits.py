@@ -1,18 +1,15 @@
 """How often, and from where, a key may be used."""
 
-import sqlite3
 from collections.abc import Callable
-from contextlib import closing
+from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
 
-from app.auth.errors import InvalidError, SettingsError
+from app.auth.errors import InvalidError
 from app.auth.keys.service import KeyService
 from app.constants import MISSING_KEY_STATUS
-from app.limits import local
-from app.limits.limit import parse_limits
-from app.limits.local import LocalLimiter
+from app.limits.sqlite_counter import SECOND
 from tests.callers import Clock, answer_of, keys, run
 from tests.conftest import Server
 
@@ -22,8 +19,8 @@ StartServer = Callable[..., Server]
 @pytest.fixture
 def ticks(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> Clock:
     """The clock of the service, also for limits that slide."""
-    nanoseconds = lambda: round(clock.monotonic() * local.SECOND)  # noqa: E731
-    monkeypatch.setattr("app.limits.local.monotonic_ns", nanoseconds)
+    nanoseconds = lambda: round(clock.monotonic() * SECOND)  # noqa: E731
+    monkeypatch.setattr("app.limits.sqlite_counter.monotonic_ns", nanoseconds)
     return clock
 
 
@@ -45,13 +42,10 @@ async def test_a_key_is_refused_over_its_limit_and_learns_when_to_come_back(
     assert [await server.status(key) for _ in range(3)] == [200, 200, 429]
 
 
-async def test_steady_traffic_at_the_rate_is_never_refused(ticks: Clock) -> None:
-    async def nothing(*_: object) -> int:
-        return 0
-
-    limiter, limits = LocalLimiter(nothing, lambda: ticks.now), parse_limits(["10/second"])
+async def test_steady_traffic_at_the_rate_is_never_refused(server: Server, ticks: Clock) -> None:
+    key = make(server.keys, ["10/second"])
     for _ in range(100):
-        assert not (await limiter.charge("key", limits)).over
+        assert await server.status(key) == 200
         ticks.pass_time(0.1)
 
 
@@ -133,18 +127,27 @@ def test_the_command_line_restricts(database_url: sa.URL) -> None:
     assert "give it as --limit" in run("keys", "create", "x", "--quota", "9/hour").stderr
 
 
-async def test_without_a_valkey_one_process_counts(
-    database_url: sa.URL, start_server: StartServer
+async def test_servers_that_share_a_database_count_together(start_server: StartServer) -> None:
+    first, second = start_server(), start_server()
+    key = make(first.keys, ["3/hour", "9/day"])
+    statuses = [await each.status(key) for each in (first, second, first, second, first)]
+    assert statuses == [200, 200, 200, 429, 429]
+
+
+async def test_out_of_reach_each_server_counts_its_own_requests_and_says_so_once(
+    database_url: sa.URL,
+    start_server: StartServer,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
-    server = start_server()
-    make(server.keys, ["9/hour"])
-    with closing(sqlite3.connect(f"{database_url.database}-limits")) as other:
-        other.execute("BEGIN EXCLUSIVE")  # as another process does
-        with pytest.raises(SettingsError, match="VALKEY_URL: several processes count limits"):
-            async with server.api.router.lifespan_context(server.api):
-                pass
-    async with server.api.router.lifespan_context(server.api):
-        pass
+    monkeypatch.setattr("app.limits.sqlite_counter._boot", lambda: "-1")
+    Path(f"{database_url.database}-limits-1").mkdir()
+    servers = start_server(), start_server()
+    key = make(servers[0].keys, ["1/hour"])
+    for server in servers:
+        assert [await server.status(key) for _ in range(3)] == [200, 429, 429]
+    said = [each for each in caplog.messages if "limits cannot be counted there" in each]
+    assert len(said) == len(servers)
 
 
 @pytest.mark.parametrize(

@@ -4,25 +4,21 @@ A route that is not declared public needs a key, whenever and however it is adde
 neither of the two routers is guarded too, but stops the start-up, because its intent is unclear.
 """
 
-from collections.abc import (
-    AsyncGenerator,
-    Awaitable,
-    Callable,
-    Collection,
-    Iterable,
-    Iterator,
-    Sequence,
-)
+import asyncio
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from typing import Any, Final
 
-from fastapi import APIRouter, FastAPI
+from fastapi import APIRouter, FastAPI, Request, Response
+from fastapi.exception_handlers import http_exception_handler
+from fastapi.responses import PlainTextResponse
 from fastapi.routing import APIRoute, RouteContext, iter_route_contexts
+from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.routing import BaseRoute, Match
 from starlette.types import Message, Receive, Scope, Send
 
-from app.auth.access.middleware import Guard, in_json
+from app.auth.access.middleware import Guard
 from app.auth.access.openapi import complete
 from app.auth.access.policy import Policy
 from app.auth.access.request_log import Exchange, RequestLog
@@ -36,10 +32,17 @@ from app.auth.access.routers import (
     scopes_in,
     with_scopes_of,
 )
-from app.auth.access.rule import KeyStore, extract_key
+from app.auth.access.rule import PROBLEM_JSON, KeyStore, extract_key
 from app.auth.access.selfcheck import check_guard, check_places, places_in
 from app.auth.errors import SettingsError, StoreUnavailableError, UnguardedRouteError
 from app.auth.log import RECORD, Observer
+
+_TOO_LARGE: Final = {"description": "The body is too large", "content": {"text/plain": {}}}
+
+
+async def _as_text(_: Request, error: Any) -> PlainTextResponse:
+    # As Starlette answers where the length of the body is declared.
+    return PlainTextResponse(f"{error.detail}", error.status_code, error.headers)
 
 
 class GuardedAPI(FastAPI):
@@ -56,7 +59,7 @@ class GuardedAPI(FastAPI):
         *,
         policies: Sequence[Policy] = (),
         observers: Sequence[Observer] = (),
-        public_paths: Collection[str] = (),
+        public_paths: Iterable[str] = (),
         probes: Collection[str] = ("/health/live", "/health/ready"),
         middleware: Sequence[Middleware] = (),
         routes: Iterable[BaseRoute] = (),
@@ -69,11 +72,14 @@ class GuardedAPI(FastAPI):
         self._public_paths: Final = frozenset(public_paths)
         self._problem = ""  # the error that stopped the start-up
         given = list(routes)
-        bounded = [Middleware(in_json)] if options.get("max_body_size") is not None else []
+        if options.get("max_body_size") is not None:
+            for option, added in (("responses", _TOO_LARGE), ("exception_handlers", _as_text)):
+                options[option] = {413: added, **(options.get(option) or {})}
         super().__init__(
             routes=given,
             # Innermost: middleware that is added later sees requests before the guard does.
-            middleware=[*middleware, Middleware(Guard, api=self), *bounded],
+            middleware=[*middleware, Middleware(Guard, api=self)],
+            exception_handlers={HTTPException: _answer_of, **options.pop("exception_handlers", {})},
             # A redirect would bypass the guard and make callers send the key to another URL.
             redirect_slashes=False,
             **options,
@@ -121,8 +127,7 @@ class GuardedAPI(FastAPI):
         elif isinstance(router, GuardedRouter):
             self._guarded.extend(self.routes[before:])
 
-    def frontend(self, *_: Any, **__: Any) -> None:
-        refuse_frontend()
+    frontend = refuse_frontend
 
     def check_routes(self) -> None:
         """Raises UnguardedRouteError if a route is on neither kind of router, if nothing checks a
@@ -173,7 +178,7 @@ class GuardedAPI(FastAPI):
         known = self.openapi_schema
         document = super().openapi()
         if document is not known:
-            complete(document, self._operations(), is_bounded=self.router.max_body_size is not None)
+            complete(document, self._operations(), self.policies)
         return document
 
     def _operations(self) -> Iterator[tuple[Any, bool]]:
@@ -196,6 +201,7 @@ class GuardedAPI(FastAPI):
         async def following(app: FastAPI) -> AsyncGenerator[Any]:
             self._problem = ""
             try:
+                _check_asyncio()
                 await check_guard(type(self))
                 async with AsyncExitStack() as running:
                     await running.enter_async_context(self.keys.follow())
@@ -209,6 +215,21 @@ class GuardedAPI(FastAPI):
                 raise
 
         return following
+
+
+def _check_asyncio() -> None:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        raise SettingsError("Run it on asyncio, such as: hypercorn -k asyncio") from None
+
+
+async def _answer_of(request: Request, error: HTTPException) -> Response:
+    """FastAPI's answer. The router's 404 and 405 get the media type of the refusals."""
+    answer = await http_exception_handler(request, error)
+    if type(error) is HTTPException:  # endpoints raise FastAPI's, which is a subclass
+        answer.headers["Content-Type"] = PROBLEM_JSON
+    return answer
 
 
 def _is_in(route: BaseRoute, routes: Sequence[BaseRoute]) -> bool:

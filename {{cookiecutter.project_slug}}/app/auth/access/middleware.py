@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final, Protocol
 
 from fastapi import APIRouter
-from fastapi.responses import JSONResponse, PlainTextResponse
 from opentelemetry import trace
 from opentelemetry.context import get_current
 from starlette.middleware.exceptions import ExceptionMiddleware
@@ -25,8 +24,6 @@ from app.auth.access.rule import (
 from app.auth.access.selfcheck import FaultyRoutes
 from app.auth.key import Key, masked
 from app.auth.log import RECORD
-
-_TOO_LARGE: Final = "Content Too Large"
 
 
 class Application(Protocol):
@@ -123,24 +120,3 @@ def _describe(span: trace.Span, caller: Key | Refusal) -> None:
             span.set_attribute(name, masked(value))
     if isinstance(caller, Key):
         span.set_attribute("caller.id", caller.id)
-
-
-def in_json(app: ASGIApp) -> ASGIApp:
-    """Send "Content Too Large" as JSON, also where Starlette sends it as text, before it reads."""
-    text = PlainTextResponse(_TOO_LARGE, 413)
-    json = JSONResponse({"detail": _TOO_LARGE}, 413)
-
-    async def with_json(scope: Scope, receive: Receive, send: Send) -> None:
-        is_text = False
-
-        async def send_json(message: Message) -> None:
-            nonlocal is_text
-            if is_text:
-                message["body"] = json.body
-            elif message.get("status") == 413 and message["headers"] == text.raw_headers:
-                is_text, message["headers"] = True, json.raw_headers
-            await send(message)
-
-        await app(scope, receive, send_json)
-
-    return with_json

@@ -19,35 +19,33 @@ PROBLEM_SCHEMA: Final = {
 }
 
 
-def described(description: str, media_type: str = PROBLEM_JSON) -> dict[str, Any]:
+def described(description: str) -> dict[str, Any]:
     """A response with PROBLEM_SCHEMA."""
     schema = {"$ref": "#/components/schemas/KeyProblem"}
-    return {"description": description, "content": {media_type: {"schema": schema}}}
+    return {"description": description, "content": {PROBLEM_JSON: {"schema": schema}}}
 
 
+_WAIT: Final = {"Retry-After": {"description": "In seconds", "schema": {"type": "integer"}}}
 RESPONSES: Final[dict[str, dict[str, Any]]] = {
     "403": described("Missing scope"),
     f"{MISSING_KEY_STATUS}": described(
         "Invalid or missing API key" + " or scope" * (MISSING_KEY_STATUS == 403)
     ),
-    "429": described("Too many requests"),
-    "503": described("The keys are out of reach"),
+    "429": described("Too many requests") | {"headers": _WAIT},
+    "503": described("The keys are out of reach") | {"headers": _WAIT},
 }
 """The refusals of every guarded operation."""
 
 # Tags for operations without tags.
 _GUARDED: Final = {"name": "Guarded", "description": "For callers with a valid key."}
 _PUBLIC: Final = {"name": "Public", "description": "For everybody."}
-_TOO_LARGE: Final = {"413": described("The body is too large", "application/json")}
 _MALFORMED: Final = {"400": {"description": "The request is malformed"}}  # sent by the server
 
 
-def complete(
-    document: dict[str, Any], operations: Iterable[tuple[Any, bool]], *, is_bounded: bool
-) -> None:
-    """Add security, tags and refusals to the document. A unique function name becomes the id.
+def complete(document: Any, operations: Iterable[tuple[Any, bool]], policies: Any) -> None:
+    """Add security, tags, refusals and headers. A unique function name becomes the id.
 
-    `operations` are pairs: a route context, and whether it is guarded. `is_bounded`: bodies are.
+    `operations` are pairs: a route context, and whether it is guarded.
     """
     components = document.setdefault("components", {})
     components.setdefault("schemas", {})[PROBLEM_SCHEMA["title"]] = PROBLEM_SCHEMA
@@ -58,15 +56,19 @@ def complete(
         for context, guarded in operations
         for method in context.methods or ()
     ]
+    told = {name: it for policy in policies for name, it in getattr(policy, "headers", {}).items()}
     names = Counter(context.name for _, context, _ in described_operations)
     for operation, context, guarded in described_operations:
         operation.setdefault("security", [{get_caller.scheme_name: []}] if guarded else [])
         operation.setdefault("tags", [(_GUARDED if guarded else _PUBLIC)["name"]])
-        refusals = (RESPONSES if guarded else _MALFORMED) | (_TOO_LARGE if is_bounded else {})
-        operation["responses"] = {**refusals, **operation["responses"]}
+        refusals = RESPONSES if guarded else _MALFORMED
+        operation["responses"] = {**jsonable_encoder(refusals), **operation["responses"]}
         contents = [answer.get("content", {}) for answer in operation["responses"].values()]
         if any("itemSchema" in each for content in contents for each in content.values()):
             document["openapi"] = "3.2.0"  # which has streams; FastAPI says 3.1.0
+        for status, answer in operation["responses"].items():
+            if guarded and told and (status == "429" or status.startswith("2")):
+                answer["headers"] = {**told, **answer.get("headers", {})}
         if names[context.name] == 1 and operation["operationId"] == generate_unique_id(context):
             operation["operationId"] = context.name
     declared = document.get("tags", [])

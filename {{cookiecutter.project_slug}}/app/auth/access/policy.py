@@ -56,7 +56,8 @@ class Policy(Protocol):
     async def admit(self, key: Key, client: str) -> Headers | Denial:
         """Decide on one request from this address, and count it.
 
-        Raises StoreUnavailableError if no decision is possible.
+        Raises StoreUnavailableError if no decision is possible. An attribute `headers` may describe
+        the headers, as OpenAPI does.
         """
         ...
 

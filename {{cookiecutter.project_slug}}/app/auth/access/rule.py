@@ -79,14 +79,9 @@ _out_of_reach = problem(503, "The keys are out of reach; try again", {"Retry-Aft
 _slow_down = problem(429, "Too many wrong API keys from your address", {"Retry-After": "1"})
 _hang_up = WebSocketClose(POLICY_VIOLATION)
 _is_refused: Final = ContextVar("is_refused", default=False)  # the current request
-
-
-def _is_news(record: logging.LogRecord) -> bool:
-    # uvicorn logs an error for each WebSocket that gets a response: Kludex/uvicorn#3138.
-    return not (_is_refused.get() and "without completing handshake" in record.getMessage())
-
-
-logging.getLogger("uvicorn.error").addFilter(_is_news)
+logging.getLogger("uvicorn.error").addFilter(  # an error for each WebSocket: Kludex/uvicorn#3138
+    lambda record: not (_is_refused.get() and "without completing handshake" in f"{record.msg}")
+)
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,12 +32,12 @@ def places_in(app: Any, path: str = "", included_with: Iterable[Any] = ()) -> It
     """Walk an application or a router, with its nested routers and mounted applications."""
     router = getattr(app, "router", app)
     for route in router.routes:
-        yield from _places_at(route, path)
+        yield from places_at(route, path)
     asks = dependant_of([*included_with, *getattr(router, "dependencies", ())])
     yield Place(f"{path or '/'} ({type(app).__name__})", asks, routes=router.routes)
 
 
-def _places_at(route: Any, path: str = "") -> Iterator[Place]:
+def places_at(route: Any, path: str = "") -> Iterator[Place]:
     if inner := getattr(route, "original_router", None):
         how = route.include_context
         yield from places_in(inner, path + how.prefix, how.dependencies)
@@ -156,7 +156,7 @@ class FaultyRoutes:
         self._faults.clear()
         for route in self._api.routes:
             try:
-                check_places(_places_at(route), has_scopes=self._api.keys.has_scopes)
+                check_places(places_at(route), has_scopes=self._api.keys.has_scopes)
             except UnguardedRouteError as error:
                 self._faults.append((route, f"{error}"))
 

@@ -1,4 +1,4 @@
-"""The commands `keys`, which need no running server, and `db`, for the schema."""
+"""The commands `keys`, which need no running server."""
 
 import os
 import re
@@ -9,11 +9,12 @@ from datetime import UTC, datetime, timedelta
 from functools import cache, partial
 from pathlib import Path
 from time import sleep
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
 import typer
 
 from app.auth.access.policy import Policy
+from app.auth.cli.database import db, name_database
 from app.auth.cli.output import (
     chart,
     escape_what_cannot_be_encoded,
@@ -25,12 +26,12 @@ from app.auth.cli.output import (
 from app.auth.config import sources
 from app.auth.config.settings import AuthSettings
 from app.auth.database import clock
-from app.auth.database.engine import LONG_TIMEOUT, transaction
+from app.auth.database.engine import transaction
 from app.auth.database.models import ENV_ID
 from app.auth.key import id_of
 from app.auth.keys.service import KeyService, open_service
 from app.auth.keys.views import OVERLAP, KeyView
-from app.auth.usage import counts, report
+from app.auth.usage import report
 from app.auth.usage.report import KeyUse
 
 
@@ -45,7 +46,6 @@ class Wiring:
 
 
 keys = typer.Typer(no_args_is_help=True)
-db = typer.Typer(no_args_is_help=True)
 
 
 def command_line(wiring: Wiring) -> typer.Typer:
@@ -56,7 +56,7 @@ def command_line(wiring: Wiring) -> typer.Typer:
     )
     main.callback()(_prepare)
     main.add_typer(keys, name="keys", help="Create, rotate, revoke and watch the keys.")
-    main.add_typer(db, name="db", help="The database's schema.")
+    main.add_typer(db, name="db", help="The database: schema and backups.")
     return main
 
 
@@ -66,8 +66,7 @@ def _prepare() -> None:
 
 
 def wiring_of(ctx: typer.Context) -> Wiring:
-    wiring: Wiring = ctx.obj
-    return wiring
+    return cast("Wiring", ctx.obj)
 
 
 def _duration(text: str) -> timedelta:
@@ -140,7 +139,8 @@ def create_key(
 def list_keys(ctx: typer.Context, as_json: AsJson = False) -> None:
     """Show all keys, oldest first."""
     with reading(ctx) as service:
-        show(list(service.all()), as_json)
+        found = sorted(service.all(), key=lambda key: key.created_at)
+        show(found, as_json)
 
 
 @keys.command("show")
@@ -234,7 +234,9 @@ def usage(
     with reading(ctx) as service:
         if id is None:
             everything = report.of_all(service.engine, since)
-            show(everything, as_json, [everything.keys, everything.strangers])
+            keys, networks = everything.more_keys, everything.more_strangers
+            more = [f"{keys} more keys, {networks} more networks"] * bool(keys or networks)
+            show(everything, as_json, [everything.keys, everything.strangers, *more])
         else:
             used = report.of_key(service.engine, id, since)
             in_all = KeyUse(**used.model_dump(include={*KeyUse.model_fields}))
@@ -273,32 +275,6 @@ def scan(
     raise typer.Exit(found)
 
 
-@db.command("upgrade")
-def upgrade_database(ctx: typer.Context) -> None:
-    """Create all tables, or update them before a newer service starts."""
-    from app.auth.database.migrate import upgrade  # these load Alembic
-    from app.auth.database.owner_migrations import upgrade_tables
-
-    with one_line_errors():
-        settings = wiring_of(ctx).load_settings()
-        _name_database(settings)
-        upgrade(settings.database_url)
-        for policy in wiring_of(ctx).make_policies(settings):
-            policy.upgrade()
-        upgrade_tables(settings.database_url, wiring_of(ctx).migrations)
-        print_text("The schema is up to date.")
-
-
-@db.command("thin")
-def thin_database(ctx: typer.Context) -> None:
-    """Compact the usage counts of hours into days where they are more than a month old."""
-    with reading(ctx) as service:
-        write = transaction(service.engine, write=True, timeout=LONG_TIMEOUT)
-        with write as connection:
-            fewer = counts.thin(connection, clock.now(connection))
-        print_text(f"{fewer} rows less.")
-
-
 def _open(ctx: typer.Context, settings: AuthSettings) -> KeyService:
     return open_service(settings, wiring_of(ctx).make_policies(settings))
 
@@ -316,14 +292,8 @@ def changing(ctx: typer.Context) -> Generator[KeyService]:
         settings = wiring_of(ctx).load_settings()
         service = _open(ctx, settings)
         service.import_env_keys()
-        _name_database(settings)
+        name_database(settings)
         yield service
-
-
-def _name_database(settings: AuthSettings) -> None:
-    """Name the database if it is not the default: a shell may have other settings."""
-    if settings.database_url != AuthSettings.model_fields["database_url"].default:
-        note(f"In {settings.database_url.set(query={}).render_as_string()}:")
 
 
 def _wait_until_all_follow(service: KeyService) -> None:

@@ -13,11 +13,11 @@ from typing import Annotated, Final
 
 import typer
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("uvicorn.error")  # which uvicorn sets up
 
 KEEP_ALIVE: Final = 130  # seconds; proxies keep a silent connection for up to two minutes
 GRACE: Final = 20  # seconds for the requests under way at the end; deploy/ allows some more
-HEALTHCHECK: Final = 30  # seconds; a worker that is silent for longer is replaced
+HEALTHCHECK: Final = 15  # seconds; a worker that is silent for longer is replaced
 FAILED: Final = 3  # the exit code of a start that fails
 
 SHARED_FOLDERS: Final[list[str]] = []

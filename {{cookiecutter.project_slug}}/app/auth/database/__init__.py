@@ -1,1 +1,1 @@
-"""The tables of the keys, the connection to them, and their migrations."""
+"""The tables of the keys, the connection to them, and the owner's migrations."""

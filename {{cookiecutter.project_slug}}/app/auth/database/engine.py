@@ -4,7 +4,7 @@ import os
 import socket
 import sqlite3
 from collections.abc import Callable, Generator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from threading import Timer
@@ -20,8 +20,12 @@ from app.constants import COMMAND
 
 TIMEOUT: Final = 5.0  # seconds until a database that does not answer counts as out of reach
 LONG_TIMEOUT: Final = 600.0  # seconds for a change to all keys, perhaps millions
-SCHEMA: Final = "0005"  # the newest revision in `migrations`
+SCHEMA: Final = "0005"  # the version of the tables in `models` and of their rules
 SCHEMA_TABLE: Final = "api_keys_schema"
+SCHEMAS: Final = sa.Table(
+    SCHEMA_TABLE, sa.MetaData(), sa.Column("version_num", sa.String(32), primary_key=True)
+)
+BACKUP: Final = -1  # the `user_version` of a backup, see `signature`
 OPTIONS: Final[dict[str, Any]] = {  # of a connection to PostgreSQL
     "application_name": COMMAND,
     "client_encoding": "utf8",  # whatever the encoding of the database
@@ -30,6 +34,7 @@ OPTIONS: Final[dict[str, Any]] = {  # of a connection to PostgreSQL
     "keepalives_idle": 5,
     "keepalives_interval": 1,
     "keepalives_count": 3,
+    "target_session_attrs": "primary",  # a standby lags behind: it knows no new revocation
     "prepare_threshold": None,  # behind a pooler each transaction may have another server
 }
 LOCK: Final = int.from_bytes(b"api_keys")  # the number of the advisory lock in PostgreSQL
@@ -165,11 +170,16 @@ class _Connection(sqlite3.Connection):
     file: tuple[int, int] | None = None  # device and inode
 
 
+def uri_of(path: Path, mode: str) -> str:
+    """SQLite's URI of a file. In the modes ro and rw, opening it never creates the file."""
+    return f"file:{quote(os.fsencode(path.absolute().as_posix()))}?mode={mode}"
+
+
 def _open_file(path: Path, timeout: float) -> _Connection:
     file = file_of(path)
-    # mode=rw: a connection never creates the file.
+    _refuse_strange_wal(path)
     connection = sqlite3.connect(
-        f"file:{quote(os.fsencode(path.absolute().as_posix()))}?mode=rw",
+        uri_of(path, "rw"),
         uri=True,
         timeout=timeout,
         isolation_level=None,  # `_begin_in_sqlite` begins the transactions
@@ -180,10 +190,13 @@ def _open_file(path: Path, timeout: float) -> _Connection:
         # A commit survives a power cut. In WAL mode readers do not wait for a writer.
         connection.execute("PRAGMA synchronous = FULL")
         connection.execute("PRAGMA foreign_keys = ON")
-        if _holds_keys(connection) and _switch_to_wal(connection, timeout) != "wal":
-            raise sqlite3.OperationalError(
-                "SQLite cannot share memory there; keep the file on a local disk"
-            )
+        if _holds_keys(connection):
+            if _switch_to_wal(connection, timeout) != "wal":
+                raise sqlite3.OperationalError(
+                    "SQLite cannot share memory there; keep the file on a local disk"
+                )
+            if connection.execute("PRAGMA user_version").fetchone() != (signature(path),):
+                connection.execute(f"PRAGMA user_version = {signature(path)}")
         if file != file_of(path):
             raise sqlite3.OperationalError(f"{path} was replaced just now")
     except BaseException:
@@ -210,6 +223,30 @@ def _switch_to_wal(connection: sqlite3.Connection, timeout: float) -> Any:
             if "locked" not in f"{error}" or monotonic() > give_up_at:
                 raise
             sleep(0.01)
+
+
+def signature(path: Path) -> int:
+    """The `user_version` of a file of keys: its inode. SQLite adds a -wal to whichever file has the
+    name, also to a backup that was put there."""
+    return path.stat().st_ino & 0x7FFF_FFFF
+
+
+def _refuse_strange_wal(path: Path) -> None:
+    """Before SQLite writes the -wal of another file into this one."""
+    wal = Path(f"{path}-wal")
+    if not (wal.exists() and wal.stat().st_size):
+        return
+    with path.open("rb") as file:
+        signed = int.from_bytes(file.read(64)[60:], signed=True)  # without what is in the -wal
+    if signed in (0, signature(path)):
+        return
+    with closing(sqlite3.connect(uri_of(path, "ro"), uri=True)) as both:
+        (signed,) = both.execute("PRAGMA user_version").fetchone()
+    if signed != signature(path):
+        raise sqlite3.OperationalError(
+            f"{path} was put there, and {wal.name} may be of another file: move both away, side by"
+            f" side only if they belong together, and run `{COMMAND} db restore FILE`"
+        )
 
 
 def file_of(path: Path) -> tuple[int, int] | None:
@@ -284,12 +321,11 @@ def check_schema(engine: sa.Engine) -> None:
 
 
 def schema_of(connection: sa.Connection) -> str | None:
-    """The revision of the tables; None if there are none, "" if they have no revision."""
+    """The version of the tables; None if there are none, "" if they have no version."""
     inspector = sa.inspect(connection)
     if inspector.has_table(SCHEMA_TABLE):
-        version = sa.column("version_num", sa.String())
-        newest = sa.select(sa.func.max(version)).select_from(sa.table(SCHEMA_TABLE))
-        return connection.scalar(newest)
+        newest: str | None = connection.scalar(sa.select(sa.func.max(SCHEMAS.c.version_num)))
+        return newest
     return "" if inspector.has_table("api_keys") else None
 
 

@@ -5,8 +5,9 @@ The folder's `env.py` calls `run_migrations`.
 
 import sqlite3
 import warnings
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterable
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -24,13 +25,16 @@ from app.auth.errors import SettingsError, StoreUnavailableError
 TIMEOUT: Final = 3600.0  # seconds, enough for large tables and for a migration that runs first
 
 
-def upgrade_tables(url: sa.URL, folder: Path) -> None:
-    """Apply the revisions in this folder, if it has an `env.py`. Raises SettingsError."""
+def upgrade_tables(url: sa.URL, folder: Path) -> bool:
+    """Apply the revisions in this folder, if it has an `env.py`. Returns whether there were any to
+    apply. Raises SettingsError."""
+    config = configuration(url, folder)
     if (folder / "env.py").is_file():
         try:
-            command.upgrade(configuration(url, folder), "head")
+            command.upgrade(config, "head")
         except CommandError as error:
             raise SettingsError(f"{folder}: {error}") from error
+    return "changed" in config.attributes
 
 
 def configuration(url: sa.URL, folder: Path) -> Config:
@@ -46,30 +50,47 @@ def run_migrations(metadata: sa.MetaData, load_settings: Callable[[], Any], **op
     """Run the migrations of the current Alembic command in one transaction, one process at a time.
 
     `metadata` has the tables. The settings have a `database_url`. The options go to Alembic's
-    `context.configure`. Raises CommandError.
+    `context.configure`, and win over those given here. Raises CommandError.
     """
+    yours = options.pop("on_version_apply", ())
+    options = {
+        "target_metadata": metadata,
+        "on_version_apply": [
+            _check_foreign_keys,
+            *(yours if isinstance(yours, Iterable) else [yours]),
+        ],
+        "include_schemas": any(table.schema for table in metadata.tables.values()),
+        "include_name": partial(_is_yours, metadata),
+        "render_item": _import_its_module,
+        "render_as_batch": True,  # SQLite needs it; PostgreSQL does not mind
+        **options,
+    }
     try:
         url = context.config.attributes.get("url") or load_settings().database_url
+        if context.is_offline_mode():  # `alembic upgrade head --sql` prints the statements
+            offline = {"url": url, "literal_binds": True, "dialect_opts": {"paramstyle": "named"}}
+            context.configure(**{**offline, **options})
+            with context.begin_transaction():
+                context.run_migrations()
+            return
         check_schema(connect(url))
         engine = connect(url, timeout=TIMEOUT)
         if engine.dialect.name == "sqlite":
             event.listen(engine, "connect", _suspend_foreign_keys)
             event.listen(engine, "before_cursor_execute", _refuse_loss)
         with transaction(engine, write=True) as connection, _errors_in_one_line():
-            context.configure(
-                connection=connection,
-                target_metadata=metadata,
-                # Ignore the tables of the keys and those of other applications.
-                include_name=lambda name, kind, _: kind != "table" or name in metadata.tables,
-                render_item=_import_its_module,
-                render_as_batch=True,  # SQLite needs it; PostgreSQL does not mind
-                on_version_apply=_check_foreign_keys,
-                **options,
-            )
+            context.configure(connection=connection, **options)
             with context.begin_transaction():
                 context.run_migrations()
     except (SettingsError, StoreUnavailableError) as error:
         raise CommandError(f"{error}") from None
+
+
+def _is_yours(metadata: sa.MetaData, name: str | None, kind: str, parents: Any) -> bool:
+    """Ignore the tables of the keys, and the tables and schemas of other applications."""
+    if kind == "schema":
+        return name is None or any(table.schema == name for table in metadata.tables.values())
+    return kind != "table" or parents["schema_qualified_table_name"] in metadata.tables
 
 
 def _import_its_module(kind: str, item: Any, writing: AutogenContext) -> Literal[False]:
@@ -106,7 +127,8 @@ def _suspend_foreign_keys(opened: sqlite3.Connection, _: object) -> None:
 
 def _check_foreign_keys(ctx: MigrationContext, step: MigrationInfo, *_: Any, **__: Any) -> None:
     """Runs after each revision. PostgreSQL checks them by itself."""
-    if ctx.dialect.name == "sqlite" and ctx.connection:
+    context.config.attributes["changed"] = True
+    if ctx.dialect.name == "sqlite" and ctx.connection and not ctx.as_sql:
         rows = ctx.connection.exec_driver_sql("PRAGMA foreign_key_check").all()
         if rows:
             broken = ", ".join(sorted({f"{row[0]} (to {row[2]})" for row in rows}))

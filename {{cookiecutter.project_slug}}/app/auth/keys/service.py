@@ -15,6 +15,7 @@ from app.auth.access.policy import Policy, parse_restrictions
 from app.auth.config.settings import AuthSettings
 from app.auth.database import clock
 from app.auth.database.engine import LONG_TIMEOUT, check_schema, connect, transaction
+from app.auth.database.migrate import upgrade
 from app.auth.database.models import (
     ENV_ID,
     LEAST_STALENESS,
@@ -315,7 +316,5 @@ def open_service(
     except SettingsError:
         if not (migrate and service.engine.dialect.name == "sqlite"):
             raise
-        from app.auth.database.migrate import upgrade  # imported late, because it is slow
-
         upgrade(settings.database_url)
     return service

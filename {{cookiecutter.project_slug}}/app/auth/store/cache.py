@@ -61,6 +61,7 @@ class DatabaseKeyStore:
         self.changes = 0  # counts the polls that found changes, and the reloads
         self._asked_at = self._trusted_until = self._ask_strangers_at = -inf
         self._asking: asyncio.Task[None] | None = None
+        self._flush_at, self._is_on_its_own = monotonic() + FLUSH_EVERY, False
         self._usage = UsageWriter(self._queries, self._threads, self._clock)
         self.observe = self._usage.observe
 
@@ -92,6 +93,8 @@ class DatabaseKeyStore:
         if came_at > self._trusted_until:
             await self._ensure_fresh(came_at)
         secret = self._secrets.get(digest) or await self._look_up(digest, came_at)
+        if came_at > self._flush_at:
+            await self._flush_in_request()
         if secret is None:
             return UNKNOWN
         if secret.ends_at > self._clock.now():
@@ -142,11 +145,14 @@ class DatabaseKeyStore:
 
     def _poll(self, timeout: float | None = None) -> asyncio.Task[None]:
         """The poll that is running, or a new one. All callers share its answer."""
-        if not self._asking or self._asking.done():
-            self._asking = asyncio.create_task(self._refresh_now(timeout or self._timeout))
+        asking = self._asking
+        # A loop that has ended leaves its poll undone.
+        if not asking or asking.done() or asking.get_loop() is not asyncio.get_running_loop():
+            asking = asyncio.create_task(self._refresh_now(timeout or self._timeout))
             # Take the error here, because every caller may have given up.
-            self._asking.add_done_callback(lambda asked: asked.cancelled() or asked.exception())
-        return self._asking
+            asking.add_done_callback(lambda asked: asked.cancelled() or asked.exception())
+            self._asking = asking
+        return asking
 
     async def _refresh_now(self, seconds: float) -> None:
         threads, changes_since = self._asking_threads, self._queries.changes_since
@@ -179,7 +185,10 @@ class DatabaseKeyStore:
         while digests := await run(threads, None, self._queries.digests, after):
             known.extend(map(_start_of, digests))
             after = digests[-1]
-        self._clock.learn(await run(threads, None, self._queries.moments))
+        check = self._queries.check
+        self._clock.learn(await run(threads, None, check, position, len(known)))
+        if ahead := self._clock.ahead:
+            logger.warning("The keys' database says %s. Is this machine's clock right?", ahead)
         self._secrets.clear()
         self._known, self._position = known, position
         self.changes += 1
@@ -193,11 +202,9 @@ class DatabaseKeyStore:
 
         Raises StoreUnavailableError if the keys cannot be read at the start.
         """
-        self._queries.name_server()
+        self._flush_at = inf
         await self.flush(starting=True)
         await in_time(None, self._poll(TIMEOUT))  # a busy machine may be slow to start
-        if ahead := self._clock.ahead:
-            logger.warning("The keys' database says %s. Is this machine's clock right?", ahead)
         stop = asyncio.Event()
         work = [
             asyncio.create_task(_keep_doing(self.refresh, lambda: self._staleness() / 4, stop)),
@@ -209,6 +216,7 @@ class DatabaseKeyStore:
             stop.set()
             await asyncio.wait(work)
             self._usage.counted_until = self._trusted_until = -inf
+            self._flush_at = monotonic() + FLUSH_EVERY
             await self.flush(stopping=True)
             self.close()
 
@@ -221,6 +229,20 @@ class DatabaseKeyStore:
         """Write how keys were used. After an error, the next call writes it."""
         max_staleness = 0.0 if stopping else self._max_staleness
         await self._usage.flush(max_staleness, starting=starting, stopping=stopping)
+
+    async def _flush_in_request(self) -> None:
+        """Flush without a lifespan. The request waits, for its loop may stand still afterwards."""
+        self._flush_at = monotonic() + FLUSH_EVERY
+        starting, self._is_on_its_own = not self._is_on_its_own, True
+        if starting:
+            logger.warning(
+                "No lifespan runs here: requests write how keys are used, a stop loses the last"
+                " of it. Have the server, or the application that mounts this one, run the lifespan."
+            )
+        # Nobody can know whether such a server still runs, so changes do not wait for it.
+        writing = self._usage.flush(LEAST_STALENESS, starting=starting, stopping=False)
+        with suppress(TimeoutError):
+            await asyncio.wait_for(writing, self._timeout)
 
 
 async def _keep_doing(

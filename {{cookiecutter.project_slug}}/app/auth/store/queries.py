@@ -33,6 +33,7 @@ logger = logging.getLogger(__name__)
 
 AT_ONCE = 50_000  # digests a query, so that none takes long
 MOST_NEWS = 10_000  # events; with more of them, a reload is faster
+THIN_FOR = 1.0  # seconds of each flush
 FLUSH_AT_ONCE = 500  # secrets a transaction, so that changes to keys wait only briefly
 
 T = TypeVar("T")
@@ -54,6 +55,9 @@ class Cursor:
 
 
 NOWHERE: Final = Cursor(-1, b"")
+ISSUING: Final = ("created", "rotated")  # the events that bring a secret each
+COUNT: Final = sa.func.count()
+INCOMPLETE: Final = "DATABASE_URL: a part of the keys is missing there; is a backup being restored?"
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,17 +70,10 @@ class Changes:
 class Queries:
     """All methods raise StoreUnavailableError."""
 
-    def __init__(
-        self,
-        engine: sa.Engine,
-        env_keys: Iterable[bytes],
-    ) -> None:
+    def __init__(self, engine: sa.Engine, env_keys: Iterable[bytes]) -> None:
         self._engine, self._env_keys = engine, frozenset(env_keys)
+        self._is_another = False  # another history is being read
         self._env_ids = {ENV_ID + id_of(digest) for digest in self._env_keys}
-        self.name_server()
-
-    def name_server(self) -> None:
-        """Take a new name. A process that was forked must not share that of its parent."""
         self._server = token_hex(8)
 
     def changes_since(self, known: Cursor, timeout: float) -> Changes:
@@ -93,19 +90,26 @@ class Queries:
         with transaction(self._engine, timeout=timeout) as connection:
             # One statement, so one snapshot: every later change then waits for this server.
             query = sa.select(latest(events.id), latest(events.stamp), bound.scalar_subquery())
-            event, stamp, counted = connection.execute(query).one()
+            if self._engine.dialect.name == "postgresql":
+                query = query.where(sa.not_(sa.func.pg_is_in_recovery()))
+            if (found := connection.execute(query).one_or_none()) is None:
+                raise StoreUnavailableError("DATABASE_URL: a standby lags behind; name the primary")
+            event, stamp, counted = found
             news = Changes(Cursor(event or 0, stamp or b""), [], counted or 0.0)
             if news.position == known:
                 return news
             at_known = sa.select(events.stamp).where(events.id == known.event)
             if known.event > 0 and connection.scalar(at_known) != known.stamp:
-                logger.warning("The database holds another history of the keys; all is read anew.")
+                self._is_another = True
                 return replace(news, changed=None)
             if known is NOWHERE or news.position.event - known.event > MOST_NEWS:
                 return replace(news, changed=None)
             keys = sa.select(events.key_id).where(events.id > known.event)
             changed = sa.select(api_key_secrets.c.digest).where(api_key_secrets.c.key_id.in_(keys))
-            return replace(news, changed=connection.scalars(changed).all())
+            digests = connection.scalars(changed).all()
+            of_keys = sa.select(COUNT).where(events.key_id.in_(keys), events.action.in_(ISSUING))
+            is_whole = connection.scalar(of_keys) == len(digests)
+            return replace(news, changed=digests if is_whole else None)
 
     def digests(self, after: bytes) -> Sequence[bytes]:
         """The next digests of all secrets, in order, AT_ONCE at most."""
@@ -114,17 +118,36 @@ class Queries:
         with transaction(self._engine) as connection:
             return connection.scalars(some).all()
 
-    def moments(self) -> list[datetime]:
-        """The times that the clock learns from."""
+    def check(self, position: Cursor, secrets: int) -> list[datetime]:
+        """Compare what was read with the events. Returns the times that the clock learns from.
+
+        A restore may bring one table after another, and their rules at the end.
+        """
+        told = sa.select(COUNT).where(api_key_events.c.id <= position.event)
+        query = sa.select(
+            told.where(api_key_events.c.action.in_(ISSUING)).scalar_subquery() <= secrets,
+            told.where(api_key_events.c.action == "created").scalar_subquery()
+            <= sa.select(COUNT).select_from(api_keys).scalar_subquery(),
+        )
+        if self._engine.dialect.name == "postgresql":
+            query = query.where(sa.text("'api_keys_stay' IN (SELECT tgname FROM pg_trigger)"))
         with transaction(self._engine) as connection:
-            return clock.moments(connection)
+            if not all(connection.execute(query).one_or_none() or [False]):
+                raise StoreUnavailableError(INCOMPLETE)
+            moments = clock.moments(connection)
+        if self._is_another:
+            logger.warning("The database holds another history of the keys; all is read anew.")
+            self._is_another = False
+        return moments
 
     def secret(self, digest: bytes) -> Secret | None:
         own = (api_key_secrets.c.expires_at.label("own_expires_at"), api_key_secrets.c.ended_at)
         query = sa.select(api_keys, *own).join(api_key_secrets)
         with transaction(self._engine) as connection:
             row = connection.execute(query.where(api_key_secrets.c.digest == digest)).one_or_none()
-        if row is None or (row.id.startswith(ENV_ID) and digest not in self._env_keys):
+        if row is None:  # though its digest was read, and nothing deletes a key
+            raise StoreUnavailableError(INCOMPLETE)
+        if row.id.startswith(ENV_ID) and digest not in self._env_keys:
             return None
         key = key_of(row)
         if row.revoked_at:
@@ -165,6 +188,8 @@ class Queries:
         self, used: dict[bytes, float], now: datetime, max_staleness: float, starting: bool
     ) -> None:
         """Write when secrets were last used (seconds since the epoch), and this server's row."""
+        if starting:  # a process that was forked must not share the name of its parent
+            self._server = token_hex(8)
         # It moves one column forward and nothing else, so outdated data cannot revive a key.
         at = sa.bindparam("at", type_=Instant)
         last, earliest_wrong = api_key_secrets.c.last_used_at, sa.bindparam("wrong", type_=Instant)
@@ -199,9 +224,10 @@ class Queries:
                 number = sa.update(api_key_servers).where(ours).values(batch=batch.number)
                 connection.execute(number)
 
-    def thin(self, now: datetime) -> int:
-        with transaction(self._engine, write=True, timeout=LONG_TIMEOUT) as connection:
-            return counts.thin(connection, now)
+    def thin(self, now: datetime) -> bool:
+        """Compact old counts for a moment. Returns whether none are left."""
+        give_up_at = monotonic() + THIN_FOR
+        return all(monotonic() < give_up_at for _ in counts.thin(self._engine, now))
 
 
 def _forget_servers(connection: sa.Connection, now: datetime) -> None:

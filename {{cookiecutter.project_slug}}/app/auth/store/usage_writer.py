@@ -74,8 +74,9 @@ class UsageWriter:
             used.clear()
             batches = self._counts.batches()
             while batches:
-                await run(self._threads, None, self._queries.add, batches[0])
-                batches.popleft()
+                await run(self._threads, None, self._queries.add, batch := batches[0])
+                if batches and batches[0] is batch:  # no other loop has written it meanwhile
+                    batches.popleft()
             if networks := self._counts.networks():
                 await run(self._threads, None, self._queries.note_networks, networks)
                 self._counts.noted(networks)
@@ -95,10 +96,10 @@ class UsageWriter:
             self.wrote_at = began_at
 
     async def _housekeep(self, now: datetime) -> None:
-        """Compact old counts once a day, and look for anomalies every NOTICE_EVERY seconds."""
-        if now.date() != self._thinned_on:
-            await run(self._threads, None, self._queries.thin, now)
-            self._thinned_on = now.date()
+        """Compact old counts every day, and look for anomalies every NOTICE_EVERY seconds."""
+        today, thin = now.date(), self._queries.thin
+        if today != self._thinned_on and await run(self._threads, None, thin, now):
+            self._thinned_on = today
         if monotonic() >= self._notice_at:
             self._notice_at = monotonic() + NOTICE_EVERY
             for finding in await run(self._threads, None, self._queries.notice, now):

@@ -1,15 +1,17 @@
 """Counts how keys are used, in memory. The store writes the counts every few seconds."""
 
 from collections import Counter, defaultdict, deque
-from collections.abc import Iterable, Mapping, Sequence, Set
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from importlib import import_module
+from time import monotonic, sleep
 from typing import Any, Final, Literal, get_args
 
 import sqlalchemy as sa
 
 from app.auth.access.clients import network_of
+from app.auth.database.engine import transaction
 from app.auth.database.models import (
     LONGEST_REASON,
     api_key_networks,
@@ -20,8 +22,9 @@ from app.auth.database.models import (
 HOUR: Final = 3600  # seconds
 DAY: Final = 24 * HOUR
 HOURS_KEPT: Final = timedelta(days=31)  # then they are compacted into days
+REFUSALS_KEPT: Final = timedelta(days=366)  # then they are deleted
 AT_ONCE: Final = 500  # counts a transaction, so that changes to keys wait only briefly
-MOST_NETWORKS: Final = 1000  # that are counted apart between two writes
+MOST_NETWORKS: Final = 1000  # that are counted apart between two writes, and in an hour or a day
 MOST_NOTED: Final = 50_000  # written networks in memory, so that none is written again
 MOST_OF_A_SECRET: Final = 100  # networks a day that are written
 ELSEWHERE: Final = "elsewhere"  # stands for all further networks
@@ -141,6 +144,8 @@ def _network_of(client: str) -> str:
 
 def add(connection: sa.Connection, table: sa.Table, rows: Sequence[Row]) -> None:
     """Add these counts to the stored ones."""
+    if table is api_key_refusals:
+        rows = [*_bounded(connection, rows)]
     statement = _insert(connection, table)
     counts = [column.name for column in table.c if not column.primary_key]
     statement = statement.on_conflict_do_update(
@@ -148,6 +153,23 @@ def add(connection: sa.Connection, table: sa.Table, rows: Sequence[Row]) -> None
         set_={name: table.c[name] + statement.excluded[name] for name in counts},
     )
     connection.execute(statement, list(rows))
+
+
+def _bounded(connection: sa.Connection, rows: Iterable[Row]) -> Iterator[Row]:
+    """These refusals, with ELSEWHERE in the place of networks that are too many for their hour."""
+    known = api_key_refusals.c
+    kinds: dict[tuple[datetime, int], set[tuple[str, str]]] = {}
+    for row in rows:
+        period, kind = (row["starts_at"], row["hours"]), (row["network"], row["reason"])
+        if period not in kinds:
+            stored = sa.select(known.network, known.reason)
+            stored = stored.where(known.starts_at == period[0], known.hours == period[1])
+            kinds[period] = {(network, reason) for network, reason in connection.execute(stored)}
+        if kind in kinds[period] or len(kinds[period]) < MOST_NETWORKS:
+            kinds[period].add(kind)
+            yield row
+        else:
+            yield {**row, "network": ELSEWHERE}
 
 
 def note_networks(connection: sa.Connection, rows: Sequence[Row]) -> None:
@@ -183,21 +205,36 @@ def used(digests: sa.Select[tuple[bytes]], since: datetime) -> sa.Select[tuple[i
     return sa.select(let_in).where(usage.digest.in_(digests), usage.starts_at >= since)
 
 
-def thin(connection: sa.Connection, now: datetime) -> int:
-    """Compact old hours into days. Returns how many rows that saves."""
-    before = (now - HOURS_KEPT).replace(hour=0, minute=0, second=0, microsecond=0)
-    fewer = 0
-    for table in (api_key_usage, api_key_refusals):
-        old = sa.and_(table.c.hours == 1, table.c.starts_at < before)
-        rows: list[Row] = [
-            {**row._asdict(), "hours": 24, "starts_at": row.starts_at.replace(hour=0)}
-            for row in connection.execute(sa.select(table).where(old))
-        ]
-        if rows:
-            add(connection, table, rows)
-            connection.execute(sa.delete(table).where(old))
-            days = {tuple(row[column.name] for column in table.primary_key) for row in rows}
-            fewer += len(rows) - len(days)
-    old = api_key_networks.c.starts_at < before
-    fewer += connection.execute(sa.delete(api_key_networks).where(old)).rowcount
-    return fewer
+def thin(engine: sa.Engine, now: datetime) -> Iterator[int]:
+    """Compact old hours into days, and delete what is too old. Yields, after each of many short
+    transactions, how many rows it has compacted or deleted."""
+    month = (now - HOURS_KEPT).replace(hour=0, minute=0, second=0, microsecond=0)
+    networks, refusals = api_key_networks.c, api_key_refusals.c
+    for table, is_old in (
+        (api_key_usage, (api_key_usage.c.starts_at < month) & (api_key_usage.c.hours == 1)),
+        (api_key_refusals, (refusals.starts_at < month) & (refusals.hours == 1)),
+        (api_key_refusals, refusals.starts_at < now - REFUSALS_KEPT),
+        (api_key_networks, networks.starts_at < month),
+    ):
+        starts_at = table.c.starts_at
+        with transaction(engine) as connection:
+            oldest = connection.scalar(sa.select(sa.func.min(starts_at)).where(is_old))
+        some = sa.select(table).where(is_old).order_by(starts_at).limit(AT_ONCE)
+        one = [column == sa.bindparam(f"old_{column.name}") for column in table.primary_key]
+        while oldest:
+            began_at = monotonic()
+            with transaction(engine, write=True) as connection:
+                rows = [*connection.execute(some.where(starts_at >= oldest)).mappings()]
+                days = [
+                    {**row, "hours": 24, "starts_at": row["starts_at"].replace(hour=0)}
+                    for row in rows
+                    if row.get("hours") == 1
+                ]
+                if days:
+                    add(connection, table, days)
+                if rows:
+                    olds = [{f"old_{name}": value for name, value in row.items()} for row in rows]
+                    connection.execute(sa.delete(table).where(*one), olds)
+            oldest = rows[-1]["starts_at"] if len(rows) == AT_ONCE else None
+            yield len(rows)
+            sleep(monotonic() - began_at)  # others may write as long

@@ -12,13 +12,11 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 import sqlalchemy as sa
-from fastapi.dependencies.models import Dependant
-from fastapi.routing import iter_route_contexts
 from pydantic import BaseModel
 from starlette.routing import BaseRoute
 
 from app.auth.access.dependencies import scopes_of
-from app.auth.access.routers import GuardedRouter
+from app.auth.access.selfcheck import places_at
 from app.auth.database import clock
 from app.auth.database.clock import DAY
 from app.auth.database.engine import transaction
@@ -65,16 +63,8 @@ def diagnose(service: KeyService, routes: Sequence[BaseRoute]) -> list[Finding]:
 
 def scopes_asked_for(routes: Sequence[BaseRoute]) -> set[str]:
     """The scopes that endpoints and routers ask for, also in mounted applications."""
-    found: set[str] = set()
-    for context in iter_route_contexts(routes):
-        if isinstance(dependant := getattr(context, "dependant", None), Dependant):
-            found.update(scopes_of(dependant))
-    for route in routes:
-        for inner in (getattr(route, "original_router", None), getattr(route, "app", None)):
-            if isinstance(inner, GuardedRouter):  # its routes may have no dependencies
-                found.update(inner.scopes)
-            found |= scopes_asked_for(getattr(inner, "routes", ()))
-    return found
+    places = (place for route in routes for place in places_at(route))
+    return {scope for place in places for scope in scopes_of(place.asks)}
 
 
 def examine(

@@ -5,6 +5,7 @@ import json
 import sys
 from pathlib import Path
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import pytest
 
@@ -112,3 +113,13 @@ def test_what_cannot_be_done_is_explained_and_changes_nothing(
     assert not env_file.exists()
     assert f"{env_file} is new." in run("keys", "create").stderr
     assert len(json.loads(run("keys", "list", "--json").stdout)) == 1
+
+
+def test_serve_starts_your_application_and_outlasts_the_proxy(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    config = Mock(side_effect=SystemExit(0))
+    monkeypatch.setattr("uvicorn.Config", config)
+    assert run("serve").exit_code == 0
+    assert config.call_args.args == ("app.main:app",)
+    assert config.call_args.kwargs["timeout_keep_alive"] > 120  # seconds, of Caddy

@@ -1,0 +1,126 @@
+"""`serve` as a process of its own, called over real sockets."""
+
+import http.client
+import re
+import signal
+import socket
+import time
+from contextlib import closing, suppress
+from pathlib import Path
+
+import pytest
+
+from app.auth.key import new_secret
+from app.constants import API_KEY_HEADER, MISSING_KEY_STATUS
+from tests.thorough.servers import LOCAL, PATIENCE, Service, get
+
+ANY = "0.0.0.0"  # noqa: S104
+
+
+@pytest.fixture
+def service(tmp_path: Path) -> Service:
+    return Service(tmp_path)
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_a_bad_setting_ends_serve_in_one_line(service: Service, workers: str) -> None:
+    assert service.ends("--workers", workers, LOG_LEVEL="swordfish") == 3
+    assert service.said.startswith("LOG_LEVEL: Input should be 'DEBUG'")
+    assert service.said.count("\n") == 1
+    assert "swordfish" not in service.said
+    service.write_keys("swordfish")
+    assert service.ends("--workers", workers) == 3
+    assert service.said.startswith("API_KEYS: entry 1 of 1 ")
+    assert service.said.count("\n") == 1
+
+
+def test_workers_that_cannot_start_end_serve_with_another_code_than_0(service: Service) -> None:
+    assert service.ends("--port", "0", "--workers", "2", program="serve_it.py", BROKEN="yes") == 3
+    assert "Traceback" not in service.said
+
+
+def test_a_port_that_is_taken_ends_serve_in_one_line(service: Service) -> None:
+    with socket.create_server((LOCAL, 0)) as taken:
+        assert service.ends("--port", f"{taken.getsockname()[1]}") == 3
+    assert "cannot listen: Address already in use" in service.said.splitlines()[-1]
+    assert service.ends("--host", "nowhere.invalid") == 3
+    assert "cannot listen: " in service.said.splitlines()[-1]
+    assert "Traceback" not in service.said
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_request_under_way_is_answered_before_serve_ends(service: Service, workers: int) -> None:
+    with service.serving(workers=workers, program="serve_it.py") as server:
+        with closing(service.connect()) as connection:
+            connection.request("GET", "/slow")
+            service.wait_for("has begun", server)
+            server.terminate()
+            assert connection.getresponse().read() == b"ok"
+        # A server that was alone ends by the signal, as uvicorn does.
+        assert server.wait(PATIENCE) in ((0,) if workers > 1 else (0, -signal.SIGTERM))
+    assert "Traceback" not in service.said
+
+
+def test_a_connection_may_pause_for_as_long_as_it_says(service: Service) -> None:
+    for seconds, breaks in (("2", False), ("1", True)):
+        with (
+            service.serving("--keep-alive", seconds, program="serve_it.py"),
+            closing(service.connect()) as connection,
+        ):
+            assert get(connection, "/") == 200
+            used = connection.sock
+            time.sleep(1.5)
+            with suppress(ConnectionError, http.client.HTTPException):
+                get(connection, "/")
+            assert (connection.sock is not used) is breaks
+
+
+def test_both_families_are_served_and_addresses_are_those_of_the_callers(service: Service) -> None:
+    try:
+        socket.create_server(("::1", 0), family=socket.AF_INET6).close()
+    except OSError:
+        pytest.skip("this machine has no IPv6")
+    with service.serving("--host", ANY, "--host", "::") as server:
+        ports = re.findall(r"Listening on (\S+), port (\d+)", service.said)
+        assert [host for host, _ in ports] == [ANY, "::"]
+        for host, (_, port) in ((LOCAL, ports[0]), ("::1", ports[1])):
+            with closing(http.client.HTTPConnection(host, int(port), timeout=PATIENCE)) as line:
+                assert get(line, "/health/ready") == 200
+        with (
+            pytest.raises(OSError, match="refused"),
+            closing(http.client.HTTPConnection(LOCAL, int(ports[1][1]), timeout=PATIENCE)) as line,
+        ):
+            get(line, "/")  # no IPv4 address in the form of an IPv6 one
+        assert server.poll() is None
+
+
+def test_a_unix_socket_is_served_and_says_once_that_callers_have_no_address(
+    service: Service,
+) -> None:
+    path = service.folder / "s"
+    with socket.socket(socket.AF_UNIX) as left:
+        left.bind(f"{path}")  # by a server that was killed
+    for variables, warnings in (({}, 1), ({"FORWARDED_ALLOW_IPS": "*"}, 0)):
+        with (
+            service.serving("--uds", f"{path}", **variables),
+            socket.socket(socket.AF_UNIX) as line,
+        ):
+            line.connect(f"{path}")
+            line.sendall(
+                f"GET /secure-endpoint HTTP/1.1\r\nHost: x\r\n{API_KEY_HEADER}: {service.key}\r\n"
+                f"X-Forwarded-For: 192.0.2.7\r\nConnection: close\r\n\r\n".encode()
+            )
+            assert line.makefile("rb").readline() == b"HTTP/1.1 200 OK\r\n"
+        assert service.said.count("have no address") == warnings
+        assert ("192.0.2.7 GET" in service.said) is not warnings
+
+
+def test_workers_follow_the_settings_after_a_hangup(service: Service) -> None:
+    with service.serving(workers=2) as server:
+        headers = {API_KEY_HEADER: new_secret()}
+        assert service.status("/secure-endpoint", **headers) == MISSING_KEY_STATUS
+        service.write_keys(headers[API_KEY_HEADER])
+        server.send_signal(signal.SIGHUP)
+        service.wait_for("Finished server process", server, 2)
+        for _ in range(5):
+            assert service.status("/secure-endpoint", **headers) == 200
