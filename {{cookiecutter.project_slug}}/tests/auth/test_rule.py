@@ -75,7 +75,3 @@ async def test_out_of_reach_callers_are_told_to_try_again(api: GuardedAPI, keys:
         answer = await answer_of(api, keys.issue())
     assert (answer.status, answer.header("retry-after")) == (503, "1")
     assert b"no route" not in answer.body
-
-
-async def guess(api: GuardedAPI, times: int, client: tuple[str, int] = HERE) -> list[int]:
-    return [await status_of(api, new_secret().encode(), client=client) for _ in range(times)]
