@@ -77,9 +77,9 @@ def workspace() -> Iterator[None]:
             inf  # a refusal is what is measured
         )
         # Its lines are written as it writes them, but nobody is to read them.
-        handler = logging.StreamHandler(nowhere)
-        handler.setFormatter(logging.lastResort.formatter if logging.lastResort else None)
-        logging.getLogger("app").addHandler(handler)
+        for handler in logging.root.handlers:
+            if type(handler) is logging.StreamHandler:
+                handler.setStream(nowhere)
         yield
 
 

@@ -212,7 +212,7 @@ def listens(at: int | str) -> bool:
 
 def lines(project: Project) -> list[dict[str, object]]:
     said = [json.loads(line) for line in project.read("said").splitlines()]
-    return [line for line in said if line["logger"] == "app.auth.access.request_log"]
+    return [line for line in said if line["logger"] == "app.requests"]
 
 
 @pytest.mark.parametrize("name", PROXIES)

@@ -158,7 +158,7 @@ async def test_an_application_may_answer_to_errors_by_itself(keys: Keys) -> None
 
 def test_the_headers_of_refusals_and_of_policies_are_in_it(keys: Keys) -> None:
     class Policy:
-        headers: Final = {"Left": "How many are left"}
+        headers: Final = {"Left": {"schema": {"type": "integer"}}}
 
     policies: Any = [Policy(), object()]
     api = GuardedAPI(keys, policies=policies)

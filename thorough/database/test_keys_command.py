@@ -19,7 +19,7 @@ import typer
 from typer.testing import CliRunner
 
 from app.auth.cli import commands
-from app.auth.cli.commands import _name_database
+from app.auth.cli.database import name_database
 from app.auth.config.settings import AuthSettings
 from app.auth.database import clock
 from app.auth.database.engine import SCHEMA, SCHEMA_TABLE, connect, transaction
@@ -134,7 +134,7 @@ def test_people_get_tables(ids: list[str]) -> None:
     scopes = ("--scope", "a:read", "--scope", "b:read")
     first = keys("create", "billing", *scopes, "--expires-in", "1w")
     rotated = keys("rotate", keys("create", "reports")["id"])
-    in_order = [*sorted([first["id"], rotated["id"]]), *sorted(ids)]
+    in_order = [*sorted(ids), first["id"], rotated["id"]]  # as they came
     assert [key["id"] for key in keys("list")] == in_order
     head, *rows = (re.split("  +", line) for line in run("keys", "list").stdout.splitlines())
     columns = "ID  NAME  SCOPES  STATUS  CREATED AT  EXPIRES AT  LAST USED AT"
@@ -538,7 +538,7 @@ def open_umask() -> Iterator[None]:
 @pytest.mark.usefixtures("open_umask")
 def test_a_database_file_is_for_its_owner_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DATABASE_URL", f"sqlite:///{Path.cwd()}/new.db")
-    assert run("db", "upgrade").stdout == "The schema is up to date.\n"
+    assert run("db", "upgrade").stdout == "The schema is up to date now.\n"
     with transaction(connect(load_settings().database_url), write=True) as connection:
         connection.exec_driver_sql("DELETE FROM api_key_servers")
         files = [*Path().glob("new.db*")]
@@ -557,8 +557,8 @@ def test_an_empty_postgresql_gets_its_schema_from_db_upgrade(
         assert complaint("keys", "list") == hint
         with pytest.raises(SettingsError, match=hint):
             create_app(load_settings())
-        for _ in range(2):
-            assert run("db", "upgrade").stdout == "The schema is up to date.\n"
+        for done in (" now", ": nothing to do"):
+            assert run("db", "upgrade").stdout == f"The schema is up to date{done}.\n"
         assert keys("list") == []
         assert schema(url) == SCHEMA
 
@@ -633,8 +633,8 @@ def test_the_usual_database_lies_in_the_folder_of_the_project(
     elsewhere.mkdir()
     rc, output, said = project.run("-c", ELSEWHERE, f"{project.env_file}", cwd=elsewhere)
     assert rc == 0, said
-    up_to_date = ["The schema is up to date.", "None"]
-    assert output.splitlines() == ["1", *up_to_date, *up_to_date, "None.", "None"]
+    made = "The schema is up to date now."
+    assert output.splitlines() == ["1", made, "None", made, "None", "None.", "None"]
     missing, where = said.splitlines()
     assert f"there is no {project.database};" in missing  # not even doctor makes one
     assert where == f"In {sa.URL.create('sqlite', database=str(project.folder / 'other.db'))}:"
@@ -643,9 +643,9 @@ def test_the_usual_database_lies_in_the_folder_of_the_project(
 
 
 def test_another_database_than_the_usual_one_is_named(capsys: pytest.CaptureFixture[str]) -> None:
-    _name_database(AuthSettings.model_construct())
+    name_database(AuthSettings.model_construct())
     assert capsys.readouterr().err == ""
-    _name_database(AuthSettings.model_construct(database_url=sa.make_url("sqlite:///other.db")))
+    name_database(AuthSettings.model_construct(database_url=sa.make_url("sqlite:///other.db")))
     assert capsys.readouterr().err == "In sqlite:///other.db:\n"
 
 

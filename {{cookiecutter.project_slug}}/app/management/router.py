@@ -143,7 +143,7 @@ def list_keys(
 ) -> Page:
     """The keys, oldest first: all, or those with `search` in the name or the id.
 
-    The search ignores case.
+    Those of `API_KEYS` come last. The search ignores case.
     """
     found = service.page(after, limit + 1, has(search))
     items = [KeyView.of(key) for key in found[:limit]]

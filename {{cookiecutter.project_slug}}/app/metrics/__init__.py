@@ -7,12 +7,14 @@ data, so callers cannot create new time series.
 import logging
 import os
 import sys
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from functools import cache, lru_cache
-from mmap import PAGESIZE
 from multiprocessing import parent_process
 from pathlib import Path
+from shutil import disk_usage
+from threading import Lock
 from typing import Final
 
 from fastapi import HTTPException, Request, Response
@@ -23,11 +25,9 @@ from prometheus_client import (
     Histogram,
     Metric,
     disable_created_metrics,
-    values,
 )
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.exposition import choose_encoder
-from prometheus_client.mmap_dict import MmapedDict
 from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
 
@@ -41,50 +41,23 @@ logger = logging.getLogger(__name__)
 
 FOLDER: Final = "PROMETHEUS_MULTIPROC_DIR"  # where several processes store their counts
 _KINDS: Final = ("counter_", "gauge_", "histogram_", "summary_")  # how its files' names begin
+LEAST_FREE: Final = 1 << 20  # bytes on the disk of that folder
 MOST_KEYS: Final = 10_000  # any further key counts under `others`
 _METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "WS"})
 _BUCKETS: Final = (0.005, 0.025, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0)  # seconds
 
 
-class _AllocatedDict(MmapedDict):
-    """A file of counts. A write to a block that a full disk does not have would end the process by
-    SIGBUS, so blocks are allocated first. Counts without one stay in memory, and out of sums."""
+class _Waiting(Collector):
+    """Adds up what waits, before anything else is collected."""
 
-    def __init__(self, filename: str, read_mode: bool = False) -> None:
-        try:
-            with Path(filename).open("ab") as file:
-                os.posix_fallocate(file.fileno(), 0, PAGESIZE)
-        except OSError as error:
-            _tell_lost(error.strerror)
-            filename = f"/proc/self/fd/{os.memfd_create('metrics')}"
-        MmapedDict.__init__(self, filename, read_mode)
-
-    def read_value(self, key: str) -> tuple[float, float]:
-        return MmapedDict.read_value(self, key) if self._has_room(key) else (0.0, 0.0)
-
-    def write_value(self, key: str, value: float, timestamp: float) -> None:
-        if self._has_room(key):
-            MmapedDict.write_value(self, key, value, timestamp)
-
-    def _has_room(self, key: str) -> bool:
-        if key not in self._positions:
-            try:
-                os.posix_fallocate(self._f.fileno(), self._used, 4 * len(key) + 64)
-            except OSError as error:
-                _tell_lost(error.strerror)
-                return False
-        return True
+    def collect(self) -> Iterator[Metric]:
+        _add_up()
+        return iter(())
 
 
-@cache
-def _tell_lost(problem: str) -> None:
-    logger.warning("%s takes no more counts, so metrics are lost: %s", FOLDER, problem)
-
-
-if sys.platform == "linux":  # the one that has both functions
-    vars(values)["MmapedDict"] = _AllocatedDict
 disable_created_metrics()  # they would double the series
 _ours: Final = CollectorRegistry()  # an open exporter of yours must not publish these
+_ours.register(_Waiting())
 _requests = Counter(
     "api_requests", "Requests that were answered", ["route", "method", "status"], registry=_ours
 )
@@ -101,41 +74,86 @@ _uses = Counter(
 _refusals = Counter("api_key_refusals", "Requests that were refused", ["reason"], registry=_ours)
 _keys: Final[set[str]] = set()  # the ids that have a series
 
+_AT_ONCE: Final = 0 if FOLDER in os.environ else 200
+_lock: Final = Lock()  # pages are answered in other threads
+_waiting: Final = defaultdict[tuple[str, str, int, str, str, str], list[float]](list)  # by labels
+
+
+class _FullError(Exception):
+    """A new series does not fit: a write to a file on a full disk would end the process."""
+
+
+def _check_room() -> None:
+    folder = os.environ.get(FOLDER)
+    if folder and disk_usage(folder).free < LEAST_FREE:
+        _tell_lost(folder)
+        raise _FullError
+
+
+@cache
+def _tell_lost(folder: str) -> None:
+    logger.warning("%s: the disk of %s is full, so what is counted anew is lost", FOLDER, folder)
+
+
 # Looking up a series takes longer than counting, so these functions cache it.
 
 
 @cache
-def _add_request(route: str, method: str, status: int) -> Callable[[], None]:
+def _add_request(route: str, method: str, status: int) -> Callable[[int], None]:
+    _check_room()
     return _requests.labels(route, method, status).inc
 
 
 @cache
 def _add_seconds(route: str) -> Callable[[float], None]:
+    _check_room()
     return _seconds.labels(route).observe
 
 
 @lru_cache(3 * MOST_KEYS)
-def _add_use(key_id: str, outcome: str) -> Callable[[], None]:
+def _add_use(key_id: str, outcome: str) -> Callable[[int], None]:
+    _check_room()
     if key_id not in _keys and len(_keys) < MOST_KEYS:
         _keys.add(key_id)
     return _uses.labels(key_id if key_id in _keys else "others", outcome).inc
 
 
 @cache
-def _add_refusal(reason: str) -> Callable[[], None]:
+def _add_refusal(reason: str) -> Callable[[int], None]:
+    _check_room()
     return _refusals.labels(reason).inc
 
 
 def observe(record: RequestRecord) -> None:
-    """Count a request."""
-    route = record.route or ""
-    _add_request(route, record.method if record.method in _METHODS else "other", record.status)()
-    if record.key:
-        _add_use(record.key.id, record.outcome)()
-    if record.refusal:
-        _add_refusal(record.refusal)()
-    else:
-        _add_seconds(route)(record.seconds)
+    """Count a request. Adding up many is faster, but other processes cannot wait for that."""
+    labels = (
+        record.route or "",
+        record.method if record.method in _METHODS else "other",
+        record.status,
+        record.key.id if record.key else "",
+        record.outcome,
+        record.refusal,
+    )
+    with _lock:
+        waiting = _waiting[labels]
+        waiting.append(record.seconds)
+    if len(waiting) > _AT_ONCE or len(_waiting) > _AT_ONCE:
+        _add_up()
+
+
+def _add_up() -> None:
+    with _lock:
+        for (route, method, status, key_id, outcome, refusal), seconds in _waiting.items():
+            with suppress(_FullError):
+                _add_request(route, method, status)(len(seconds))
+                if key_id:
+                    _add_use(key_id, outcome)(len(seconds))
+                if refusal:
+                    _add_refusal(refusal)(len(seconds))
+                else:
+                    for each in seconds:
+                        _add_seconds(route)(each)
+        _waiting.clear()
 
 
 def prepare() -> None:
@@ -145,7 +163,8 @@ def prepare() -> None:
     if folder is not None:
         _check(folder)
     # This series exists from the start, because Prometheus sees no growth in a series' first value.
-    _refusals.labels(OUT_OF_REACH)
+    with suppress(_FullError):
+        _add_refusal(OUT_OF_REACH)
 
 
 def _check(folder: str) -> None:

@@ -1,14 +1,13 @@
 """The OpenAPI description of keys: the operations that need one, and their refusals."""
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any, Final
 
 from fastapi.encoders import jsonable_encoder
 from fastapi.utils import generate_unique_id
 
 from app.auth.access.dependencies import get_caller
-from app.auth.access.policy import Policy
 from app.auth.access.rule import PROBLEM_JSON
 from app.constants import MISSING_KEY_STATUS
 
@@ -26,9 +25,7 @@ def described(description: str) -> dict[str, Any]:
     return {"description": description, "content": {PROBLEM_JSON: {"schema": schema}}}
 
 
-_WAIT: Final = {
-    "Retry-After": {"description": "In how many seconds to retry", "schema": {"type": "integer"}}
-}
+_WAIT: Final = {"Retry-After": {"description": "In seconds", "schema": {"type": "integer"}}}
 RESPONSES: Final[dict[str, dict[str, Any]]] = {
     "403": described("Missing scope"),
     f"{MISSING_KEY_STATUS}": described(
@@ -45,11 +42,8 @@ _PUBLIC: Final = {"name": "Public", "description": "For everybody."}
 _MALFORMED: Final = {"400": {"description": "The request is malformed"}}  # sent by the server
 
 
-def complete(
-    document: dict[str, Any], operations: Iterable[tuple[Any, bool]], policies: Sequence[Policy]
-) -> None:
-    """Add security, tags, refusals and the headers of policies to the document. A unique function
-    name becomes the id.
+def complete(document: Any, operations: Iterable[tuple[Any, bool]], policies: Any) -> None:
+    """Add security, tags, refusals and headers. A unique function name becomes the id.
 
     `operations` are pairs: a route context, and whether it is guarded.
     """
@@ -62,24 +56,19 @@ def complete(
         for context, guarded in operations
         for method in context.methods or ()
     ]
-    told = {
-        name: {"description": description, "schema": {"type": "string"}}
-        for policy in policies
-        for name, description in getattr(policy, "headers", {}).items()
-    }
+    told = {name: it for policy in policies for name, it in getattr(policy, "headers", {}).items()}
     names = Counter(context.name for _, context, _ in described_operations)
     for operation, context, guarded in described_operations:
         operation.setdefault("security", [{get_caller.scheme_name: []}] if guarded else [])
         operation.setdefault("tags", [(_GUARDED if guarded else _PUBLIC)["name"]])
         refusals = RESPONSES if guarded else _MALFORMED
-        operation["responses"] = {**refusals, **operation["responses"]}
+        operation["responses"] = {**jsonable_encoder(refusals), **operation["responses"]}
         contents = [answer.get("content", {}) for answer in operation["responses"].values()]
         if any("itemSchema" in each for content in contents for each in content.values()):
             document["openapi"] = "3.2.0"  # which has streams; FastAPI says 3.1.0
         for status, answer in operation["responses"].items():
             if guarded and told and (status == "429" or status.startswith("2")):
-                headers = {**told, **answer.get("headers", {})}
-                operation["responses"][status] = {**answer, "headers": headers}
+                answer["headers"] = {**told, **answer.get("headers", {})}
         if names[context.name] == 1 and operation["operationId"] == generate_unique_id(context):
             operation["operationId"] = context.name
     declared = document.get("tags", [])

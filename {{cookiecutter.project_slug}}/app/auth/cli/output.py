@@ -66,7 +66,7 @@ def show(
     Raises NotShownError.
     """
     if tables and not as_json:
-        for number, table in enumerate(tables):
+        for number, table in enumerate([table for table in tables if table] or [()]):
             print_text("\n" * (number > 0), end="")
             print_text(table) if isinstance(table, str) else show(table, as_json)
         return

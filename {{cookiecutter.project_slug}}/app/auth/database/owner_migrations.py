@@ -25,13 +25,16 @@ from app.auth.errors import SettingsError, StoreUnavailableError
 TIMEOUT: Final = 3600.0  # seconds, enough for large tables and for a migration that runs first
 
 
-def upgrade_tables(url: sa.URL, folder: Path) -> None:
-    """Apply the revisions in this folder, if it has an `env.py`. Raises SettingsError."""
+def upgrade_tables(url: sa.URL, folder: Path) -> bool:
+    """Apply the revisions in this folder, if it has an `env.py`. Returns whether there were any to
+    apply. Raises SettingsError."""
+    config = configuration(url, folder)
     if (folder / "env.py").is_file():
         try:
-            command.upgrade(configuration(url, folder), "head")
+            command.upgrade(config, "head")
         except CommandError as error:
             raise SettingsError(f"{folder}: {error}") from error
+    return "changed" in config.attributes
 
 
 def configuration(url: sa.URL, folder: Path) -> Config:
@@ -124,6 +127,7 @@ def _suspend_foreign_keys(opened: sqlite3.Connection, _: object) -> None:
 
 def _check_foreign_keys(ctx: MigrationContext, step: MigrationInfo, *_: Any, **__: Any) -> None:
     """Runs after each revision. PostgreSQL checks them by itself."""
+    context.config.attributes["changed"] = True
     if ctx.dialect.name == "sqlite" and ctx.connection and not ctx.as_sql:
         rows = ctx.connection.exec_driver_sql("PRAGMA foreign_key_check").all()
         if rows:
