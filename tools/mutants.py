@@ -388,13 +388,8 @@ ENV = [
     Mutant(
         "a guarded router that is mounted is public",
         "app/auth/access/routers.py",
-        "            await super().handle(scope, receive, send)\n\n"
-        "    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:\n"
-        '        """Starlette calls this for a mounted router."""\n'
-        "        if refusal := self._refusal(scope):",
-        "            await super().handle(scope, receive, send)\n\n"
-        "    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:\n"
-        "        if refusal := None:",
+        "await (self._refusal(scope) or super().__call__)(scope, receive, send)",
+        "await super().__call__(scope, receive, send)",
         "guard",
         lean=True,
     ),
@@ -500,7 +495,6 @@ ENV = [
         "        caller = scope.get(CALLER)\n        if caller is None:",
         "        caller = None\n        if caller is None:",
         "guard",
-        lean=True,
     ),
     # Refusals look alike, whatever the reason.
     Mutant(
@@ -518,7 +512,6 @@ ENV = [
         "    if decision is UNKNOWN:\n",
         '    if decision is UNKNOWN and await keys.find(b""):\n',
         "access",
-        lean=True,
     ),
     Mutant(
         "a valid key costs a look at the file",
@@ -771,6 +764,28 @@ ENV = [
     ),
     # A bad setting ends the service in one helpful line, without its value; a supervisor too.
     Mutant(
+        "a supervisor of workers that cannot start ends as if all were well",
+        "app/auth/cli/serve.py",
+        "if any(worker.exitcode == FAILED",
+        "if all(worker.exitcode is None",
+        "serve",
+    ),
+    Mutant(
+        "the service closes connections before its proxy does",
+        "app/auth/cli/serve.py",
+        "timeout_keep_alive=keep_alive",
+        "timeout_keep_alive=5",
+        "serve",
+        lean=True,
+    ),
+    Mutant(
+        "a bad setting is told by each worker",
+        "app/auth/cli/serve.py",
+        "    config.load_app()",
+        "    config.get_loop_factory()",
+        "serve",
+    ),
+    Mutant(
         "a made-up key is accepted",
         "app/auth/key.py",
         "len(set(secret)) > 6",
@@ -801,7 +816,6 @@ ENV = [
         "    if slowed and not keys.may_exist(hashed):",
         "    if slowed:",
         "guesses",
-        lean=True,
     ),
     Mutant(
         "a guess costs a question however many there were",
@@ -830,7 +844,6 @@ ENV = [
         "> BURST * REFILL",
         "> BURST * REFILL - REFILL",
         "guesses",
-        lean=True,
     ),
     Mutant(
         "who guessed for long waits for as long",
@@ -1677,6 +1690,20 @@ DATABASE = [
     ),
     # What Prometheus is told.
     Mutant(
+        "a full disk ends the service",
+        "app/metrics/__init__.py",
+        "_AllocatedDict\n",
+        "MmapedDict\n",
+        "metrics",
+    ),
+    Mutant(
+        "one of several workers speaks for all",
+        "app/metrics/__init__.py",
+        "return workers != 1",
+        "return False",
+        "metrics",
+    ),
+    Mutant(
         "a stranger's method is a label",
         "app/metrics/__init__.py",
         'record.method if record.method in _METHODS else "other"',
@@ -2235,8 +2262,8 @@ DATABASE = [
     Mutant(
         "a secret has networks without end",
         "app/auth/usage/counts.py",
-        "if counts[day] < MOST_OF_A_SECRET:",
-        "if True:",
+        "MOST_OF_A_SECRET - stored.get(of, 0)",
+        "10**9",
         "usage",
     ),
     Mutant(
@@ -2265,8 +2292,8 @@ DATABASE = [
     Mutant(
         "networks of yesterday evening are forgotten at midnight",
         "app/auth/usage/findings.py",
-        "by_day.c.starts_at >= today - DAY",
-        "by_day.c.starts_at >= today",
+        "microsecond=0) - DAY",
+        "microsecond=0)",
         "unusual",
     ),
     Mutant(

@@ -5,7 +5,15 @@ neither of the two routers is guarded too, but stops the start-up, because its i
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Iterator, Sequence
+from collections.abc import (
+    AsyncGenerator,
+    Awaitable,
+    Callable,
+    Collection,
+    Iterable,
+    Iterator,
+    Sequence,
+)
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from typing import Any, Final
 
@@ -51,6 +59,7 @@ class GuardedAPI(FastAPI):
     `policies` bound keys further, each by a restriction that keys carry. `observers` get the record
     of each request when its answer starts. `public_paths` are pages that packages add to the
     application itself and that need no key. The application's own documentation is public.
+    Successful requests for `probes` have a line at the level DEBUG alone.
     """
 
     def __init__(
@@ -60,7 +69,7 @@ class GuardedAPI(FastAPI):
         policies: Sequence[Policy] = (),
         observers: Sequence[Observer] = (),
         public_paths: Iterable[str] = (),
-        probes: Collection[str] = ("/health/live", "/health/ready"),
+        probes: Iterable[str] = ("/health/live", "/health/ready"),
         middleware: Sequence[Middleware] = (),
         routes: Iterable[BaseRoute] = (),
         **options: Any,

@@ -1,14 +1,14 @@
 """The guard: it checks the key before other code reads or handles the request."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Final, Protocol
+from typing import Any, Protocol
 
 from fastapi import APIRouter
 from opentelemetry import trace
 from opentelemetry.context import get_current
 from starlette.middleware.exceptions import ExceptionMiddleware
 from starlette.routing import BaseRoute
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app.auth.access.clients import FailedAttempts
 from app.auth.access.policy import Admission, Policy
