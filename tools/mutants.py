@@ -1131,7 +1131,7 @@ DATABASE = [
     Mutant(
         "what was read is not compared with the events",
         "app/auth/store/queries.py",
-        "if not all(connection.execute(query).one_or_none() or [False]):",
+        "if not all(connection.execute(query).one()):",
         "if connection.execute(query) is None:",
         "restore",
     ),
@@ -1146,7 +1146,7 @@ DATABASE = [
         "a key whose row is missing is unknown",
         "app/auth/store/queries.py",
         "        if row is None:  # though its digest was read, and nothing deletes a key\n"
-        "            raise StoreUnavailableError(INCOMPLETE)\n",
+        "            raise StoreUnavailableError(UNFIT)\n",
         "        if row is None:\n            return None\n",
         "restore",
     ),
@@ -1160,8 +1160,15 @@ DATABASE = [
     Mutant(
         "a standby behind a pooler is not noticed",
         "app/auth/store/queries.py",
-        "query.where(sa.not_(sa.func.pg_is_in_recovery()))",
-        "query",
+        '"NOT pg_is_in_recovery() AND ',
+        '"',
+        "restore",
+    ),
+    Mutant(
+        "a backup counts before its rules are there",
+        "app/auth/store/queries.py",
+        """ AND 'api_keys_stay' IN (SELECT tgname FROM pg_trigger)""",
+        "",
         "restore",
     ),
     Mutant(
