@@ -5,15 +5,7 @@ neither of the two routers is guarded too, but stops the start-up, because its i
 """
 
 import asyncio
-from collections.abc import (
-    AsyncGenerator,
-    Awaitable,
-    Callable,
-    Collection,
-    Iterable,
-    Iterator,
-    Sequence,
-)
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from typing import Any, Final
 
@@ -68,7 +60,7 @@ class GuardedAPI(FastAPI):
         policies: Sequence[Policy] = (),
         observers: Sequence[Observer] = (),
         public_paths: Iterable[str] = (),
-        probes: Collection[str] = ("/health/live", "/health/ready"),
+        probes: Iterable[str] = ("/health/live", "/health/ready"),
         middleware: Sequence[Middleware] = (),
         routes: Iterable[BaseRoute] = (),
         **options: Any,
