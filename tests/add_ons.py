@@ -300,7 +300,7 @@ def basic_config(app):
     import logging
 
     logging.basicConfig()
-    logging.warning("of a library")  # noqa: LOG015
+    logging.warning("of a library")
 
 
 # Limits for each key.

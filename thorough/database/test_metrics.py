@@ -200,9 +200,7 @@ async def test_a_stream_counts_when_it_begins(api: GuardedAPI, keys: Keys, told:
 async def test_the_seconds_are_those_until_the_answer_begins(api: GuardedAPI, keys: Keys) -> None:
     secret, name = keys.issue(), "api_request_seconds"
     before = series(metrics._ours.collect())
-    with patch(
-        "app.auth.access.request_log.perf_counter", side_effect=[10.0, 10.3, 99.0, 99.0]
-    ):
+    with patch("app.auth.access.request_log.perf_counter", side_effect=[10.0, 10.3, 99.0, 99.0]):
         await ask(api, secret, path="/items/1")
     after = series(metrics._ours.collect())
     took = {

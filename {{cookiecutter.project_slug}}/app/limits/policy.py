@@ -82,11 +82,12 @@ class LimitPolicy:
         finally:
             await self._limiter.close()
 
-    def upgrade(self) -> None:
+    def upgrade(self) -> bool:
         if self._url.get_backend_name() == "postgresql":
             from app.limits.postgresql_counter import create_tables
 
-            create_tables(self._url)
+            return create_tables(self._url)
+        return False
 
 
 _parsed = lru_cache(10_000)(parse_limits)

@@ -51,6 +51,7 @@ class GuardedAPI(FastAPI):
     `policies` bound keys further, each by a restriction that keys carry. `observers` get the record
     of each request when its answer starts. `public_paths` are pages that packages add to the
     application itself and that need no key. The application's own documentation is public.
+    Successful requests for `probes` have a line at the level DEBUG alone.
     """
 
     def __init__(

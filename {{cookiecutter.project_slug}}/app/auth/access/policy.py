@@ -68,8 +68,9 @@ class Policy(Protocol):
         """
         ...
 
-    def upgrade(self) -> None:
-        """Create what the policy keeps in the database of the keys. `db upgrade` calls it."""
+    def upgrade(self) -> bool:
+        """Create what the policy keeps in the database of the keys, and return whether anything was
+        missing. `db upgrade` calls it."""
         ...
 
 
