@@ -7,6 +7,7 @@ import gzip
 import json
 import re
 import shutil
+import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -40,8 +41,8 @@ PACKAGES = [
     *("sentry-sdk", "slowapi", "sqladmin", "sqlalchemy[asyncio]", "sse-starlette"),
     *("starlette-admin", "starlette-exporter", "strawberry-graphql", "structlog", "ty"),
     *("ddtrace", "honeybadger", "logfire", "opentelemetry-distro", "rollbar", "typing-inspect"),
-    # Agents.
     *("openai-agents", "pydantic-ai-slim[mcp]"),
+    *("httpx2[http2]", "zttp"),
 ]
 
 
@@ -528,7 +529,7 @@ def test_opentelemetry_by_its_variables_tells_routes_and_no_key(service: Service
     key = service.keys[0]
     told = chapter(page("recipes.md"), "OpenTelemetry")
     assert "export FASTAPI_OTEL_AUTO_CONFIGURE=true OTEL_EXPORTER_OTLP_ENDPOINT=" in told
-    (argument,) = re.findall(r"^`(telemetry=.*)`\.$", told, re.MULTILINE)
+    (argument,) = re.findall(r"`GuardedAPI\((telemetry=.*), \.\.\.\)`", told)
     service.declare(argument)
     with collector() as (address, arrived):
         variables = {"FASTAPI_OTEL_AUTO_CONFIGURE": "true", "OTEL_EXPORTER_OTLP_ENDPOINT": address}
@@ -668,6 +669,40 @@ def test_hypercorn_says_nothing_twice(service: Service) -> None:
         service.guards(f"{url}/secure-endpoint")
     said = service.read("said")
     assert [said.count(each) for each in ("Running on", "Refused http")] == [1, 1]
+
+
+OVER_HTTP2 = """
+import sys
+import httpx2
+url, key = sys.argv[1:]
+with httpx2.Client(http1=False, http2=True) as client:
+    for headers in ([], [("api-key", key)], [("api-key", key)] * 2):
+        answer = client.get(f"{url}/secure-endpoint", headers=headers)
+        print(answer.http_version, answer.status_code)
+"""
+
+
+@pytest.mark.parametrize("option", ["", " --http2"])
+def test_with_zttp_a_trailer_is_no_key_and_a_header_is_wherever_it_stands(
+    service: Service, option: str
+) -> None:
+    with service.running("uvicorn app.main:app --port {port} --http zttp" + option) as url:
+        address = ("127.0.0.1", int(url.rpartition(":")[2]))
+
+        def status(*headers: str, trailer: str = "") -> int:
+            head = ("POST /secure-endpoint HTTP/1.1", "Host: service", "Connection: close")
+            body = ("", "4", "body", "0", *[trailer] * bool(trailer), "", "")
+            with socket.create_connection(address, timeout=60) as connection:
+                connection.sendall("\r\n".join((*head, *headers, *body)).encode())
+                return int(connection.makefile("rb").readline().split()[1])
+
+        key, chunked = f"api-key: {service.keys[0]}", "Transfer-Encoding: chunked"
+        assert status(chunked, trailer=key) == status("Trailer: api-key", chunked, trailer=key)
+        assert status(chunked, trailer=key) == 403
+        assert status(key, chunked) == status(chunked, key) == 405  # it is let in
+        if option:
+            said = service.do(OVER_HTTP2, url, service.keys[0])[0].splitlines()
+            assert said == ["HTTP/2 403", "HTTP/2 200", "HTTP/2 403"]
 
 
 # Caches.

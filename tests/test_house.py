@@ -32,7 +32,7 @@ DISTRIBUTIONS = {
     "boto3": "boto3",
     "botocore": "boto3",
     "click": "typer",
-    "dotenv": "pydantic-settings",
+    "dotenv": "python-dotenv",
     "fastapi": "fastapi",
     "google": "google-cloud-secret-manager",
     "httpx": "httpx",

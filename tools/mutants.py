@@ -42,6 +42,29 @@ RESTARTED = Mutant(
 
 # What is in both flavours is broken in the small one, whose tests are fast.
 ENV = [
+    # An empty value is none.
+    Mutant(
+        "an empty value of a setting counts",
+        "app/auth/config/sources.py",
+        'if value or name == "database_url"}',
+        "}",
+        "sources",
+        lean=True,
+    ),
+    Mutant(
+        "an empty DATABASE_URL is the default",
+        "app/auth/config/sources.py",
+        'if value or name == "database_url"}',
+        "if value}",
+        "sources",
+    ),
+    Mutant(
+        "after a pause nobody waits for the vault",
+        "app/vaults/key_store.py",
+        "await asyncio.wait([asyncio.wrap_future(self._answered)], timeout=IO_TIMEOUT)",
+        "await asyncio.sleep(0)",
+        "vault_keys",
+    ),
     # Access if and only if.
     Mutant(
         "a request without a key gets in",
@@ -265,10 +288,10 @@ ENV = [
         "processes",
     ),
     Mutant(
-        "keys in a folder of secrets are not followed",
+        "keys that were loaded are not followed",
         "app/auth/config/settings.py",
-        '{"_env_file", "_secrets_dir"} & values.keys()',
-        '{"_env_file"} & values.keys()',
+        'self._may_change = "_env_file" in values',
+        'self._may_change = "_env_file" not in values',
         "store",
     ),
     # No header bytes make authentication fail otherwise than by refusing.
@@ -365,13 +388,8 @@ ENV = [
     Mutant(
         "a guarded router that is mounted is public",
         "app/auth/access/routers.py",
-        "            await super().handle(scope, receive, send)\n\n"
-        "    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:\n"
-        '        """Starlette calls this for a mounted router."""\n'
-        "        if refusal := self._refusal(scope):",
-        "            await super().handle(scope, receive, send)\n\n"
-        "    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:\n"
-        "        if refusal := None:",
+        "await (self._refusal(scope) or super().__call__)(scope, receive, send)",
+        "await super().__call__(scope, receive, send)",
         "guard",
         lean=True,
     ),
@@ -748,6 +766,28 @@ ENV = [
     ),
     # A bad setting ends the service in one helpful line, without its value; a supervisor too.
     Mutant(
+        "a supervisor of workers that cannot start ends as if all were well",
+        "app/auth/cli/serve.py",
+        "if any(worker.exitcode == FAILED",
+        "if all(worker.exitcode is None",
+        "serve",
+    ),
+    Mutant(
+        "the service closes connections before its proxy does",
+        "app/auth/cli/serve.py",
+        "timeout_keep_alive=keep_alive",
+        "timeout_keep_alive=5",
+        "serve",
+        lean=True,
+    ),
+    Mutant(
+        "a bad setting is told by each worker",
+        "app/auth/cli/serve.py",
+        "    config.load_app()",
+        "    config.get_loop_factory()",
+        "serve",
+    ),
+    Mutant(
         "a made-up key is accepted",
         "app/auth/key.py",
         "len(set(secret)) > 6",
@@ -1047,8 +1087,8 @@ DATABASE = [
     Mutant(
         "a key gets in although API_KEYS no longer names it",
         "app/auth/store/queries.py",
-        "row is None or (row.id.startswith(ENV_ID) and digest not in self._env_keys)",
-        "row is None",
+        "if row.id.startswith(ENV_ID) and digest not in self._env_keys:",
+        "if not row.id:",
         "access",
         lean=True,
     ),
@@ -1090,6 +1130,65 @@ DATABASE = [
         "    await sleep(await run_in_threadpool(service.longest_staleness))",
         '    __import__("time").sleep(service.longest_staleness())',
         "api_keys",
+    ),
+    # A restore is followed, and a standby lets nobody in.
+    Mutant(
+        "what was read is not compared with the events",
+        "app/auth/store/queries.py",
+        "if not all(connection.execute(query).one_or_none() or [False]):",
+        "if connection.execute(query) is None:",
+        "restore",
+    ),
+    Mutant(
+        "the events of a backup count before its keys are there",
+        "app/auth/store/queries.py",
+        "changed=digests if is_whole else None",
+        "changed=digests",
+        "restore",
+    ),
+    Mutant(
+        "a key whose row is missing is unknown",
+        "app/auth/store/queries.py",
+        "        if row is None:  # though its digest was read, and nothing deletes a key\n"
+        "            raise StoreUnavailableError(INCOMPLETE)\n",
+        "        if row is None:\n            return None\n",
+        "restore",
+    ),
+    Mutant(
+        "a standby is as good as the primary",
+        "app/auth/database/engine.py",
+        '"target_session_attrs": "primary"',
+        '"target_session_attrs": "any"',
+        "restore",
+    ),
+    Mutant(
+        "a standby behind a pooler is not noticed",
+        "app/auth/store/queries.py",
+        "query.where(sa.not_(sa.func.pg_is_in_recovery()))",
+        "query",
+        "restore",
+    ),
+    Mutant(
+        "the -wal of another file is added to a backup",
+        "app/auth/database/engine.py",
+        "    _refuse_strange_wal(path)\n",
+        "",
+        "restore",
+    ),
+    Mutant(
+        "a restore does not wait for servers",
+        "app/auth/cli/database.py",
+        "        sleep(seconds)\n",
+        "",
+        "restore",
+    ),
+    Mutant(
+        "a session reads the settings again",
+        "app/database.py",
+        "(settings.latest or settings.load_settings())",
+        "settings.load_settings()",
+        "tables",
+        lean=True,
     ),
     # A revocation is final, also beside another history of the database.
     Mutant(
@@ -1404,8 +1503,8 @@ DATABASE = [
     Mutant(
         "a file that was removed is made again",
         "app/auth/database/engine.py",
-        "?mode=rw",
-        "?mode=rwc",
+        'uri_of(path, "rw"),',
+        'uri_of(path, "rwc"),',
         "store",
     ),
     Mutant(
@@ -1418,7 +1517,7 @@ DATABASE = [
     ),
     Mutant(
         "a command shows the password of the place",
-        "app/auth/cli/commands.py",
+        "app/auth/cli/database.py",
         "render_as_string()",
         "render_as_string(hide_password=False)",
         "keys_command",
@@ -1587,6 +1686,20 @@ DATABASE = [
         "usage",
     ),
     # What Prometheus is told.
+    Mutant(
+        "a full disk ends the service",
+        "app/metrics/__init__.py",
+        "_AllocatedDict\n",
+        "MmapedDict\n",
+        "metrics",
+    ),
+    Mutant(
+        "one of several workers speaks for all",
+        "app/metrics/__init__.py",
+        "return workers != 1",
+        "return False",
+        "metrics",
+    ),
     Mutant(
         "a stranger's method is a label",
         "app/metrics/__init__.py",
@@ -2146,8 +2259,8 @@ DATABASE = [
     Mutant(
         "a secret has networks without end",
         "app/auth/usage/counts.py",
-        "if counts[day] < MOST_OF_A_SECRET:",
-        "if True:",
+        "MOST_OF_A_SECRET - stored.get(of, 0)",
+        "10**9",
         "usage",
     ),
     Mutant(
@@ -2176,8 +2289,8 @@ DATABASE = [
     Mutant(
         "networks of yesterday evening are forgotten at midnight",
         "app/auth/usage/findings.py",
-        "by_day.c.starts_at >= today - DAY",
-        "by_day.c.starts_at >= today",
+        "microsecond=0) - DAY",
+        "microsecond=0)",
         "unusual",
     ),
     Mutant(

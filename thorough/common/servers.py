@@ -76,9 +76,10 @@ SERVE_IT = """
 import typer
 from app.auth.cli import serve
 
+serve.APPLICATION = "application:app"
 serve.HEALTHCHECK = 1  # a worker that ends when it is asked is waited for as long
 if __name__ == "__main__":
-    typer.run(serve.serve_command("application:app"))
+    typer.run(serve.serve)
 """
 
 

@@ -43,7 +43,8 @@ class Stub:
         yield
         self.runs = False
 
-    def upgrade(self) -> None: ...
+    def upgrade(self) -> bool:
+        return False
 
 
 class RestrictedKeys(Keys):

@@ -255,7 +255,8 @@ class Once:
     def running(self) -> AbstractAsyncContextManager[None]:
         return nullcontext()
 
-    def upgrade(self) -> None: ...
+    def upgrade(self) -> bool:
+        return False
 
 
 async def test_a_limit_is_told_to_its_caller_and_to_who_counts(keys: Keys) -> None:

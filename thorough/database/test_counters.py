@@ -734,8 +734,8 @@ async def test_a_role_that_may_not_create_the_tables_is_told_the_command(
                     (line,) = said(caplog)
                     assert "permission denied for schema public; who owns the tables" in line
                     assert "runs: uv run my-api-service db upgrade" in line
-                    postgresql_counter.create_tables(url)
-                    postgresql_counter.create_tables(theirs)  # nothing is missing
+                    assert postgresql_counter.create_tables(url)
+                    assert not postgresql_counter.create_tables(theirs)  # nothing is missing
                     owner.execute(
                         "GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA"
                         " public TO limited"

@@ -212,6 +212,9 @@ GRANT SELECT, INSERT, UPDATE, DELETE ON api_key_servers, api_key_usage, api_key_
   api_key_refusals, api_key_findings TO service;
 GRANT SELECT ON api_keys_schema TO service;
 """
+GRANTS_OF_LIMITS = """
+GRANT SELECT, INSERT, UPDATE, DELETE ON api_key_hits, api_key_quotas TO service;
+"""
 
 
 @pytest.fixture
@@ -220,7 +223,8 @@ def role(postgresql_url: sa.URL, monkeypatch: pytest.MonkeyPatch) -> Iterator[st
     owner = sa.create_engine(postgresql_url, isolation_level="AUTOCOMMIT")
     with owner.connect() as connection:
         connection.exec_driver_sql("CREATE ROLE service LOGIN")
-        for grant in GRANTS.split(";\n"):
+        assert run("db", "upgrade").exit_code == 0
+        for grant in f"{GRANTS}{GRANTS_OF_LIMITS}".split(";\n"):
             if grant.strip():
                 connection.exec_driver_sql(grant)
         url = postgresql_url.set(username="service")
@@ -238,6 +242,9 @@ async def test_a_role_that_owns_nothing_is_enough(role: str, secrets: list[str])
     async with store.follow():
         assert await status_of(service, secrets[0].encode()) == 200
         assert await status_of(service, new_secret().encode()) == NO
+        limits = {"limits": ["1/minute", "5/month"]}
+        limited = key_service.create("limited", restrictions=limits, actor="test").key.encode()
+        assert [await status_of(service, limited) for _ in range(2)] == [200, 429]
         issued, _ = make(key_service)
         rotated = key_service.rotate(issued.id, actor="test")
         assert await status_of(service, rotated.key.encode()) == 200

@@ -39,8 +39,8 @@ class AddressPolicy:
     def running(self) -> AbstractAsyncContextManager[None]:
         return nullcontext()
 
-    def upgrade(self) -> None:
-        """It keeps nothing."""
+    def upgrade(self) -> bool:
+        return False  # it keeps nothing
 
 
 def parse_networks(written: Iterable[str]) -> Networks:

@@ -8,11 +8,11 @@ from typing import Final
 
 import sqlalchemy as sa
 
-from app.auth.access.policy import Denial, Headers, UsageSource
+from app.auth.access.policy import Denial, Headers
 from app.auth.errors import SettingsError
 from app.auth.key import Key
 from app.limits.limit import Limit, are_within, headers_of, parse_limits, with_default, written
-from app.limits.limiter import Counter, Limiter
+from app.limits.limiter import Counter, Limiter, UsageSource
 from app.limits.sqlite_counter import SqliteCounter
 
 
@@ -82,11 +82,12 @@ class LimitPolicy:
         finally:
             await self._limiter.close()
 
-    def upgrade(self) -> None:
+    def upgrade(self) -> bool:
         if self._url.get_backend_name() == "postgresql":
             from app.limits.postgresql_counter import create_tables
 
-            create_tables(self._url)
+            return create_tables(self._url)
+        return False
 
 
 _parsed = lru_cache(10_000)(parse_limits)

@@ -173,9 +173,10 @@ def _hang_up(connection: _Connection) -> None:
         line.shutdown(socket.SHUT_RDWR)
 
 
-def create_tables(url: sa.URL) -> None:
-    """Create what is missing. Raises StoreUnavailableError."""
+def create_tables(url: sa.URL) -> bool:
+    """Create what is missing. Returns whether anything was. Raises StoreUnavailableError."""
     with transaction(connect(url), write=True) as connection:
         # They may belong to another role.
-        if connection.exec_driver_sql(_IS_MISSING).scalar():
+        if missing := bool(connection.exec_driver_sql(_IS_MISSING).scalar()):
             connection.exec_driver_sql(_TABLES)
+    return missing

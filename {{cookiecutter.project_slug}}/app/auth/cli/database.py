@@ -35,7 +35,7 @@ def upgrade(ctx: typer.Context) -> None:
         settings = _settings(ctx)
         changed = migrate.upgrade(settings.database_url)
         for policy in ctx.obj.make_policies(settings):
-            policy.upgrade()
+            changed |= policy.upgrade()
         changed |= upgrade_tables(settings.database_url, ctx.obj.migrations)
         print_text(f"The schema is up to date{' now' if changed else ': nothing to do'}.")
 

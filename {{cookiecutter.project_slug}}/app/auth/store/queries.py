@@ -168,7 +168,7 @@ class Queries:
             used, batch = connection.execute(query).one()
             return int(used), batch or 0, set(connection.scalars(digests))
 
-    def note_networks(self, used: Sequence[counts.Row]) -> None:
+    def note_networks(self, used: Sequence[counts.Network]) -> None:
         for first in range(0, len(used), FLUSH_AT_ONCE):
             with transaction(self._engine, write=True) as connection:
                 counts.note_networks(connection, used[first : first + FLUSH_AT_ONCE])
