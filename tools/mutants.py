@@ -495,7 +495,6 @@ ENV = [
         "        caller = scope.get(CALLER)\n        if caller is None:",
         "        caller = None\n        if caller is None:",
         "guard",
-        lean=True,
     ),
     # Refusals look alike, whatever the reason.
     Mutant(
@@ -513,7 +512,6 @@ ENV = [
         "    if decision is UNKNOWN:\n",
         '    if decision is UNKNOWN and await keys.find(b""):\n',
         "access",
-        lean=True,
     ),
     Mutant(
         "a valid key costs a look at the file",
@@ -818,7 +816,6 @@ ENV = [
         "    if slowed and not keys.may_exist(hashed):",
         "    if slowed:",
         "guesses",
-        lean=True,
     ),
     Mutant(
         "a guess costs a question however many there were",
@@ -847,7 +844,6 @@ ENV = [
         "> BURST * REFILL",
         "> BURST * REFILL - REFILL",
         "guesses",
-        lean=True,
     ),
     Mutant(
         "who guessed for long waits for as long",

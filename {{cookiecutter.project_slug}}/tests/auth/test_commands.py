@@ -180,19 +180,6 @@ def test_a_secret_that_cannot_be_shown_is_not_issued(
             assert keys("audit") == before
 
 
-async def test_a_name_that_the_terminal_has_no_letters_for_hides_no_secret(
-    server: Server, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    terminal = io.TextIOWrapper(io.BytesIO(), encoding="cp1252")
-    with monkeypatch.context() as redirected:
-        redirected.setattr(sys, "stdout", terminal)
-        main(["keys", "create", "\U0001f389 party"], standalone_mode=False)
-    terminal.seek(0)
-    fields = dict(re.split(": +", line) for line in terminal.read().splitlines())
-    assert fields["name"] == "\\U0001f389 party"
-    assert await server.admits(fields["key"]) == "+"
-
-
 # Which database it is.
 
 

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from fastapi import APIRouter, Depends, FastAPI, WebSocket
-from starlette.applications import Starlette
 
 from app.auth import Caller, GuardedAPI, GuardedRouter, PublicRouter
 from app.auth.errors import UnguardedRouteError
@@ -109,20 +108,6 @@ async def test_everything_else_on_a_public_router_is_public(api: GuardedAPI) -> 
     on(api, on(PublicRouter(), with_every_kind(PublicRouter())), prefix="/b")
     assert (await start_up(api))["type"] == "lifespan.startup.complete"
     assert await refusals_of(api, prefix="/a") == await refusals_of(api, prefix="/b") == {None}
-
-
-async def test_the_guard_holds_in_another_application(api: GuardedAPI, keys: Keys) -> None:
-    with_every_kind(api)
-    for outer in (FastAPI(), Starlette()):
-        assert await is_guarded(mounted_on(outer, api), keys, "/mounted")
-    other = on(GuardedAPI(keys), mounted_on(PublicRouter(), api))
-    assert await is_guarded(other, keys, "/mounted")
-    other = on(GuardedAPI(Keys()), mounted_on(PublicRouter(), api))
-    with pytest.raises(RuntimeError, match="asks other keys"):
-        await ask(other, keys.issue(), path="/mounted/x")
-    # Where no guarded application lies around it, a guarded router refuses everybody.
-    plain = on(FastAPI(), with_every_kind(GuardedRouter()))
-    assert await refusals_of(plain, keys.issue()) == {STRANGER}
 
 
 # A route that nobody has thought about is guarded, and stops the start.

@@ -15,7 +15,6 @@ from app.auth import GuardedRouter, PublicRouter, require
 from app.auth.database.models import api_key_usage
 from app.auth.errors import StoreUnavailableError
 from app.auth.key import digest, new_secret
-from app.auth.keys.service import MANAGE
 from app.auth.keys.views import KeyView
 from app.auth.usage.findings import examine
 from app.auth.usage.report import of_all, of_key
@@ -118,13 +117,6 @@ def a_key(**differences: Any) -> KeyView:
 def test_each_problem_of_a_key_is_found(differences: dict[str, Any], problem: str) -> None:
     found = examine([a_key(**differences)], {"reports:read"}, NOW)
     assert [each.problem for each in found] == [problem] * bool(problem)
-
-
-def test_it_is_told_when_the_last_manager_is_about_to_expire() -> None:
-    soon, told = a_key(scopes=[MANAGE], expires_at=NOW + DAY), "no manager after 2030-06-16"
-    assert told in [each.problem for each in examine([soon], {MANAGE}, NOW)]
-    for other in (a_key(scopes=["keys:*"]), a_key(id="env-1", scopes=["*"])):
-        assert told not in [each.problem for each in examine([soon, other], {MANAGE}, NOW)]
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has other modes")
