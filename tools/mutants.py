@@ -750,8 +750,8 @@ ENV = [
     Mutant(
         "caches keep the answer to a caller",
         "app/auth/access/request_log.py",
-        "                headers.append(_NO_STORE)",
-        "                pass",
+        "            headers.append(_NO_STORE)",
+        "            pass",
         "traces",
         lean=True,
     ),

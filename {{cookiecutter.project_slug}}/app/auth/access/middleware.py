@@ -28,8 +28,7 @@ from app.auth.log import RECORD
 class Guard:
     """Middleware that checks the key, once per request."""
 
-    def __init__(self, app: ASGIApp, api: Any) -> None:
-        """`api` is the GuardedAPI that the guard is a part of."""
+    def __init__(self, app: ASGIApp, api: Any) -> None:  # a GuardedAPI
         self._app, self._api = app, api
         self._keys: KeyStore = api.keys
         self._policies: Sequence[Policy] = api.policies
