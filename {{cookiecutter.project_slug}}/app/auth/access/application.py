@@ -69,7 +69,7 @@ class GuardedAPI(FastAPI):
         self.keys: Final = keys
         self.policies: Final = tuple(policies)
         self._observers: Final = list(observers)
-        self._log: Final = RequestLog(self, keys, self._observers, frozenset(probes))
+        self._log: Final = RequestLog(self, self._observers, probes)
         self._public_paths: Final = frozenset(public_paths)
         self._problem = ""  # the error that stopped the start-up
         given = list(routes)
