@@ -107,6 +107,7 @@ def test_pyproject(project: Project, choice: Choice) -> None:
     assert pyproject["tool"]["cruft"]["skip"] == [".env"]
     names = {re.split(r"[\[>]", line)[0] for line in pyproject["project"]["dependencies"]}
     expected = {"fastapi", "fastapi-cli", "pydantic-settings", "python-json-logger", "typer"}
+    expected |= {"opentelemetry-api", "pydantic", "pydantic-core", "python-dotenv", "starlette"}
     expected |= {"uvicorn"}
     if choice.flavour == "database":
         expected |= {"alembic", "psycopg", "sqlalchemy"}
