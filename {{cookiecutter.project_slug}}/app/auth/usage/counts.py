@@ -62,7 +62,7 @@ class Counts:
         if hour not in hours:
             hours[hour] = {"digest": digest, **dict.fromkeys(OUTCOMES, 0), **_hour(hour)}
         hours[hour][outcome] += 1
-        if (digest, hour, client) not in self._seen:  # most are
+        if (digest, hour, client) not in self._seen and len(self._seen) < MOST_NOTED:  # most are
             self._seen.add((digest, hour, client))
             network = hour // 24, digest, _network_of(client)
             if network not in self._noted and len(self._networks) < MOST_NETWORKS:
