@@ -750,8 +750,8 @@ ENV = [
     Mutant(
         "caches keep the answer to a caller",
         "app/auth/access/request_log.py",
-        "                headers.append(_NO_STORE)",
-        "                pass",
+        "            headers.append(_NO_STORE)",
+        "            pass",
         "traces",
         lean=True,
     ),
@@ -1755,8 +1755,8 @@ DATABASE = [
     Mutant(
         "a file that has just gone hides all others",
         "app/metrics/__init__.py",
-        "suppress(FileNotFoundError)",
-        "suppress(ImportError)",
+        "suppress(FileNotFoundError):  # the file",
+        "suppress(ImportError):  # the file",
         "metrics",
     ),
     Mutant(
@@ -1769,8 +1769,8 @@ DATABASE = [
     Mutant(
         "one of several does not say so",
         "app/metrics/__init__.py",
-        "    if not shared and (",
-        "    if False and (",
+        "    if not shared and ",
+        "    if False and ",
         "metrics",
     ),
     Mutant(
@@ -1990,21 +1990,21 @@ DATABASE = [
     Mutant(
         "a file that others hold is waited for without end",
         "app/limits/sqlite_counter.py",
-        "if counted is None and monotonic() > give_up_at:",
-        "if counted is None and monotonic() < 0:",
+        "if monotonic() > give_up_at:",
+        "if monotonic() < 0:",
         "counters",
     ),
     Mutant(
-        "who gives up takes others along",
+        "event loops in threads meet in one transaction",
         "app/limits/sqlite_counter.py",
-        "            if answer.done():  # its caller was cancelled\n                continue\n",
-        "",
+        "with suppress(_BusyError), self._lock:",
+        "with suppress(_BusyError):",
         "counters",
     ),
     Mutant(
         "a write of another process is an error",
         "app/limits/sqlite_counter.py",
-        "            if code == sqlite3.SQLITE_BUSY:\n                return None\n",
+        "            if code == sqlite3.SQLITE_BUSY:\n                raise _BusyError\n",
         "",
         "counters charges",
     ),
@@ -2130,8 +2130,8 @@ DATABASE = [
     Mutant(
         "who waits for a connection waits without end",
         "app/limits/connections.py",
-        "                async with asyncio.timeout_at(give_up_at):\n                    await self._free",
-        "                async with asyncio.timeout_at(give_up_at + 600):\n                    await self._free",
+        "                async with asyncio.timeout_at(give_up_at):\n                    await free",
+        "                async with asyncio.timeout_at(give_up_at + 600):\n                    await free",
         "counters",
     ),
     Mutant(
@@ -2144,15 +2144,15 @@ DATABASE = [
     Mutant(
         "another event loop uses the connections of the first",
         "app/limits/connections.py",
-        "if self._loop is not loop:",
-        "if self._loop is None:",
+        "(pool := self._pools.get(loop))",
+        "(pool := next(iter(self._pools.values()), None))",
         "counters",
     ),
     Mutant(
         "a late answer is taken for another's",
         "app/limits/connections.py",
         "                await self._close(connection)\n                if",
-        "                self._idle.append(connection)\n                if",
+        "                idle.append(connection)\n                if",
         "counters",
     ),
     Mutant(

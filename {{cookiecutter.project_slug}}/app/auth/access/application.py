@@ -5,15 +5,7 @@ neither of the two routers is guarded too, but stops the start-up, because its i
 """
 
 import asyncio
-from collections.abc import (
-    AsyncGenerator,
-    Awaitable,
-    Callable,
-    Collection,
-    Iterable,
-    Iterator,
-    Sequence,
-)
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from typing import Any, Final
 
@@ -77,7 +69,7 @@ class GuardedAPI(FastAPI):
         self.keys: Final = keys
         self.policies: Final = tuple(policies)
         self._observers: Final = list(observers)
-        self._log: Final = RequestLog(self, keys, self._observers, frozenset(probes))
+        self._log: Final = RequestLog(self, self._observers, probes)
         self._public_paths: Final = frozenset(public_paths)
         self._problem = ""  # the error that stopped the start-up
         given = list(routes)

@@ -1,13 +1,12 @@
 """The guard: it checks the key before other code reads or handles the request."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from collections.abc import Sequence
+from typing import Any
 
 from fastapi import APIRouter
 from opentelemetry import trace
 from opentelemetry.context import get_current
 from starlette.middleware.exceptions import ExceptionMiddleware
-from starlette.routing import BaseRoute
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app.auth.access.clients import FailedAttempts
@@ -26,33 +25,13 @@ from app.auth.key import Key, masked
 from app.auth.log import RECORD
 
 
-class Application(Protocol):
-    """The application, as the guard uses it."""
-
-    @property
-    def keys(self) -> KeyStore: ...
-
-    @property
-    def policies(self) -> Sequence[Policy]: ...
-
-    @property
-    def router(self) -> APIRouter: ...
-
-    @property
-    def exception_handlers(self) -> Mapping[Any, Any]: ...
-
-    def route_for(self, scope: Scope) -> BaseRoute | None:
-        """Return the route that will handle the request, if any."""
-        ...
-
-    def is_public(self, route: BaseRoute) -> bool: ...
-
-
 class Guard:
     """Middleware that checks the key, once per request."""
 
-    def __init__(self, app: ASGIApp, api: Application) -> None:
-        self._app, self._api, self._keys, self._policies = app, api, api.keys, api.policies
+    def __init__(self, app: ASGIApp, api: Any) -> None:  # a GuardedAPI
+        self._app, self._api = app, api
+        self._keys: KeyStore = api.keys
+        self._policies: Sequence[Policy] = api.policies
         self._failed_attempts = FailedAttempts()
         self._faulty_routes = FaultyRoutes(api)
         # Without a route, a caller without a key gets 404, or the answer of your handler for it.

@@ -3,7 +3,7 @@
 import logging
 import re
 from collections import Counter
-from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from functools import lru_cache
 from random import Random
 from time import perf_counter
@@ -38,10 +38,8 @@ class RequestLog:
     `probes` are paths whose successful requests have a line at the level DEBUG alone.
     """
 
-    def __init__(
-        self, api: Any, keys: KeyStore, observers: Sequence[Observer], probes: Collection[str]
-    ) -> None:
-        self.api, self.keys, self.observers, self.probes = api, keys, observers, probes
+    def __init__(self, api: Any, observers: Sequence[Observer], probes: Iterable[str]) -> None:
+        self.api, self.observers, self.probes = api, observers, frozenset(probes)
         # At the first request, for a process may fork before it.
         self._bits: Callable[[int], int] | None = None
         self._paths: dict[int, str] | None = None  # declared paths, by the id() of the route
@@ -73,10 +71,10 @@ class Exchange(RequestRecord):
     def __init__(self, log: RequestLog, scope: Scope, id: bytes, send: Send) -> None:
         self._began_at = perf_counter()
         client = scope.get("client")
-        self.client = _address(client[0]) if client else ""
+        self.client = _address(client[0][:64]) if client else ""  # no address is longer
         self.method = "WS" if scope["type"] == "websocket" else _shown(scope["method"])
         self.scope, self._log, self._send = scope, log, send
-        self.id = (id and _believed(id, scope, log.keys)) or log.new_id()
+        self.id = (id and _believed(id, scope, log.api.keys)) or log.new_id()
         self._id_before = request_id.set(self.id)
         scope[RECORD] = self
 
@@ -118,11 +116,12 @@ class Exchange(RequestRecord):
         """
         headers = [*given, *self.headers]
         names = dict(headers)
-        if self.key:
-            if b"cache-control" in names:
-                headers = [_private(header) for header in headers]
-            else:
-                headers.append(_NO_STORE)
+        if self.key and b"cache-control" not in names:
+            headers.append(_NO_STORE)
+        elif self.key:
+            for place, (name, value) in enumerate(headers):
+                if name == b"cache-control" and not _FOR_WHOM.search(value):
+                    headers[place] = name, b"private, " + value
         added = [*_HEADERS, (b"x-request-id", self.id.encode())]
         if not _NAMES.isdisjoint(names):
             added = [header for header in added if header[0] not in names]
@@ -162,13 +161,6 @@ class Exchange(RequestRecord):
             key_id=key_id,
         )
         logger.handle(line)
-
-
-def _private(header: tuple[bytes, bytes]) -> tuple[bytes, bytes]:
-    name, value = header
-    if name == b"cache-control" and not _FOR_WHOM.search(value):
-        return name, b"private, " + value
-    return header
 
 
 _shown = lru_cache(100)(masked)
