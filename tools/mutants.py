@@ -1748,8 +1748,8 @@ DATABASE = [
     Mutant(
         "a file that has just gone hides all others",
         "app/metrics/__init__.py",
-        "suppress(FileNotFoundError)",
-        "suppress(ImportError)",
+        "suppress(FileNotFoundError):  # the file",
+        "suppress(ImportError):  # the file",
         "metrics",
     ),
     Mutant(
@@ -1757,13 +1757,6 @@ DATABASE = [
         "app/metrics/__init__.py",
         "                if path.stat().st_size:",
         "                if path.stat():",
-        "metrics",
-    ),
-    Mutant(
-        "one of several does not say so",
-        "app/metrics/__init__.py",
-        "    if not shared and (",
-        "    if False and (",
         "metrics",
     ),
     Mutant(
