@@ -11,7 +11,6 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from functools import cache, lru_cache
-from mmap import PAGESIZE
 from multiprocessing import parent_process
 from pathlib import Path
 from shutil import disk_usage
@@ -26,11 +25,9 @@ from prometheus_client import (
     Histogram,
     Metric,
     disable_created_metrics,
-    values,
 )
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.exposition import choose_encoder
-from prometheus_client.mmap_dict import MmapedDict
 from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
 
@@ -50,41 +47,6 @@ _METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "O
 _BUCKETS: Final = (0.005, 0.025, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0)  # seconds
 
 
-class _AllocatedDict(MmapedDict):
-    """A file of counts. A write to a block that a full disk does not have would end the process by
-    SIGBUS, so blocks are allocated first. Counts without one stay in memory, and out of sums."""
-
-    def __init__(self, filename: str, read_mode: bool = False) -> None:
-        try:
-            with Path(filename).open("ab") as file:
-                os.posix_fallocate(file.fileno(), 0, PAGESIZE)
-        except OSError as error:
-            _tell_lost(error.strerror)
-            filename = f"/proc/self/fd/{os.memfd_create('metrics')}"
-        MmapedDict.__init__(self, filename, read_mode)
-
-    def read_value(self, key: str) -> tuple[float, float]:
-        return MmapedDict.read_value(self, key) if self._has_room(key) else (0.0, 0.0)
-
-    def write_value(self, key: str, value: float, timestamp: float) -> None:
-        if self._has_room(key):
-            MmapedDict.write_value(self, key, value, timestamp)
-
-    def _has_room(self, key: str) -> bool:
-        if key not in self._positions:
-            try:
-                os.posix_fallocate(self._f.fileno(), self._used, 4 * len(key) + 64)
-            except OSError as error:
-                _tell_lost(error.strerror)
-                return False
-        return True
-
-
-@cache
-def _tell_lost(problem: str) -> None:
-    logger.warning("%s takes no more counts, so metrics are lost: %s", FOLDER, problem)
-
-
 class _Waiting(Collector):
     """Adds up what waits, before anything else is collected."""
 
@@ -93,8 +55,6 @@ class _Waiting(Collector):
         return iter(())
 
 
-if sys.platform == "linux":  # the one that has both functions
-    vars(values)["MmapedDict"] = _AllocatedDict
 disable_created_metrics()  # they would double the series
 _ours: Final = CollectorRegistry()  # an open exporter of yours must not publish these
 _ours.register(_Waiting())
