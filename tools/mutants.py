@@ -1131,7 +1131,7 @@ DATABASE = [
     Mutant(
         "what was read is not compared with the events",
         "app/auth/store/queries.py",
-        "if not all(connection.execute(query).one_or_none() or [False]):",
+        "if not all(connection.execute(query).one()):",
         "if connection.execute(query) is None:",
         "restore",
     ),
@@ -1146,7 +1146,7 @@ DATABASE = [
         "a key whose row is missing is unknown",
         "app/auth/store/queries.py",
         "        if row is None:  # though its digest was read, and nothing deletes a key\n"
-        "            raise StoreUnavailableError(INCOMPLETE)\n",
+        "            raise StoreUnavailableError(UNFIT)\n",
         "        if row is None:\n            return None\n",
         "restore",
     ),
@@ -1160,8 +1160,15 @@ DATABASE = [
     Mutant(
         "a standby behind a pooler is not noticed",
         "app/auth/store/queries.py",
-        "query.where(sa.not_(sa.func.pg_is_in_recovery()))",
-        "query",
+        '"NOT pg_is_in_recovery() AND ',
+        '"',
+        "restore",
+    ),
+    Mutant(
+        "a backup counts before its rules are there",
+        "app/auth/store/queries.py",
+        """ AND 'api_keys_stay' IN (SELECT tgname FROM pg_trigger)""",
+        "",
         "restore",
     ),
     Mutant(
@@ -1760,6 +1767,13 @@ DATABASE = [
         "metrics",
     ),
     Mutant(
+        "one of several does not say so",
+        "app/metrics/__init__.py",
+        "    if not shared and ",
+        "    if False and ",
+        "metrics",
+    ),
+    Mutant(
         "everybody with a key is told the metrics",
         "app/metrics/__init__.py",
         'GuardedRouter(dependencies=[require("metrics:read")])',
@@ -1976,21 +1990,21 @@ DATABASE = [
     Mutant(
         "a file that others hold is waited for without end",
         "app/limits/sqlite_counter.py",
-        "if counted is None and monotonic() > give_up_at:",
-        "if counted is None and monotonic() < 0:",
+        "if monotonic() > give_up_at:",
+        "if monotonic() < 0:",
         "counters",
     ),
     Mutant(
-        "who gives up takes others along",
+        "event loops in threads meet in one transaction",
         "app/limits/sqlite_counter.py",
-        "            if answer.done():  # its caller was cancelled\n                continue\n",
-        "",
+        "with suppress(_BusyError), self._lock:",
+        "with suppress(_BusyError):",
         "counters",
     ),
     Mutant(
         "a write of another process is an error",
         "app/limits/sqlite_counter.py",
-        "            if code == sqlite3.SQLITE_BUSY:\n                return None\n",
+        "            if code == sqlite3.SQLITE_BUSY:\n                raise _BusyError\n",
         "",
         "counters charges",
     ),
@@ -2116,8 +2130,8 @@ DATABASE = [
     Mutant(
         "who waits for a connection waits without end",
         "app/limits/connections.py",
-        "                async with asyncio.timeout_at(give_up_at):\n                    await self._free",
-        "                async with asyncio.timeout_at(give_up_at + 600):\n                    await self._free",
+        "                async with asyncio.timeout_at(give_up_at):\n                    await free",
+        "                async with asyncio.timeout_at(give_up_at + 600):\n                    await free",
         "counters",
     ),
     Mutant(
@@ -2130,15 +2144,15 @@ DATABASE = [
     Mutant(
         "another event loop uses the connections of the first",
         "app/limits/connections.py",
-        "if self._loop is not loop:",
-        "if self._loop is None:",
+        "(pool := self._pools.get(loop))",
+        "(pool := next(iter(self._pools.values()), None))",
         "counters",
     ),
     Mutant(
         "a late answer is taken for another's",
         "app/limits/connections.py",
         "                await self._close(connection)\n                if",
-        "                self._idle.append(connection)\n                if",
+        "                idle.append(connection)\n                if",
         "counters",
     ),
     Mutant(

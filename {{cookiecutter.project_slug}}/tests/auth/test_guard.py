@@ -2,7 +2,6 @@
 
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -190,17 +189,6 @@ async def test_only_what_lies_on_the_application_itself_can_be_declared_public(k
     assert await refusal_of(api, path="/x") == STRANGER
     api = GuardedAPI(keys, public_paths=["/x", "/raw", "/mount"])
     assert await is_guarded(on(api, with_every_kind(GuardedRouter())), keys)
-
-
-async def test_strangers_see_no_files_of_a_plain_router(api: GuardedAPI, tmp_path: Path) -> None:
-    (tmp_path / "file.txt").write_text("not for everybody")
-    plain = APIRouter()
-    plain.frontend("/", directory=tmp_path)
-    on(api, plain, on(PublicRouter(), on(GuardedRouter(), plain)))
-    assert await status_of(api, path="/file.txt", body=b"") != 200
-    for router in (api, GuardedRouter(), PublicRouter()):
-        with pytest.raises(UnguardedRouteError, match="StaticFiles"):
-            router.frontend("/", directory=tmp_path)
 
 
 async def test_no_spelling_of_a_path_leads_past_the_guard(api: GuardedAPI, keys: Keys) -> None:

@@ -13,8 +13,8 @@ from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app.auth import GuardedAPI, GuardedRouter, PublicRouter
-from app.auth.key import digest, new_secret, with_prefix
-from app.auth.log import RequestRecord, request_id
+from app.auth.key import new_secret, with_prefix
+from app.auth.log import request_id
 from app.constants import API_KEY_HEADER, MISSING_KEY_STATUS
 from tests.callers import Keys, answer_of, application, ask, on, with_every_kind
 
@@ -70,18 +70,6 @@ async def test_a_stranger_has_a_line_too(api: GuardedAPI, caplog: pytest.LogCapt
     assert (refusal["reason"], refusal["route"]) == ("no key", "/v1/items/{id}")
     told = (line["route"], line["status"], line["key_id"])
     assert told == ("/v1/items/{id}", MISSING_KEY_STATUS, "")
-
-
-async def test_observers_are_told_once_of_each_request(api: GuardedAPI, keys: Keys) -> None:
-    told: list[RequestRecord] = []
-    api.add_observer(told.append)
-    secret = keys.issue()
-    for secrets in ([secret], []):
-        for type in ("http", "websocket"):
-            await ask(api, *secrets, path="/v1/x", type=type, body=b"")
-    seen = [(each.key and each.key.id, each.digest, each.outcome, each.refusal) for each in told]
-    served, refused = ("key-0", digest(secret), "served", ""), (None, b"", "refused", "no key")
-    assert seen == [served, served, refused, refused]
 
 
 async def test_an_id_is_kept_if_it_is_one_and_no_key(api: GuardedAPI, keys: Keys) -> None:

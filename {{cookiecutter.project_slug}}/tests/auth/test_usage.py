@@ -18,7 +18,7 @@ from app.auth.key import digest, new_secret
 from app.auth.keys.views import KeyView
 from app.auth.usage.findings import examine
 from app.auth.usage.report import of_all, of_key
-from tests.callers import Clock, ask, keys, on, run, with_endpoints
+from tests.callers import ask, keys, on, run, with_endpoints
 from tests.conftest import Server
 
 WEEK, DAY, HOUR = timedelta(days=7), timedelta(days=1), timedelta(hours=1)
@@ -60,32 +60,6 @@ async def test_strangers_count_by_reason_and_network(server: Server) -> None:
         ("198.51.100.0/24", "revoked key"): 1,
         ("local", "no key"): 1,
     }
-
-
-async def test_usage_is_told_by_hour_and_later_by_day(clock: Clock, server: Server) -> None:
-    clock.now, engine = NOW.timestamp(), server.keys.engine
-    first = server.keys.create("billing", actor=ME)
-    second = server.keys.rotate(first.id, actor=ME)
-    for issued, hours in ((first, 0), (first, 1), (second, 0), (second, 0)):
-        clock.pass_time(3600 * hours)
-        assert await server.status(issued.key) == 200
-    await server.store.flush()
-    used = of_key(engine, first.id, WEEK)
-    told = [(each.starts_at, each.hours, each.served) for each in used.by_hour]
-    assert told == [(NOW, 1, 1), (NOW + HOUR, 1, 3)]
-    assert [each.served for each in used.by_secret] == [2, 2]
-    assert of_key(engine, first.id, timedelta()).total == 3
-    said = run("keys", "usage", first.id, "--since", "2d").stdout
-    assert "2030-06-15 13:00Z  " + "#" * 40 in said
-    assert [
-        each["served"] for each in json.loads(run("keys", "usage", "--json").stdout)["keys"]
-    ] == [4]
-
-    clock.pass_time(40 * 86_400)
-    assert "rows compacted" in run("db", "thin").stdout
-    used = of_key(engine, first.id, 60 * DAY)
-    told = [(each.starts_at, each.hours, each.served) for each in used.by_hour]
-    assert told == [(NOW.replace(hour=0), 24, 4)]
 
 
 # What `doctor` finds.
