@@ -99,9 +99,11 @@ def watch(urls: list[str], keys: Keys, stop: threading.Event) -> None:
         elif status == LET_IN and sent_at > keys.revoked.get(f"{secret}", float("inf")):
             keys.faults.append(f"let in {sent_at - keys.revoked[f'{secret}']:.3f} s after `revoke`")
         elif status == REFUSED and sent_at > keys.valid.get(f"{secret}", float("inf")):
-            keys.faults.append("a valid key was refused")
+            age = sent_at - keys.valid.get(f"{secret}", sent_at)
+            keys.faults.append(f"a valid key was refused {age:.3f} s after it was one, by {url}")
         elif status == SLOWED and sent_at > keys.valid.get(f"{secret}", float("inf")) + UNKNOWN_FOR:
-            keys.faults.append("a valid key was slowed")
+            age = sent_at - keys.valid.get(f"{secret}", sent_at)
+            keys.faults.append(f"a valid key was slowed {age:.3f} s after it was one, by {url}")
 
 
 @dataclass
