@@ -67,8 +67,7 @@ def workspace() -> Iterator[None]:
     """A folder for `.env` and the databases. The service's settings come from that `.env` alone."""
     for name in [name for name in os.environ if name.upper() in SETTINGS]:
         del os.environ[name]
-    null = Path(os.devnull)
-    with TemporaryDirectory() as folder, chdir(folder), null.open("w", encoding="utf-8") as nowhere:
+    with TemporaryDirectory() as folder, chdir(folder):
         url = f"sqlite:///{Path(folder, 'keys.db')}"
         text = f"API_KEYS={','.join(KEYS)}\nDATABASE_URL={url}\n"
         Path(".env").write_text(text, encoding="utf-8")
@@ -77,10 +76,6 @@ def workspace() -> Iterator[None]:
         vars(import_module("app.auth.access.clients"))["BURST"] = (
             inf  # a refusal is what is measured
         )
-        # Its lines are written as it writes them, but nobody is to read them.
-        for handler in logging.root.handlers:
-            if type(handler) is logging.StreamHandler:
-                handler.setStream(nowhere)
         yield
 
 
@@ -131,7 +126,13 @@ class Unlogged(GuardedAPI):
 
 def new_service(**changes: Any) -> Any:
     """The application of the generated project, of whichever flavour that is."""
-    return import_module("app.main").create_app(load_settings().model_copy(update=changes))
+    service = import_module("app.main").create_app(load_settings().model_copy(update=changes))
+    # Its lines are written as it writes them, but nobody is to read them.
+    for handler in logging.root.handlers:
+        if type(handler) is logging.StreamHandler:
+            nowhere = Path(os.devnull).open("w", encoding="utf-8", buffering=1)  # noqa: SIM115
+            handler.setStream(nowhere)
+    return service
 
 
 def guard(service: Any) -> FastAPI:
