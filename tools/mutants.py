@@ -1692,8 +1692,8 @@ DATABASE = [
     Mutant(
         "a full disk ends the service",
         "app/metrics/__init__.py",
-        "_AllocatedDict\n",
-        "MmapedDict\n",
+        "disk_usage(folder).free < LEAST_FREE",
+        "disk_usage(folder).free < 0",
         "metrics",
     ),
     Mutant(
@@ -1995,13 +1995,6 @@ DATABASE = [
         "counters",
     ),
     Mutant(
-        "event loops in threads meet in one transaction",
-        "app/limits/sqlite_counter.py",
-        "with suppress(_BusyError), self._lock:",
-        "with suppress(_BusyError):",
-        "counters",
-    ),
-    Mutant(
         "a write of another process is an error",
         "app/limits/sqlite_counter.py",
         "            if code == sqlite3.SQLITE_BUSY:\n                raise _BusyError\n",
@@ -2128,13 +2121,6 @@ DATABASE = [
         "counters",
     ),
     Mutant(
-        "who waits for a connection waits without end",
-        "app/limits/connections.py",
-        "                async with asyncio.timeout_at(give_up_at):\n                    await free",
-        "                async with asyncio.timeout_at(give_up_at + 600):\n                    await free",
-        "counters",
-    ),
-    Mutant(
         "a connection that was closed meanwhile is an error",
         "app/limits/connections.py",
         "if not (reused and isinstance(error, self._lost)):",
@@ -2146,13 +2132,6 @@ DATABASE = [
         "app/limits/connections.py",
         "(pool := self._pools.get(loop))",
         "(pool := next(iter(self._pools.values()), None))",
-        "counters",
-    ),
-    Mutant(
-        "a late answer is taken for another's",
-        "app/limits/connections.py",
-        "                await self._close(connection)\n                if",
-        "                idle.append(connection)\n                if",
         "counters",
     ),
     Mutant(

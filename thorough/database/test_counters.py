@@ -652,7 +652,7 @@ async def survives_a_frost(
     await asyncio.gather(*(admitted(limiter, "500/hour") for _ in range(30)))
     with frozen:
         monkeypatch.setattr("app.limits.connections.TIMEOUT", 0.5)
-        async with asyncio.timeout(15):  # one wait for all: the rest is for a busy machine
+        async with asyncio.timeout(4):  # one wait for all; the client itself waits for five seconds
             charges = await asyncio.gather(*(admitted(limiter, "500/hour") for _ in range(200)))
             assert charges == [[True]] * 200
             assert await admitted(limiter, "500/hour", 9) == [True] * 9

@@ -41,15 +41,8 @@ class Connections(Generic[Connection]):
         free, idle = self._pool(loop)
         give_up_at = loop.time() + TIMEOUT
         try:
-            if free.locked():
-                async with asyncio.timeout_at(give_up_at):
-                    await free.acquire()
-            else:
-                await free.acquire()  # at once
-            try:
+            async with free:  # who came before gives up before
                 return await self._ask(question, idle, give_up_at)
-            finally:
-                free.release()
         except (self._errors, OSError) as error:
             late = loop.time() >= give_up_at
             raise OutOfReachError("no answer" if late else type(error).__name__) from None
@@ -72,7 +65,7 @@ class Connections(Generic[Connection]):
                 await self._close(connection)
                 if not (reused and isinstance(error, self._lost)):
                     raise
-                await self.close()  # the server closed them while nobody asked
+                await self._close_all(idle)  # the server closed them while nobody asked
             else:
                 idle.append(connection)
                 return answer
@@ -83,6 +76,9 @@ class Connections(Generic[Connection]):
         return pool
 
     async def close(self) -> None:
-        _, idle = self._pool(asyncio.get_running_loop())
+        for _, idle in [*self._pools.values()]:
+            await self._close_all(idle)
+
+    async def _close_all(self, idle: list[Connection]) -> None:
         while idle:
             await self._close(idle.pop())
