@@ -6,6 +6,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Iterator
+from contextlib import AsyncExitStack
 from datetime import timedelta
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -249,7 +250,9 @@ async def test_a_role_that_owns_nothing_is_enough(role: str, secrets: list[str])
     service = make_service(patient_settings())
     store, key_service = service.keys, service.state.key_service
     assert isinstance(store, DatabaseKeyStore)
-    async with store.follow():
+    async with AsyncExitStack() as stack:
+        for each in (store.follow(), *(policy.running() for policy in key_service.policies)):
+            await stack.enter_async_context(each)
         assert await status_of(service, secrets[0].encode()) == 200
         assert await status_of(service, new_secret().encode()) == NO
         limits = {"limits": ["1/minute", "5/month"]}
