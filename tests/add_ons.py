@@ -257,6 +257,52 @@ def opentelemetry_instrumentation(app):
     FastAPIInstrumentor.instrument_app(app)
 
 
+def logfire(app):
+    from pathlib import Path
+
+    import logfire
+    from opentelemetry.sdk.trace.export import ConsoleSpanExporter, SimpleSpanProcessor
+
+    exporter = ConsoleSpanExporter(out=Path("sent").open("a"))  # noqa: SIM115
+    processors = [SimpleSpanProcessor(exporter)]
+    logfire.configure(send_to_logfire=False, console=False, additional_span_processors=processors)
+    logfire.instrument_fastapi(app)
+
+
+def otel_middleware(app):
+    from opentelemetry.instrumentation.asgi import OpenTelemetryMiddleware
+
+    app.add_middleware(OpenTelemetryMiddleware)
+
+
+def sentry_middleware(app):
+    from sentry_sdk.integrations.asgi import SentryAsgiMiddleware
+
+    app.add_middleware(SentryAsgiMiddleware)
+
+
+def honeybadger(app):
+    from honeybadger.contrib import ASGIHoneybadger
+
+    app.add_middleware(ASGIHoneybadger, api_key="", environment="development")
+
+
+def rollbar(app):
+    import rollbar
+    from rollbar.contrib.fastapi import ReporterMiddleware
+
+    rollbar.init("", "development", enabled=False)
+    rollbar.report_message("of the owner")
+    app.add_middleware(ReporterMiddleware)
+
+
+def basic_config(app):
+    import logging
+
+    logging.basicConfig()
+    logging.warning("of a library")
+
+
 # Limits for each key.
 
 

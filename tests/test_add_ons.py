@@ -7,6 +7,8 @@ import gzip
 import json
 import re
 import shutil
+import socket
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -38,9 +40,9 @@ PACKAGES = [
     *("prometheus-fastapi-instrumentator", "pyright[nodejs]", "python-socketio[client]"),
     *("sentry-sdk", "slowapi", "sqladmin", "sqlalchemy[asyncio]", "sse-starlette"),
     *("starlette-admin", "starlette-exporter", "strawberry-graphql", "structlog", "ty"),
-    "typing-inspect",
-    # Agents.
+    *("ddtrace", "honeybadger", "logfire", "opentelemetry-distro", "rollbar", "typing-inspect"),
     *("openai-agents", "pydantic-ai-slim[mcp]"),
+    *("httpx2[http2]", "zttp"),
 ]
 
 
@@ -75,8 +77,9 @@ class Service(Project):
     def running(
         self, command: str = "uvicorn app.main:app --port {port}", **variables: str
     ) -> Iterator[str]:
-        """Its URL; what it says is in the file `said`."""
-        shell = f'exec "{self.bin}/python" -m {command} > said 2>&1'
+        """Its URL; what it says is in the file `said`. The command is a module, or has a path."""
+        program = command if command.startswith("/") else f'"{self.bin}/python" -m {command}'
+        shell = f"exec {program} > said 2>&1"
         with self.serving("sh", "-c", shell, **variables) as url:
             yield url
 
@@ -433,6 +436,53 @@ def test_spans_have_no_key_and_the_start_leaves_none(service: Service, function:
     assert "GET /secure-endpoint" in sent
 
 
+@pytest.mark.parametrize(
+    "function", ["honeybadger", "sentry_middleware", "otel_middleware", "rollbar"]
+)
+def test_middleware_that_tells_asgi_2_from_3_works(service: Service, function: str) -> None:
+    service.add(function)
+    with service.running() as url:
+        service.guards(f"{url}/secure-endpoint")
+    assert service.keys[0] not in service.read("said")
+
+
+@pytest.mark.parametrize("way", ["opentelemetry_instrumentation", "logfire"])
+def test_instrumentation_makes_the_spans(service: Service, way: str) -> None:
+    service.add(way)
+    key = service.keys[0]
+    variables = {"OTEL_PYTHON_FASTAPI_EXCLUDED_URLS": "health", "LOG_LEVEL": "ERROR"}
+    with service.running(**variables) as url:
+        assert get(f"{url}/health/live")[0] == 200
+        service.guards(f"{url}/secure-endpoint?key={key}")
+        get(f"{url}/{key}")
+    sent = service.read("sent")
+    assert sent.count("SpanKind.SERVER") == 3
+    assert "unexpected middleware stack" not in service.read("said")
+    assert key not in sent
+    assert "[key]" in sent
+    assert re.search(r'"caller.id": "[0-9a-f]{12}"', sent)
+    assert '"caller.refusal": "no key"' in sent
+
+
+def test_a_start_leaves_no_span_of_ddtrace(service: Service) -> None:
+    variables = {"DD_TRACE_DEBUG": "1", "DD_INSTRUMENTATION_TELEMETRY_ENABLED": "false"}
+    command = f"{service.bin}/ddtrace-run {service.bin}/uvicorn app.main:app --port {{port}}"
+    with service.running(command, DD_TRACE_AGENT_URL="http://127.0.0.1:9", **variables) as url:
+        service.guards(f"{url}/secure-endpoint")
+    started = r"Starting span: <Span\(id=(\d+)[^>]*name=fastapi.request"
+    assert len(set(re.findall(started, service.read("said")))) == 2
+
+
+def test_a_collector_that_is_away_holds_up_no_stop(service: Service) -> None:
+    told = chapter(page("recipes.md"), "OpenTelemetry")
+    assert "`OTEL_EXPORTER_OTLP_TIMEOUT=2` makes that 2 seconds" in told
+    away = {"FASTAPI_OTEL_AUTO_CONFIGURE": "true", "OTEL_EXPORTER_OTLP_TIMEOUT": "2"}
+    with service.running(OTEL_EXPORTER_OTLP_ENDPOINT="http://127.0.0.1:9", **away) as url:
+        service.guards(f"{url}/secure-endpoint")
+        began_at = time.monotonic()
+    assert time.monotonic() - began_at < 9  # less than the ten seconds that `docker stop` waits
+
+
 @contextmanager
 def collector() -> Iterator[tuple[str, dict[str, list[bytes]]]]:
     """A receiver of OTLP over HTTP; its address, and the bodies that arrived, by their path."""
@@ -470,8 +520,8 @@ for name in sys.argv[1:]:
             for span in scope.spans:
                 told = {each.key: each.value.string_value for each in span.attributes}
                 if span.kind == 2:
-                    print(span.name, told.get("http.route"), told.get("api_key.id"),
-                          told.get("api_key.refusal"), told.get("url.query"))
+                    print(span.name, told.get("http.route"), told.get("caller.id"),
+                          told.get("caller.refusal"), told.get("url.query"))
 """
 
 
@@ -479,7 +529,7 @@ def test_opentelemetry_by_its_variables_tells_routes_and_no_key(service: Service
     key = service.keys[0]
     told = chapter(page("recipes.md"), "OpenTelemetry")
     assert "export FASTAPI_OTEL_AUTO_CONFIGURE=true OTEL_EXPORTER_OTLP_ENDPOINT=" in told
-    (argument,) = re.findall(r"^`(telemetry=.*)`\.$", told, re.MULTILINE)
+    (argument,) = re.findall(r"`GuardedAPI\((telemetry=.*), \.\.\.\)`", told)
     service.declare(argument)
     with collector() as (address, arrived):
         variables = {"FASTAPI_OTEL_AUTO_CONFIGURE": "true", "OTEL_EXPORTER_OTLP_ENDPOINT": address}
@@ -575,7 +625,7 @@ def write_log_config(service: Service, **loggers: str) -> None:
 def test_a_log_config_counts(service: Service, level: str, refusals: int) -> None:
     write_log_config(service, app=level, uvicorn="INFO")
     command = "uvicorn app.main:app --port {port} --log-config log.json"
-    with service.running(command, LOG_LEVEL="INFO") as url:
+    with service.running(command, LOG_LEVEL="INFO", LOG_FORMAT="own") as url:
         service.guards(f"{url}/secure-endpoint")
     lines = service.read("said").splitlines()
     assert sum("Refused http" in line for line in lines) == refusals
@@ -586,7 +636,7 @@ def test_a_log_config_counts(service: Service, level: str, refusals: int) -> Non
 def test_logging_that_is_configured_later_counts_too(service: Service) -> None:
     write_log_config(service, **{"": "INFO"})
     service.add("dict_config")
-    with service.running() as url:
+    with service.running(LOG_FORMAT="own") as url:
         service.guards(f"{url}/secure-endpoint")
     lines = service.read("said").splitlines()
     refusal = "MINE INFO app.auth.access.rule Refused http '/secure-endpoint': no key."
@@ -596,11 +646,22 @@ def test_logging_that_is_configured_later_counts_too(service: Service) -> None:
 @pytest.mark.parametrize("function", ["structlog", "loguru"])
 def test_other_loggers_take_over(service: Service, function: str) -> None:
     service.add(function)
-    with service.running() as url:
+    with service.running(LOG_FORMAT="own") as url:
         service.guards(f"{url}/logs")
     said = service.read("said")
     assert service.keys[0] not in said
     assert [said.count(each) for each in ("Refused http", "called", "failed")] == [1, 1, 1]
+
+
+@pytest.mark.parametrize("function", ["rollbar", "basic_config"])
+def test_a_library_that_configures_logging_changes_no_format(
+    service: Service, function: str
+) -> None:
+    service.add(function)
+    with service.running(LOG_FORMAT="json") as url:
+        service.guards(f"{url}/secure-endpoint")
+    lines = [json.loads(line) for line in service.read("said").splitlines()]
+    assert any(line["message"].startswith("Refused http") for line in lines)
 
 
 def test_hypercorn_says_nothing_twice(service: Service) -> None:
@@ -608,6 +669,40 @@ def test_hypercorn_says_nothing_twice(service: Service) -> None:
         service.guards(f"{url}/secure-endpoint")
     said = service.read("said")
     assert [said.count(each) for each in ("Running on", "Refused http")] == [1, 1]
+
+
+OVER_HTTP2 = """
+import sys
+import httpx2
+url, key = sys.argv[1:]
+with httpx2.Client(http1=False, http2=True) as client:
+    for headers in ([], [("api-key", key)], [("api-key", key)] * 2):
+        answer = client.get(f"{url}/secure-endpoint", headers=headers)
+        print(answer.http_version, answer.status_code)
+"""
+
+
+@pytest.mark.parametrize("option", ["", " --http2"])
+def test_with_zttp_a_trailer_is_no_key_and_a_header_is_wherever_it_stands(
+    service: Service, option: str
+) -> None:
+    with service.running("uvicorn app.main:app --port {port} --http zttp" + option) as url:
+        address = ("127.0.0.1", int(url.rpartition(":")[2]))
+
+        def status(*headers: str, trailer: str = "") -> int:
+            head = ("POST /secure-endpoint HTTP/1.1", "Host: service", "Connection: close")
+            body = ("", "4", "body", "0", *[trailer] * bool(trailer), "", "")
+            with socket.create_connection(address, timeout=60) as connection:
+                connection.sendall("\r\n".join((*head, *headers, *body)).encode())
+                return int(connection.makefile("rb").readline().split()[1])
+
+        key, chunked = f"api-key: {service.keys[0]}", "Transfer-Encoding: chunked"
+        assert status(chunked, trailer=key) == status("Trailer: api-key", chunked, trailer=key)
+        assert status(chunked, trailer=key) == 403
+        assert status(key, chunked) == status(chunked, key) == 405  # it is let in
+        if option:
+            said = service.do(OVER_HTTP2, url, service.keys[0])[0].splitlines()
+            assert said == ["HTTP/2 403", "HTTP/2 200", "HTTP/2 403"]
 
 
 # Caches.

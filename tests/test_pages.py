@@ -234,6 +234,12 @@ def test_every_setting_is_told_with_its_default() -> None:
             assert told[name][2].strip("`").lower() == written.lower(), name
 
 
+def test_the_grants_that_are_told_are_those_that_were_tried() -> None:
+    tried = (ROOT / "thorough" / "database" / "test_restore.py").read_text("utf-8")
+    grants = re.findall(r'GRANTS\w* = """\n(.*?)"""', tried, re.DOTALL)
+    assert re.findall(r"```sql\n(.*?)```", page("settings.md"), re.DOTALL) == grants
+
+
 # The map of the machinery.
 
 

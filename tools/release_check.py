@@ -58,7 +58,7 @@ def pythons() -> dict[str, Path]:
     for path in paths:
         asked = "import sys; print('%d.%d' % sys.version_info[:2], sys.executable)"
         version, _, itself = run(path, "-c", asked, cwd=ROOT, check=False).stdout.partition(" ")
-        if version in ("3.11", "3.12", "3.13", "3.14"):
+        if version in ("3.11", "3.12", "3.13", "3.14", "3.15"):
             found.setdefault(version, Path(itself.strip()))  # not a shim of pyenv's
     return dict(sorted(found.items()))
 

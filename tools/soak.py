@@ -3,7 +3,8 @@
 Servers are killed and started again, keys come and go by the command line, whose clock is wrong
 now and then, and another program opens the files without pause. Meanwhile clients check that a
 request sent after `revoke` returned is never let in, that a valid key always is, and that nobody
-else ever is. In between, the state machines of the thorough tests explore at random. Ends with 1 at a fault.
+else ever is; that no window of a limit holds more than its number, and that a quota is exact. Some
+of the servers run no lifespan. In between, the state machines of the thorough tests explore at random. Ends with 1 at a fault.
 """
 
 import json
@@ -40,6 +41,8 @@ HEADER: Final = "api-key"
 LIVES: Final = 20.0  # seconds of one life of the servers
 LET_IN, REFUSED, SLOWED, UNAVAILABLE = 200, 403, 429, 503
 UNKNOWN_FOR: Final = 1.0  # seconds for which a new key may be one of the guesses of an address
+RATE, QUOTA = 5, 150  # of a key with limits: a second, and a month
+LIVES_OF_A_QUOTA: Final = 3
 STRANGER: Final = "0b0d9a52-6c1c-4f4e-9a53-7f6f1b8f7a11"  # not-a-key
 
 
@@ -101,6 +104,48 @@ def watch(urls: list[str], keys: Keys, stop: threading.Event) -> None:
             keys.faults.append("a valid key was slowed")
 
 
+@dataclass
+class Limited:
+    """What the clients know of a key with a limit and a quota."""
+
+    secret: str
+    lives: int = 0
+    sent: int = 0
+    not_charged: int = 0
+    served: list[tuple[float, float]] = field(default_factory=list)  # when sent, and answered
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def spend(self, urls: list[str], faults: list[str], stop: threading.Event) -> None:
+        while not stop.is_set():
+            with self.lock:
+                self.sent += 1
+            sent_at, status, told = time.monotonic(), 0, ""
+            with suppress(OSError):
+                status, _, told = get(random.choice(urls), {HEADER: self.secret})
+            with self.lock:
+                if status == LET_IN:
+                    self.served.append((sent_at, time.monotonic()))
+                elif status == SLOWED and "/month" in told and self.charged() <= QUOTA:
+                    faults.append(f"a quota of {QUOTA} was spent by {self.charged() - 1}")
+                # Without an answer it may be charged all the same.
+                self.not_charged += status in (REFUSED, SLOWED)
+            time.sleep(random.random() / 20)
+
+    def charged(self) -> int:
+        """At most so many, and those that are under way."""
+        return self.sent - self.not_charged
+
+    def check(self) -> Iterator[str]:
+        """Each was charged between its two moments."""
+        served = sorted(self.served, key=lambda times: times[1])
+        for first in range(len(served) - RATE):
+            window = served[first : first + RATE + 1]
+            if (took := window[-1][1] - min(sent_at for sent_at, _ in window)) < 1.0:
+                yield f"{RATE + 1} requests in {took:.3f} s with a limit of {RATE}/second"
+        if len(served) > QUOTA:
+            yield f"{len(served)} requests with a quota of {QUOTA}"
+
+
 def open_and_close(folder: Path, stop: threading.Event) -> None:
     """As any other program on the machine may: a backup, a scanner, somebody's editor."""
     command = (
@@ -129,6 +174,8 @@ class Life:
     variables: dict[str, str]
     keys: Keys = field(default_factory=Keys)
     ids: dict[str, str] = field(default_factory=dict)  # of the valid secrets
+    limited: Limited | None = None
+    spent: int = 0  # served to keys with limits, before the one of now
 
     def __post_init__(self) -> None:
         self.keys.valid.update(dict.fromkeys(self.project.keys, 0.0))
@@ -137,7 +184,8 @@ class Life:
         keys = self.keys
         return (
             f"{self.name}: {keys.requests} requests, {keys.commands} commands"
-            f" ({keys.killed} killed), {len(keys.revoked)} secrets ended, no fault"
+            f" ({keys.killed} killed), {len(keys.revoked)} secrets ended,"
+            f" {self.spent + len(self.limited.served if self.limited else ())} with limits, no fault"
         )
 
     def command(self, *arguments: str) -> Any:
@@ -191,13 +239,25 @@ class Life:
         if made := self.end(random.choice(list(self.ids)), "rotate", *overlap):
             self.learn(made)
 
+    def spender(self) -> Limited:
+        """A key with limits, for some lives of the servers."""
+        limits = ("--limit", f"{RATE}/second", "--quota", f"{QUOTA}/month")
+        while self.limited is None or self.limited.lives >= LIVES_OF_A_QUOTA:
+            if made := self.command("create", "limited", *limits):
+                self.spent += len(self.limited.served) if self.limited else 0
+                self.limited = Limited(made["key"])
+        self.limited.lives += 1
+        return self.limited
+
     @contextmanager
     def server(self) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
         with socket.create_server(("127.0.0.1", 0)) as listener:
             port = listener.getsockname()[1]
         python = self.project.path / ".venv" / "bin" / "python"
+        without = self.flavour == "database" and chance(0.5)
+        options = ["--no-access-log", *["--lifespan", "off"] * without]
         server = subprocess.Popen(
-            [python, "-m", "uvicorn", "app.main:app", "--port", f"{port}", "--no-access-log"],
+            [python, "-m", "uvicorn", "app.main:app", "--port", f"{port}", *options],
             cwd=self.project.path,
             env=environment(**self.variables),
             stdout=subprocess.DEVNULL,
@@ -227,6 +287,10 @@ class Life:
                 threading.Thread(target=watch, args=(urls, self.keys, stop)),
                 threading.Thread(target=open_and_close, args=(self.project.path, stop)),
             ]
+            if self.flavour == "database":
+                limited = self.spender()
+                spend = (urls, self.keys.faults, stop)
+                workers += [threading.Thread(target=limited.spend, args=spend) for _ in range(3)]
             for worker in workers:
                 worker.start()
             try:
@@ -238,6 +302,8 @@ class Life:
                 stop.set()
                 for worker in workers:
                     worker.join()
+        if self.limited:
+            self.keys.faults += self.limited.check()
         if self.keys.faults:
             raise FaultError("; ".join(dict.fromkeys(self.keys.faults)))
 

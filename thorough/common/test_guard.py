@@ -14,12 +14,12 @@ from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse
 from starlette.routing import Host, Mount, Route, WebSocketRoute
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from websockets.exceptions import InvalidStatus
 from websockets.sync.client import connect
 
 from app.auth import Caller, GuardedAPI, GuardedRouter, PublicRouter, require
-from app.auth.errors import UnguardedRouteError
+from app.auth.errors import SettingsError, UnguardedRouteError
 from app.constants import API_KEY_HEADER, MISSING_KEY_STATUS
 from tests.callers import Answer, Keys, answer_of, ask, start_up, status_of
 from tests.thorough.servers import LiveServer
@@ -552,6 +552,23 @@ def test_a_server_that_starts_nothing_is_guarded(api: GuardedAPI, keys: Keys) ->
         for path in ("/x", "/raw", "/mount/x"):
             assert httpx.get(live.url + path).status_code == MISSING_KEY_STATUS
             assert httpx.get(live.url + path, headers=key).text == WELCOME
+
+
+def test_without_asyncio_a_start_fails_in_one_line(api: GuardedAPI) -> None:
+    """As under `hypercorn -k trio`: no loop of asyncio runs."""
+    told: list[Message] = []
+
+    async def receive() -> Message:
+        return {"type": "lifespan.startup"}
+
+    async def send(message: Message) -> None:
+        told.append(message)
+
+    starting = api({"type": "lifespan", "asgi": {"version": "3.0"}, "state": {}}, receive, send)
+    with pytest.raises(SettingsError):
+        starting.send(None)
+    needs = "Run it on asyncio, such as: hypercorn -k asyncio"
+    assert told == [{"type": "lifespan.startup.failed", "message": needs}]
 
 
 async def test_routes_that_are_given_to_the_application_are_guarded(keys: Keys) -> None:

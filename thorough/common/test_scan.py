@@ -2,7 +2,6 @@
 
 import io
 import json
-from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -10,7 +9,6 @@ from typer.testing import CliRunner, Result
 
 from app.auth.cli import scan as module
 from app.auth.cli.scan import Known, report, scan
-from app.auth.errors import SettingsError, StoreUnavailableError
 from app.auth.key import digest, id_of, with_prefix
 from app.cli import main
 from app.constants import API_KEY_HEADER as HEADER
@@ -21,8 +19,15 @@ OTHER = "6f1e2d3c-4b5a-4978-a695-8c7d6e5f4a3b"  # not-a-key
 NIL = "00000000-0000-4000-8000-000000000000"  # not-a-key
 DIGEST = digest(EXAMPLE.encode())
 ID, OTHER_ID = id_of(DIGEST), id_of(digest(OTHER.encode()))
-KNOWN, UNKNOWN = Known([lambda _: {DIGEST: "the-id"}], pytest.fail), Known([], pytest.fail)
 NAMED, CHECKSUM = "next to its name", "prefix and checksum"
+
+
+def knowing_one(_: object) -> dict[bytes, str]:
+    return {DIGEST: "the-id"}
+
+
+def knowing_nothing(_: object) -> dict[bytes, str]:
+    return {}
 
 
 @pytest.fixture
@@ -31,7 +36,7 @@ def file(tmp_path: Path) -> Path:
 
 
 def keys_in(
-    file: Path, content: str | bytes, known: Known = UNKNOWN
+    file: Path, content: str | bytes, known: Known = knowing_nothing
 ) -> list[tuple[int | None, str | None, str]]:
     """Line, id and reason of each finding."""
     file.write_bytes(content.encode() if isinstance(content, str) else content)
@@ -61,9 +66,9 @@ SPELLINGS = {
 def test_a_known_key_is_found_in_every_spelling(spelling: str, file: Path) -> None:
     text = f"one\n\u4e0a\u0a0a {spelling}\nthree\n"
     for content in (text.encode(), text.encode("utf-16"), f"\ufeff{text}".encode("utf-16-be")):
-        assert keys_in(file, content, KNOWN) == [(2, "the-id", "known")]
+        assert keys_in(file, content, knowing_one) == [(2, "the-id", "known")]
     binary = b"\0\xff" + bytes(range(256)) + spelling.encode() + b"\0\xc3"
-    assert [id for _, id, _ in keys_in(file, binary, KNOWN)] == ["the-id"]
+    assert [id for _, id, _ in keys_in(file, binary, knowing_one)] == ["the-id"]
 
 
 @pytest.mark.parametrize("spelling", [each for each in SPELLINGS if "prefixed" in each])
@@ -79,7 +84,7 @@ def test_a_prefix_with_its_checksum_is_a_key_anywhere(spelling: str, file: Path)
     ],
 )
 def test_a_prefix_with_another_checksum_is_none(text: str, file: Path) -> None:
-    assert keys_in(file, f"API_KEYS={text}\n", KNOWN) == []
+    assert keys_in(file, f"API_KEYS={text}\n", knowing_one) == []
 
 
 @pytest.mark.parametrize(
@@ -132,12 +137,12 @@ def test_any_other_uuid4_is_none(text: str, file: Path) -> None:
 def test_a_line_that_says_so_may_have_a_key(file: Path) -> None:
     meant = f"{EXAMPLE} # not-a-key\n# Not-A-Key: {EXAMPLE}\n"
     text = f"{meant}{EXAMPLE}\nnot-a-key\n{EXAMPLE} not a key\n"
-    assert [line for line, _, _ in keys_in(file, text, KNOWN)] == [3, 5]
+    assert [line for line, _, _ in keys_in(file, text, knowing_one)] == [3, 5]
 
 
 def test_a_key_comes_once_a_line(file: Path) -> None:
     text = f"API_KEYS={OTHER},{EXAMPLE}; {PREFIXED} {OTHER}\n\n{EXAMPLE}"
-    assert keys_in(file, text, KNOWN) == [
+    assert keys_in(file, text, knowing_one) == [
         *((1, OTHER_ID, NAMED), (1, "the-id", "known"), (3, "the-id", "known"))
     ]
 
@@ -151,11 +156,14 @@ def test_nothing_is_lost_between_two_blocks(
     for size in range(700, 1700, 7):
         lines = f"{'.' * 99}\n" * (size // 100) + "." * (size % 100)
         text = f"{lines}\n{EXAMPLE} {'.' * 200} not-a-key\nAPI_KEYS:\n- {key}\n{' ' * 2000}\n"
-        assert keys_in(file, text, KNOWN) == [(size // 100 + 4, "the-id", "known")], size
+        assert keys_in(file, text, knowing_one) == [(size // 100 + 4, "the-id", "known")], size
         if key == EXAMPLE:
             assert keys_in(file, text) == [(size // 100 + 4, ID, NAMED)], size
         line = f"\n{'.' * size}{key}{'.' * size}"  # without an end for several blocks
-        assert keys_in(file, line * 2, KNOWN) == [(2, "the-id", "known"), (3, "the-id", "known")]
+        assert keys_in(file, line * 2, knowing_one) == [
+            (2, "the-id", "known"),
+            (3, "the-id", "known"),
+        ]
 
 
 @pytest.mark.parametrize("content", [b"\n", b".", "\ufeff.".encode("utf-16-le")])
@@ -170,7 +178,7 @@ def test_a_key_in_a_file_name_is_found_and_not_shown(tmp_path: Path) -> None:
         file = tmp_path / f"cache-{spelling}-{OTHER}\udcff.json"
         file.write_text(EXAMPLE)
         shown = f"{tmp_path}/cache-[key]"
-        assert [*map(str, scan(f"{file}", KNOWN))] == [
+        assert [*map(str, scan(f"{file}", knowing_one))] == [
             *(f"{shown}: key the-id (known, in the file's name)", f"{shown}:1: key the-id (known)")
         ]
 
@@ -178,47 +186,14 @@ def test_a_key_in_a_file_name_is_found_and_not_shown(tmp_path: Path) -> None:
 def test_a_file_name_takes_one_line(tmp_path: Path) -> None:
     file = tmp_path / "two\nlines\u202e"
     file.write_text(f"{EXAMPLE}\n")
-    [found] = scan(f"{file}", KNOWN)
+    [found] = scan(f"{file}", knowing_one)
     assert f"{found}" == f"'{tmp_path}/two\\nlines\\u202e':1: key the-id (known)"
-
-
-def test_sources_are_asked_in_turn_for_what_is_not_known_yet(file: Path) -> None:
-    asked: list[Sequence[bytes]] = []
-
-    def second(digests: Sequence[bytes]) -> dict[bytes, str]:
-        asked.append(digests)
-        return {digest(OTHER.encode()): "another"}
-
-    known = Known([lambda _: {DIGEST: "the-id"}, second], pytest.fail)
-    assert keys_in(file, f"{EXAMPLE}\n{OTHER}", known) == [
-        *((1, "the-id", "known"), (2, "another", "known"))
-    ]
-    assert asked == [[digest(OTHER.encode())]]
-    assert keys_in(file, f"{EXAMPLE}\nnothing else", known) == [(1, "the-id", "known")]
-    assert len(asked) == 1
-
-
-@pytest.mark.parametrize("error", [SettingsError, StoreUnavailableError])
-def test_a_source_that_fails_is_noted_once_and_the_others_go_on(
-    error: type[Exception], file: Path
-) -> None:
-    def failing(_: Sequence[bytes]) -> dict[bytes, str]:
-        raise error("the source has gone")
-
-    notes: list[str] = []
-    known = Known([failing, lambda _: {DIGEST: "the-id"}], notes.append)
-    text = f"{EXAMPLE}\n{OTHER}\nAPI_KEYS={OTHER}\n"
-    for _ in range(2):
-        assert keys_in(file, text, known) == [(1, "the-id", "known"), (3, OTHER_ID, NAMED)]
-    assert notes == ["Not every key is known here: the source has gone"]
 
 
 def test_a_report_is_for_people_or_for_programs(file: Path) -> None:
     def reported(files: list[Path], as_json: bool) -> tuple[bool, list[str]]:
         shown: list[str] = []
-        sources, names = [lambda _: {DIGEST: "the-id"}], [f"{file}" for file in files]
-        found = report(names, sources, show=shown.append, note=pytest.fail, as_json=as_json)
-        return found, shown
+        return report(map(str, files), knowing_one, shown.append, as_json=as_json), shown
 
     file.write_text(f"\n{EXAMPLE}")
     none, folder = file.with_name("none"), file.parent

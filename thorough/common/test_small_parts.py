@@ -11,7 +11,7 @@ from app.auth.access.clients import FailedAttempts
 from app.auth.access.rule import Refusal, authenticate, extract_key
 from app.auth.config.sources import secrets_dir
 from app.auth.key import is_scope, new_secret
-from app.auth.log import configure_logging
+from app.auth.log import RECORD, RequestRecord, configure_logging
 from tests.callers import HEADER
 
 
@@ -25,6 +25,7 @@ def test_a_scope_is_spelled_in_words_and_colons(text: str, expected: bool) -> No
 async def test_the_reason_of_a_store_is_the_one_for_the_log() -> None:
     keys = Mock(lookup=AsyncMock(return_value=Refusal("revoked key", "1")))
     scope: dict[str, Any] = {"type": "http", "headers": [(HEADER, new_secret().encode())]}
+    scope[RECORD] = RequestRecord("127.0.0.1", "GET")
     extract_key(scope)
     refusal = await authenticate(scope, keys, FailedAttempts())
     assert refusal == Refusal("revoked key", "1")

@@ -1,5 +1,7 @@
 """What a request leaves behind: no key anywhere, and nothing in caches between."""
 
+import functools
+import inspect
 import logging
 import re
 import traceback
@@ -9,10 +11,12 @@ from types import TracebackType
 from typing import Any
 
 import pytest
-from fastapi import Depends, FastAPI, Request, Response, WebSocket
+from fastapi import Depends, FastAPI, Request, Response, WebSocket, routing
 from opentelemetry import trace
 from starlette.datastructures import Headers
+from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
+from starlette.middleware.errors import ServerErrorMiddleware
 from starlette.middleware.gzip import GZipMiddleware
 from starlette.responses import PlainTextResponse, StreamingResponse
 from starlette.staticfiles import StaticFiles
@@ -212,9 +216,9 @@ async def test_a_path_cannot_make_lines_of_its_own(
     for prefix in ("/x/x", "/y"):
         await ask(api, path=f"{prefix}\nINFO: Let in\x1b[2J\u2028")
     assert [re.split(r": | in \d", message)[0] for message in caplog.messages] == [
-        r"Refused http '/x/x\nINFO",
+        r"Refused http '/x/x\\nINFO",
         "127.0.0.1 GET /x/{name} " + f"{MISSING_KEY_STATUS}",
-        r"127.0.0.1 GET '/y\nINFO",
+        r"127.0.0.1 GET '/y\\nINFO",
     ]
     assert not any(set(message) & {"\n", "\x1b", "\u2028"} for message in caplog.messages)
 
@@ -247,8 +251,18 @@ async def test_the_probe_at_the_start_leaves_no_trace(
     monkeypatch.setattr(trace, "get_tracer_provider", lambda: spans)
     init = FastAPI.__init__
 
+    class Tracing:
+        def __init__(self, app: ASGIApp) -> None:
+            self._app = app
+
+        async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+            if scope["type"] != "lifespan":
+                spans.started.append("middleware")
+            await self._app(scope, receive, send)
+
     def instrument(app: Any, *arguments: Any, **options: Any) -> None:
-        """As OpenTelemetry's own instrumentation does it, for all applications."""
+        """As ddtrace and OpenTelemetry's own instrumentation do it, for all applications."""
+        options["middleware"] = [Middleware(Tracing), *options["middleware"]]
         init(app, *arguments, **options)
         build = app.build_middleware_stack
 
@@ -260,12 +274,50 @@ async def test_the_probe_at_the_start_leaves_no_trace(
         app.build_middleware_stack = build_instrumented
 
     monkeypatch.setattr(FastAPI, "__init__", instrument)
+    build_stack, serialize = FastAPI.build_middleware_stack, routing.serialize_response
+
+    @functools.wraps(build_stack)
+    def build_traced(app: FastAPI) -> ASGIApp:
+        return Tracing(build_stack(app))
+
+    async def serialize_traced(**options: Any) -> Any:
+        spans.started.append("serialization")
+        return await serialize(**options)
+
+    monkeypatch.setattr(FastAPI, "build_middleware_stack", build_traced)
+    monkeypatch.setattr(routing, "serialize_response", serialize_traced)
 
     assert (await start_up(api))["type"] == "lifespan.startup.complete"
     assert (spans.started, caplog.messages) == ([], [])
 
     await ask(GuardedAPI(Keys()), path="/docs")
-    assert sorted(spans.started) == ["GET", "add-on"]
+    assert sorted(spans.started) == ["GET", "add-on", *["middleware"] * 2]
+
+
+# Whatever plain FastAPI takes works.
+
+
+class TellingApart:
+    """Middleware that takes a plain function for the ASGI 2 of 2018, as error trackers do."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        assert inspect.iscoroutinefunction(getattr(app, "__call__", None)), app  # noqa: B004
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self.app(scope, receive, send)
+
+
+async def test_each_callable_of_the_stack_is_a_coroutine_function(
+    api: GuardedAPI, keys: Keys
+) -> None:
+    api.add_middleware(TellingApart)
+    await answer_of(TellingApart(api), keys.issue(), path="/docs")
+    layer: Any = api.middleware_stack
+    assert type(layer) is ServerErrorMiddleware  # which instrumentation looks for
+    while layer is not None:
+        TellingApart(layer)
+        layer = vars(layer).get("app") or vars(layer).get("_app")
 
 
 # No cache between serves an answer to somebody else.

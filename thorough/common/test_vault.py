@@ -15,8 +15,9 @@ from unittest.mock import Mock, call
 
 import pytest
 from pydantic import Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from app.auth.config.sources import SourcedSettings, load
+from app.auth.config.sources import load
 from app.auth.errors import SettingsError
 from app.vaults import client as vault
 from app.vaults.client import Vault, read
@@ -30,7 +31,9 @@ URLS = {
 }
 
 
-class Settings(SourcedSettings):
+class Settings(BaseSettings):
+    model_config = SettingsConfigDict(env_ignore_empty=True)
+
     title: str = "none"
     pages: list[int] = Field([1])
     hue: str = Field("none", validation_alias="colour")

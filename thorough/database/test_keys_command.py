@@ -19,7 +19,7 @@ import typer
 from typer.testing import CliRunner
 
 from app.auth.cli import commands
-from app.auth.cli.commands import _name_database
+from app.auth.cli.database import name_database
 from app.auth.config.settings import AuthSettings
 from app.auth.database import clock
 from app.auth.database.engine import SCHEMA, SCHEMA_TABLE, connect, transaction
@@ -643,9 +643,9 @@ def test_the_usual_database_lies_in_the_folder_of_the_project(
 
 
 def test_another_database_than_the_usual_one_is_named(capsys: pytest.CaptureFixture[str]) -> None:
-    _name_database(AuthSettings.model_construct())
+    name_database(AuthSettings.model_construct())
     assert capsys.readouterr().err == ""
-    _name_database(AuthSettings.model_construct(database_url=sa.make_url("sqlite:///other.db")))
+    name_database(AuthSettings.model_construct(database_url=sa.make_url("sqlite:///other.db")))
     assert capsys.readouterr().err == "In sqlite:///other.db:\n"
 
 

@@ -4,12 +4,14 @@ import os
 import re
 import runpy
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
 from uuid import uuid4
@@ -37,6 +39,7 @@ from app.constants import API_KEY_HEADER, MISSING_KEY_STATUS
 from tests.callers import PROBE, Keys, answer_of, ask, status_of
 from tests.thorough.commands import ROOT
 from tests.thorough.replicas import PATIENCE, Line, Replica, started
+from tests.thorough.servers import Service
 
 Series = tuple[str, ...]  # a name, and the values of its labels in the order of their names
 Told = Callable[[], dict[Series, float]]
@@ -197,9 +200,7 @@ async def test_a_stream_counts_when_it_begins(api: GuardedAPI, keys: Keys, told:
 async def test_the_seconds_are_those_until_the_answer_begins(api: GuardedAPI, keys: Keys) -> None:
     secret, name = keys.issue(), "api_request_seconds"
     before = series(metrics._ours.collect())
-    with patch(
-        "app.auth.access.request_log.time.perf_counter", side_effect=[10.0, 10.3, 99.0, 99.0]
-    ):
+    with patch("app.auth.access.request_log.perf_counter", side_effect=[10.0, 10.3, 99.0, 99.0]):
         await ask(api, secret, path="/items/1")
     after = series(metrics._ours.collect())
     took = {
@@ -459,6 +460,7 @@ async def test_so_does_one_of_gunicorn(
 ) -> None:
     reader = client_with("metrics:read")
     monkeypatch.setitem(sys.modules, "gunicorn", sys)
+    monkeypatch.setattr("app.metrics.os.getppid", lambda: 0)  # whose children nobody knows
     answer = await reader.get("/metrics")
     assert (answer.status_code, answer.json()) == (503, {"detail": SEVERAL})
     (tmp_path / "metrics").mkdir()
@@ -468,6 +470,109 @@ async def test_so_does_one_of_gunicorn(
         ("api_keys_age_seconds",),
         ("api_key_usage_age_seconds",),
     }
+
+
+ASK_CHILDREN = """
+import sys
+from multiprocessing import get_context
+from app.metrics import _is_one_of_several
+
+def ask(number, asked, all_have):
+    asked.put(_is_one_of_several())
+    all_have.wait()
+
+if __name__ == "__main__":
+    spawn, count = get_context("spawn"), int(sys.argv[1])
+    asked, all_have = spawn.Queue(), spawn.Event()
+    children = [spawn.Process(target=ask, args=(n, asked, all_have)) for n in range(count)]
+    for child in children:
+        child.start()
+    print([asked.get() for _ in children], flush=True)
+    all_have.set()
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells")
+def test_a_worker_that_is_the_only_one_answers_for_all(tmp_path: Path) -> None:
+    program = tmp_path / "ask.py"
+    program.write_text(ASK_CHILDREN)
+    for count in (1, 2):
+        result = subprocess.run(
+            [sys.executable, f"{program}", f"{count}"],
+            env={**os.environ, "PYTHONPATH": f"{ROOT}"},
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=PATIENCE,
+        )
+        assert result.stdout == f"{[count == 2] * count}\n"
+
+
+def test_serve_makes_the_folder_that_its_workers_share(tmp_path: Path) -> None:
+    (tmp_path / "temporary").mkdir()
+    service = Service(tmp_path)
+    folders = {"TMPDIR": f"{tmp_path}/temporary"}
+    with service.serving(workers=2, **folders) as server:
+        headers = {API_KEY_HEADER: service.key}
+        (folder,) = (tmp_path / "temporary").iterdir()
+        calls = 0
+        while calls < 20 or len(processes(folder)) < 2:
+            assert service.status("/secure-endpoint", **headers) == 200
+            calls += 1
+        port = service.connect().port
+        told = httpx.get(f"http://127.0.0.1:{port}/metrics", headers=headers).text
+        counted = series(text_metrics(told))
+        assert counted["api_requests_total", "GET", "/secure-endpoint", "200"] == calls
+        server.terminate()
+        assert server.wait(PATIENCE) == 0
+    assert [*(tmp_path / "temporary").iterdir()] == []
+
+
+def test_a_full_disk_loses_what_is_counted_anew_and_says_so_once(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tmp_path: Path, told: Told
+) -> None:
+    metrics._tell_lost.cache_clear()
+    monkeypatch.setattr(metrics, "_AT_ONCE", 0)
+    monkeypatch.setenv(metrics.FOLDER, f"{tmp_path}")
+    known, new = (RequestRecord("", "GET", route=f"/{uuid4()}", status=200) for _ in range(2))
+    metrics.observe(known)
+    free = SimpleNamespace(free=metrics.LEAST_FREE - 1)
+    with monkeypatch.context() as patched:
+        patched.setattr(metrics, "disk_usage", lambda _: free)
+        for _ in range(2):
+            metrics.observe(known)
+            metrics.observe(new)
+    assert len(caplog.messages) == 1
+    metrics.observe(new)
+    counted = {each[2]: value for each, value in told().items() if each[0].endswith("s_total")}
+    assert counted == {known.route: 3, new.route: 1}
+
+
+def test_a_service_lives_on_where_a_disk_is_full(tmp_path: Path) -> None:
+    service, folder = Service(tmp_path), tmp_path / "small"
+    folder.mkdir()
+    mount = ("mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", f"{folder}")
+    if os.name == "nt" or subprocess.run(mount, stderr=subprocess.DEVNULL).returncode:
+        pytest.skip("this user may not mount a small file system")
+    try:
+        headers = {API_KEY_HEADER: service.key}
+        # As a summary of nobody, which holds nothing.
+        with (
+            service.serving(PROMETHEUS_MULTIPROC_DIR=f"{folder}") as server,
+            (folder / "summary_0.db").open("wb", buffering=0) as file,
+        ):
+            with suppress(OSError):
+                while True:
+                    file.write(bytes(4096))
+            for path in ("/secure-endpoint", "/", "/health/live", "/docs", "/openapi.json") * 3:
+                assert service.status(path, **headers) == 200
+            assert service.status("/metrics", **headers) == 200
+            assert server.poll() is None
+        assert service.said.count("is full") == 1
+        with service.serving(PROMETHEUS_MULTIPROC_DIR=f"{folder}"):  # it starts again as well
+            assert service.status("/secure-endpoint", **headers) == 200
+    finally:
+        subprocess.run(("umount", "--lazy", f"{folder}"), check=True)
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows lets not everybody make links")

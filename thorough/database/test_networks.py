@@ -25,7 +25,7 @@ from tests.callers import answer_of, ask, status_of
         ("", "is no address"),
         ("10.0.0.7/8", "is an address within a network; write 10.0.0.0/8"),
         ("2001:db8::1/32", "write 2001:db8::/32"),
-        ("::ffff:10.1.2.3/104", "write ::ffff:a00:0/104"),
+        ("::ffff:10.1.2.3/104", r"write ::ffff:(a00:0|10\.0\.0\.0)/104"),
         ("fe80::1%eth0", "is no address"),
         ("fe80::1%a b", "is no address"),
         ("fe80::1%\ud800", "is no address"),

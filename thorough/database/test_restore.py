@@ -1,4 +1,4 @@
-"""What comes back: a restore in pieces, a standby, and a role that owns nothing."""
+"""Databases as they are run: backups that come back, standbys, roles, hosts."""
 
 import os
 import shutil
@@ -16,7 +16,7 @@ import sqlalchemy as sa
 from app.auth.database import engine
 from app.auth.database.engine import transaction
 from app.auth.database.migrate import upgrade
-from app.auth.errors import NotFoundError, StoreUnavailableError
+from app.auth.errors import NotFoundError, SettingsError, StoreUnavailableError
 from app.auth.key import new_secret
 from app.auth.keys.service import KeyService
 from app.auth.store.cache import DatabaseKeyStore
@@ -59,37 +59,44 @@ def pieces(dump: str) -> list[str]:
     return [piece for piece in "\n".join(lines).split(";\n") if piece.strip()]
 
 
-@pytest.mark.parametrize("is_newer", [False, True], ids=["older", "newer"])
+@pytest.mark.parametrize("is_data_only", [False, True], ids=["all", "data only"])
+@pytest.mark.parametrize("backup", ["older", "newer", "as old"])
 async def test_while_a_backup_comes_back_piece_by_piece_everybody_waits_or_gets_the_truth(
-    postgresql_url: sa.URL, is_newer: bool, monkeypatch: pytest.MonkeyPatch
+    postgresql_url: sa.URL, backup: str, is_data_only: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """`pg_restore --clean` without a transaction. The server knows more than the backup, or less."""
+    """`pg_restore --clean` without a transaction. The backup is older than what the server knows, or
+    newer, or as old, and then the server has to look up each key."""
     monkeypatch.setattr("app.auth.store.cache.RECHECK", 0.0)
     service = make_service(patient_settings())
     store, key_service = service.keys, service.state.key_service
     assert isinstance(store, DatabaseKeyStore)
     (kept, kept_secret), (revoked, revoked_secret) = make(key_service), make(key_service)
-    truth = {kept_secret: 200, make(key_service)[1]: 200}  # of the backup
+    truth = dict.fromkeys((kept_secret, revoked_secret, make(key_service)[1]), 200)
     await store.refresh()
     assert [await status_of(service, secret) for secret in (kept_secret, revoked_secret)] == [
         200
     ] * 2
 
     def change() -> None:
-        truth[key_service.rotate(kept.id, actor="test").key.encode()] = 200 if is_newer else NO
-        truth[make(key_service)[1]] = 200 if is_newer else NO
+        truth[key_service.rotate(kept.id, actor="test").key.encode()] = (
+            200 if backup == "newer" else NO
+        )
+        truth[make(key_service)[1]] = 200 if backup == "newer" else NO
         key_service.revoke(revoked.id, actor="test")
-        truth[revoked_secret] = NO if is_newer else 200
+        truth[revoked_secret] = NO if backup == "newer" else 200
 
     def back_up() -> list[str]:
+        if is_data_only:
+            empty = "SET session_replication_role = replica;\nTRUNCATE api_keys CASCADE;\n"
+            options = ("--data-only", "--rows-per-insert=1000", "--exclude-table=api_keys_schema")
+            return pieces(empty + tool("pg_dump", postgresql_url, *options))
         options = ("--inserts", "--clean", "--if-exists", "--no-owner")
         return pieces(tool("pg_dump", postgresql_url, *options))
 
-    if is_newer:
+    if backup == "newer":
         change()
-        dump = back_up()
-    else:
-        dump = back_up()
+    dump = back_up()
+    if backup == "older":
         change()
         await store.refresh()
     owner = sa.create_engine(postgresql_url, isolation_level="AUTOCOMMIT")
@@ -97,11 +104,14 @@ async def test_while_a_backup_comes_back_piece_by_piece_everybody_waits_or_gets_
     with owner.connect() as connection:
         for piece in dump:
             connection.exec_driver_sql(piece.replace("%", "%%"))
-            has_begun |= "DROP TABLE IF EXISTS public.api_key_events" in piece
-            for secret, right in truth.items():
-                forget_when_it_asked(store)  # as if the bound had passed
+            has_begun |= ("INSERT" if is_data_only else "EXISTS public.api_key_events") in piece
+            for secret, right in truth.items() if has_begun else ():
+                if backup == "as old":
+                    store._secrets.clear()
+                else:
+                    forget_when_it_asked(store)  # as if the bound had passed
                 status = await status_of(service, secret)
-                assert not has_begun or status in (right, 503), piece
+                assert status in (right, 503), piece
                 seen.add(status)
     owner.dispose()
     assert 503 in seen
@@ -212,6 +222,9 @@ GRANT SELECT, INSERT, UPDATE, DELETE ON api_key_servers, api_key_usage, api_key_
   api_key_refusals, api_key_findings TO service;
 GRANT SELECT ON api_keys_schema TO service;
 """
+GRANTS_OF_LIMITS = """
+GRANT SELECT, INSERT, UPDATE, DELETE ON api_key_hits, api_key_quotas TO service;
+"""
 
 
 @pytest.fixture
@@ -220,7 +233,8 @@ def role(postgresql_url: sa.URL, monkeypatch: pytest.MonkeyPatch) -> Iterator[st
     owner = sa.create_engine(postgresql_url, isolation_level="AUTOCOMMIT")
     with owner.connect() as connection:
         connection.exec_driver_sql("CREATE ROLE service LOGIN")
-        for grant in GRANTS.split(";\n"):
+        assert run("db", "upgrade").exit_code == 0
+        for grant in f"{GRANTS}{GRANTS_OF_LIMITS}".split(";\n"):
             if grant.strip():
                 connection.exec_driver_sql(grant)
         url = postgresql_url.set(username="service")
@@ -238,6 +252,9 @@ async def test_a_role_that_owns_nothing_is_enough(role: str, secrets: list[str])
     async with store.follow():
         assert await status_of(service, secrets[0].encode()) == 200
         assert await status_of(service, new_secret().encode()) == NO
+        limits = {"limits": ["1/minute", "5/month"]}
+        limited = key_service.create("limited", restrictions=limits, actor="test").key.encode()
+        assert [await status_of(service, limited) for _ in range(2)] == [200, 429]
         issued, _ = make(key_service)
         rotated = key_service.rotate(issued.id, actor="test")
         assert await status_of(service, rotated.key.encode()) == 200
@@ -329,9 +346,7 @@ def test_what_is_no_backup_changes_nothing(file: Path, tmp_path: Path) -> None:
     ):
         said = complaint("db", "restore", f"{tmp_path / name}")
         assert said == f"{tmp_path / name}: {why}; nothing has changed"
-    assert complaint("db", "backup", f"{tmp_path / 'text'}").endswith(
-        "File exists; nothing has changed"
-    )
+    assert "File exists" in complaint("db", "backup", f"{tmp_path / 'text'}")
     assert (tmp_path / "text").read_text() == "swordfish"
     assert key_service.get(issued.id).status == "active"
 
@@ -387,3 +402,39 @@ def test_a_wal_of_the_same_file_is_not_lost(
         remove(file)
         assert run("db", "restore", f"{elsewhere / file.name}").exit_code == 0
     assert key_service.get(issued.id).status == "active"
+
+
+# Where PostgreSQL is.
+
+
+def test_of_several_hosts_the_primary_is_taken(
+    copy: Copy, postgresql_url: sa.URL, secrets: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hosts = f"host=127.0.0.1:{copy.url.port}&host={postgresql_url.query['host']}:5432"
+    url = f"postgresql://{postgresql_url.username}@/{postgresql_url.database}?{hosts}"
+    monkeypatch.setenv("DATABASE_URL", url)
+    make_service(load_settings())  # which imports API_KEYS, so it can write
+
+
+def test_a_service_file_and_variables_name_it(
+    postgresql_url: sa.URL, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file, host = tmp_path / "services", f"{postgresql_url.query['host']}"
+    who = {"user": postgresql_url.username, "dbname": postgresql_url.database}
+    lines = (f"{name}={value}" for name, value in {"host": host, **who}.items())
+    file.write_text("\n".join(["[keys]", *lines]))
+    monkeypatch.setenv("PGSERVICEFILE", f"{file}")
+    monkeypatch.setenv("DATABASE_URL", "postgresql://?service=keys")
+    make_service(load_settings())
+    monkeypatch.setenv("PGHOST", host)
+    monkeypatch.setenv("PGUSER", f"{postgresql_url.username}")
+    monkeypatch.setenv("DATABASE_URL", f"postgresql:///{postgresql_url.database}")
+    make_service(load_settings())
+
+
+def test_hosts_with_ports_are_told_how(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DATABASE_URL", "postgresql://u:swordfish@one:5432,two:5432/keys")
+    with pytest.raises(SettingsError) as error:
+        load_settings()
+    assert "/DATABASE?host=HOST:PORT&host=HOST:PORT" in f"{error.value}"
+    assert "swordfish" not in f"{error.value}"

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from app.auth.errors import SettingsError, StoreUnavailableError
 from app.auth.key import digest, id_of, new_secret, with_prefix
 from tests.thorough.commands import keys, run
 from tests.thorough.databases import SQLiteDatabases
@@ -56,6 +57,26 @@ def test_a_missing_database_is_said_once_and_made_by_nobody(
     ]
     assert result.stderr == f"{note}\n"
     assert not (tmp_path / "keys.db").exists()
+
+
+@pytest.mark.parametrize("error", [SettingsError, StoreUnavailableError])
+def test_a_database_that_fails_is_said_once_and_not_asked_again(
+    error: type[Exception], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, secrets: list[str]
+) -> None:
+    asked: list[object] = []
+
+    def fail(settings: object) -> None:
+        asked.append(settings)
+        raise error("the database has gone")
+
+    monkeypatch.setattr("app.auth.cli.commands.open_service", fail)
+    files = [tmp_path / name for name in ("orders", "more orders")]
+    for file in files:
+        file.write_text(f"{secrets[0]}\n{new_secret()}\n")
+    result = run("keys", "scan", *map(str, files))
+    assert result.stdout.count("(known)") == 2
+    assert result.stderr == "Not every key is known here: the database has gone\n"
+    assert len(asked) == 1
 
 
 def test_a_database_is_not_asked_for_nothing(tmp_path: Path, secrets: list[str]) -> None:

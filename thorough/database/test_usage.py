@@ -728,3 +728,49 @@ def test_networks_take_no_memory(monkeypatch: pytest.MonkeyPatch) -> None:
         if number % 20 == 19:
             counts.noted(counts.networks())
         assert len(counts._noted) <= 12 + 5
+
+
+async def test_the_first_are_told_and_how_many_more_there_are(
+    service: GuardedAPI,
+    store: DatabaseKeyStore,
+    key_service: KeyService,
+    client: httpx.AsyncClient,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("app.auth.usage.report.MOST_LISTED", 2)
+    told = of_all(key_service, WEEK)
+    assert (told.keys, told.more_keys, told.served, told.strangers, told.more_strangers) == (
+        *([], 0, 0),
+        *([], 0),
+    )
+    issued = [key_service.create(f"key {n}", ["keys:manage"], actor="test") for n in range(4)]
+    for number, each in enumerate(issued):
+        for _ in range(number + 1):
+            await status_of(service, each.key.encode())
+            await status_of(service, client=(f"192.0.{number}.7", 1))
+    await store.flush()
+    told = of_all(key_service, WEEK)
+    assert [(each.name, each.served) for each in told.keys] == [("key 3", 4), ("key 2", 3)]
+    assert (told.more_keys, told.served, told.refused, told.limited) == (2, 10, 0, 0)
+    assert [(each.network, each.refused) for each in told.strangers] == [
+        ("192.0.3.0/24", 4),
+        ("192.0.2.0/24", 3),
+    ]
+    assert (told.more_strangers, told.strangers_refused) == (2, 10)
+    assert "2 more keys, 2 more networks" in run("keys", "usage").stdout
+    headers = {API_KEY_HEADER: issued[0].key}
+    answer = await client.get("/api-keys/usage", headers=headers)
+    assert answer.json() == told.model_dump(mode="json")
+
+
+def test_strangers_without_number_make_no_long_answer(key_service: KeyService) -> None:
+    begin = datetime.now(UTC).replace(minute=0, second=0, microsecond=0)
+    row = {"reason": "no key", "starts_at": begin, "hours": 1, "refused": 1}
+    with transaction(key_service.engine, write=True) as connection:
+        rows = [{**row, "network": f"{number}"} for number in range(20_000)]
+        connection.execute(sa.insert(api_key_refusals), rows)
+    began_at = monotonic()
+    told = of_all(key_service, WEEK)
+    assert monotonic() - began_at < 2.0  # on however busy a machine
+    assert len(told.strangers) == report.MOST_LISTED
+    assert (told.more_strangers, told.strangers_refused) == (20_000 - report.MOST_LISTED, 20_000)

@@ -80,5 +80,5 @@ async def test_the_log_tells_who_was_let_in(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     await client.get(PROBE, headers={API_KEY_HEADER: secrets[0]})
-    line = next(record for record in caplog.records if record.name == "app.auth.access.request_log")
+    line = next(record for record in caplog.records if record.name == "app.requests")
     assert (vars(line)["route"], vars(line)["key_id"]) == (PROBE, ids[0])

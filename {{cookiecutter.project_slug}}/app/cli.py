@@ -19,6 +19,6 @@ def routes() -> Any:
 
 
 main = commands.command_line(commands.Wiring(load_settings, make_policies, routes, MIGRATIONS))
-main.command()(serve.serve_command("app.main:app"))
+main.command()(serve.serve)
 serve.SHARED_FOLDERS.append("PROMETHEUS_MULTIPROC_DIR")  # part: metrics
 commands.keys.command()(create)  # part: limits

@@ -9,8 +9,8 @@ from sqlalchemy import Engine, MetaData
 from sqlalchemy.exc import InvalidRequestError
 from sqlalchemy.orm import DeclarativeBase, Session
 
+from app import settings
 from app.auth.database.engine import connect
-from app.settings import loaded_settings
 
 TIMEOUT = 30.0  # seconds for a statement or a lock; after that the request fails
 
@@ -39,7 +39,7 @@ class ReadOnly(Session):
 @cache
 def get_engine() -> Engine:
     """The engine for DATABASE_URL. The keys use connections of their own."""
-    url = loaded_settings().database_url
+    url = (settings.latest or settings.load_settings()).database_url  # a vault answers once
     engine = connect(url, timeout=TIMEOUT, pooled=True, pool_pre_ping=True)
     # SQLite allows one writer at a time. Taking the lock before the first read keeps that data
     # current until the commit, so no commit fails.

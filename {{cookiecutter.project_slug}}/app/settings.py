@@ -14,18 +14,12 @@ class Settings(AuthSettings):
     valkey_url: ValkeyUrl = ""  # part: limits
 
 
-_loaded: Settings | None = None
-
+latest: Settings | None = None  # for code that cannot get them handed in
 sources.SOURCES["SECRETS_VAULT"] = vault_source  # part: vaults
 
 
 def load_settings() -> Settings:
     """Raises SettingsError, in one line, if a setting is missing or malformed."""
-    global _loaded
-    _loaded = sources.load(Settings)
-    return _loaded
-
-
-def loaded_settings() -> Settings:
-    """The settings that this process loaded last. A vault may not give them a second time."""
-    return _loaded or load_settings()
+    global latest
+    latest = sources.load(Settings)
+    return latest

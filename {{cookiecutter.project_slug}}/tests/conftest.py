@@ -45,7 +45,7 @@ def ids(secrets: list[str]) -> list[str]:
 @pytest.fixture(autouse=True)
 def working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, secrets: list[str]) -> Path:
     """A folder of its own. There are no settings but these."""
-    monkeypatch.setattr("app.settings._loaded", None)
+    monkeypatch.setattr("app.settings.latest", None)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("app.auth.config.sources.ENV_FILE", tmp_path / ".env")
     monkeypatch.setenv("DATABASE_URL", f"sqlite:///{tmp_path}/keys.db")

@@ -14,7 +14,7 @@ from app.auth.database.migrate import upgrade
 from app.auth.database.owner_migrations import configuration, upgrade_tables
 from app.auth.errors import SettingsError
 from app.cli import MIGRATIONS
-from app.database import DatabaseSession, get_read_only_session
+from app.database import DatabaseSession, get_engine, get_read_only_session
 from tests.callers import status_of
 
 ENV = """
@@ -52,6 +52,13 @@ def test_a_revision_is_applied_wholly_or_not_at_all(tmp_path: Path) -> None:
     assert [upgrade_tables(url, tmp_path) for _ in range(2)] == [True, False]
     assert "notes" in sa.inspect(engine).get_table_names()
     engine.dispose()
+
+
+def test_a_session_has_the_settings_of_the_start(
+    service: FastAPI, database_url: sa.URL, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DATABASE_URL", "")  # a vault may not answer a second time
+    assert get_engine().url == database_url
 
 
 def test_a_session_that_only_reads_does_not_commit(database_url: sa.URL) -> None:

@@ -20,6 +20,8 @@ _BASE62 = string.digits + string.ascii_uppercase + string.ascii_lowercase
 _IN_TEXT = re.compile(
     rf"{_SECRET.pattern}|(?<![0-9a-z]){_PREFIXED.pattern}(?![0-9a-z])", re.IGNORECASE
 )
+# Also where two overlap, or a secret follows other letters.
+_ANYWHERE = re.compile(rf"(?=({_SECRET.pattern}|{_PREFIXED.pattern}))", re.IGNORECASE)
 
 PREFIX_PATTERN: Final = r"^([a-z][a-z0-9]{0,15})?$"
 SCOPE_PATTERN: Final = r"^(\*|[a-z0-9._-]+(:[a-z0-9._-]+)*(:\*)?)$"
@@ -124,10 +126,20 @@ def digests(secrets: Iterable[str]) -> Iterator[bytes]:
 
 
 def masked(text: str) -> str:
-    """Return at most 200 characters for a log, with `[key]` for text spelled like a secret."""
+    """The gate for all text of callers on its way to a log, a span or a metric.
+
+    Returns at most 200 printable characters, with `[key]` for text spelled like a secret.
+    """
     # Masking 2,000 characters leaves more than 200, so the cut below never splits a secret.
     shown = _IN_TEXT.sub("[key]", text[:2000])
+    if not shown.isprintable():
+        shown = repr(shown)[1:-1]
     return shown if len(shown) <= 200 else f"{shown[:200]}..."
+
+
+def spelled_in(text: str) -> Iterator[str]:
+    """Yield everything in the text that is spelled like a secret."""
+    return (match[1] for match in _ANYWHERE.finditer(text))
 
 
 def is_scope(text: str) -> bool:

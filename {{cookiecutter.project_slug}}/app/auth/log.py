@@ -4,6 +4,7 @@ In your own `logging` configuration, the filter `add_request_id` provides `%(req
 """
 
 import logging
+import time
 from collections.abc import Callable
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -22,37 +23,46 @@ request_id: Final[ContextVar[str]] = ContextVar("request_id", default="")
 """The id of the current request, for your own log lines and outgoing calls."""
 
 
-@dataclass(slots=True)
+@dataclass
 class RequestRecord:
     """What the service knows about a request and its answer."""
 
-    client: str  # its address
+    client: str  # its address; "" for what is no address
     method: str  # WS for a WebSocket
     key: Key | None = None
     digest: bytes = b""  # of the key's secret
     refusal: str = ""  # the reason, if it was refused
-    limited: bool = False  # a policy held the key back
+    outcome: Literal["served", "refused", "limited"] = "served"  # of a request with a valid key
     route: str | None = None  # the declared path; None until it is looked up
     status: int = 0  # 101 for an accepted WebSocket; 0 without an answer
     seconds: float = 0.0  # until the answer starts
-
-    @property
-    def outcome(self) -> Literal["served", "refused", "limited"]:
-        """The result of a request with a valid key."""
-        if not self.refusal:
-            return "served"
-        return "limited" if self.limited else "refused"
 
 
 Observer = Callable[[RequestRecord], None]
 """Called once per request, when its answer starts."""
 
 
+class _TextFormatter(logging.Formatter):
+    """`TIME LEVEL REQUEST-ID LOGGER: MESSAGE`. It formats each second once."""
+
+    _second, _time = -1, ""
+
+    def format(self, record: logging.LogRecord) -> str:
+        second, milliseconds = divmod(int(1000 * record.created), 1000)
+        if second != self._second:
+            self._time = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(second))
+            self._second = second
+        line = (
+            f"{self._time},{milliseconds:03d} {record.levelname}"
+            f" {getattr(record, 'request_id', '-')} {record.name}: "
+        )
+        if record.exc_info or record.exc_text or record.stack_info:
+            return line + super().format(record)
+        return line + record.getMessage()
+
+
 _FORMATTERS: Final = {
-    "text": logging.Formatter(
-        "%(asctime)s %(levelname)s %(request_id)s %(name)s: %(message)s",
-        defaults={"request_id": "-"},
-    ),
+    "text": _TextFormatter(),
     "json": JsonFormatter(
         ["levelname", "name", "message"],
         reserved_attrs=[*RESERVED_ATTRS, "color_message"],  # uvicorn's, for a terminal
@@ -63,24 +73,34 @@ _FORMATTERS: Final = {
 _level = logging.NOTSET  # the level that `configure_logging` set last
 
 
-def configure_logging(level: str, format: Literal["text", "json"] = "text") -> None:
-    """Log the service's own lines from this level on, and format uvicorn's lines alike.
+def configure_logging(level: str, format: Literal["text", "json", "own"] = "text") -> None:
+    """Write log lines to the standard error in this format: the service's from this level on, the
+    server's, those of libraries, and Python's warnings.
 
-    Handlers and a level of the logger `app` that other code sets, before or after, stay.
+    With `own`, the handlers and formats are yours. A level of the logger `app` that other code
+    sets, before or after, stays.
     """
     global _level
     service = logging.getLogger("app")
     if service.level == _level:
         service.setLevel(level)
         _level = service.level
+    for name in ("uvicorn", "uvicorn.access", "uvicorn.error"):
+        logging.getLogger(name).addFilter(_without_keys)  # logging adds a filter only once
+    if format == "own":
+        return
     formatter = _FORMATTERS[format]
-    if last := logging.lastResort:  # the handler for loggers without one
-        last.addFilter(add_request_id)  # logging adds a filter only once
-        last.setLevel(logging.NOTSET)
-        last.setFormatter(formatter)
+    for other in logging.root.handlers.copy():
+        # One that an earlier call made, or `logging.basicConfig`, which libraries call.
+        if type(other) is logging.StreamHandler:
+            logging.root.removeHandler(other)
+    ours = logging.StreamHandler()
+    ours.addFilter(add_request_id)
+    ours.setFormatter(formatter)
+    logging.root.addHandler(ours)
+    logging.captureWarnings(capture=True)
     for name in ("uvicorn", "uvicorn.access", "uvicorn.error"):
         logger = logging.getLogger(name)
-        logger.addFilter(_without_keys)
         for handler in logger.handlers.copy():
             # Replace only uvicorn's own formatter or the one set here before.
             was = handler.formatter

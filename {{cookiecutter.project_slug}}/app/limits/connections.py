@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Final, Generic, TypeVar
+from weakref import WeakKeyDictionary
 
 from app.limits.limiter import TIMEOUT, OutOfReachError
 
@@ -15,8 +16,8 @@ Answer = TypeVar("Answer")
 class Connections(Generic[Connection]):
     """Opened when they are needed, and kept.
 
-    `errors` mean that the server is out of reach, and `lost` that it closed the connection. They
-    belong to the event loop that opened them: another loop opens its own.
+    `errors` mean that the server is out of reach, and `lost` that it closed the connection. Each
+    event loop has its own.
     """
 
     def __init__(
@@ -27,9 +28,9 @@ class Connections(Generic[Connection]):
         lost: type[Exception],
     ) -> None:
         self._open, self._close, self._errors, self._lost = open, close, errors, lost
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._free = asyncio.Semaphore(MOST)
-        self._idle: list[Connection] = []
+        self._pools: WeakKeyDictionary[
+            asyncio.AbstractEventLoop, tuple[asyncio.Semaphore, list[Connection]]
+        ] = WeakKeyDictionary()
 
     async def ask(self, question: Callable[[Connection, float], Awaitable[Answer]]) -> Answer:
         """The question gets a connection, and the time of the loop by which it has to end.
@@ -37,29 +38,24 @@ class Connections(Generic[Connection]):
         Raises OutOfReachError.
         """
         loop = asyncio.get_running_loop()
-        if self._loop is not loop:
-            self._loop, self._idle, self._free = loop, [], asyncio.Semaphore(MOST)
+        free, idle = self._pool(loop)
         give_up_at = loop.time() + TIMEOUT
         try:
-            if self._free.locked():
-                async with asyncio.timeout_at(give_up_at):
-                    await self._free.acquire()
-            else:
-                await self._free.acquire()  # at once
-            try:
-                return await self._ask(question, give_up_at)
-            finally:
-                self._free.release()
+            async with free:  # who came before gives up before
+                return await self._ask(question, idle, give_up_at)
         except (self._errors, OSError) as error:
             late = loop.time() >= give_up_at
             raise OutOfReachError("no answer" if late else type(error).__name__) from None
 
     async def _ask(
-        self, question: Callable[[Connection, float], Awaitable[Answer]], give_up_at: float
+        self,
+        question: Callable[[Connection, float], Awaitable[Answer]],
+        idle: list[Connection],
+        give_up_at: float,
     ) -> Answer:
         while True:
-            if reused := bool(self._idle):
-                connection = self._idle.pop()
+            if reused := bool(idle):
+                connection = idle.pop()
             else:
                 async with asyncio.timeout_at(give_up_at):
                     connection = await self._open()
@@ -69,12 +65,20 @@ class Connections(Generic[Connection]):
                 await self._close(connection)
                 if not (reused and isinstance(error, self._lost)):
                     raise
-                await self.close()  # the server closed them while nobody asked
+                await self._close_all(idle)  # the server closed them while nobody asked
             else:
-                self._idle.append(connection)
+                idle.append(connection)
                 return answer
 
+    def _pool(self, loop: asyncio.AbstractEventLoop) -> tuple[asyncio.Semaphore, list[Connection]]:
+        if (pool := self._pools.get(loop)) is None:
+            pool = self._pools[loop] = asyncio.Semaphore(MOST), []
+        return pool
+
     async def close(self) -> None:
-        idle, self._idle = self._idle, []
-        for connection in idle:
-            await self._close(connection)
+        for _, idle in [*self._pools.values()]:
+            await self._close_all(idle)
+
+    async def _close_all(self, idle: list[Connection]) -> None:
+        while idle:
+            await self._close(idle.pop())

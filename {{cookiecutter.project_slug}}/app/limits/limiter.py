@@ -8,13 +8,29 @@ from math import inf
 from time import monotonic
 from typing import Final, NamedTuple, Protocol
 
-from app.auth.access.policy import UsageSource
 from app.limits.limit import Charge, Limit, calendar_period
 
 logger = logging.getLogger(__name__)
 
 TIMEOUT: Final = 0.5  # seconds until a counter counts as out of reach
 PAUSE: Final = 2.0  # seconds until the next attempt
+
+
+class UsageSource(Protocol):
+    """The part of the store that limits need."""
+
+    changes: int  # the number of changes to the keys since the service started
+
+    def now(self) -> float:
+        """Seconds since the epoch, from a clock that never goes back."""
+        ...
+
+    async def used_since(self, key_id: str, since: datetime) -> int:
+        """Return how many requests of a key since then are written, or counted by this server.
+
+        Raises StoreUnavailableError.
+        """
+        ...
 
 
 class Window(NamedTuple):

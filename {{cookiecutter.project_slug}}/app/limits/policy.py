@@ -8,11 +8,11 @@ from typing import Final
 
 import sqlalchemy as sa
 
-from app.auth.access.policy import Denial, Headers, UsageSource
+from app.auth.access.policy import Denial, Headers
 from app.auth.errors import SettingsError
 from app.auth.key import Key
 from app.limits.limit import Limit, are_within, headers_of, parse_limits, with_default, written
-from app.limits.limiter import Counter, Limiter
+from app.limits.limiter import Counter, Limiter, UsageSource
 from app.limits.sqlite_counter import SqliteCounter
 
 
@@ -54,7 +54,7 @@ class LimitPolicy:
             raise ValueError(f"No key that you manage may send more than yours: {written(theirs)}")
 
     def concerns(self, key: Key) -> bool:
-        return bool(self._limits_of(key))
+        return bool(self._default or key.restrictions.get(self.name))
 
     async def admit(self, key: Key, client: str) -> Headers | Denial:
         limits = self._limits_of(key)

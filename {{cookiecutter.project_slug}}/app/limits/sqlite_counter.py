@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from glob import escape
 from pathlib import Path
+from threading import Lock
 from time import monotonic, monotonic_ns, time
 from typing import Final
 from weakref import finalize
@@ -22,7 +23,7 @@ SECOND: Final = 1_000_000_000  # nanoseconds: sums of whole numbers are exact
 EVERY: Final = 16  # charges of a key until one deletes what has left its windows
 AT_ONCE: Final = 64  # requests that it deletes at most, so that no charge is slow
 MADE_IN: Final = 0.5  # seconds; an empty file that is older was left by a process that was killed
-YIELDS: Final = 20  # attempts before the first sleep, which takes a millisecond at least
+YIELDS: Final = 20  # attempts before the first sleep
 
 # Requests have running numbers, so that the first and the last in a window tell how many it has.
 _TABLES: Final = """
@@ -44,7 +45,9 @@ _SWEEP: Final = (
     " (SELECT key, time FROM hits WHERE leaves_at <= ? ORDER BY leaves_at LIMIT ?)"
 )
 
-_Asked = tuple[str, Sequence[Window]]
+
+class _BusyError(Exception):
+    """Another process writes, or has just made another file: try again."""
 
 
 class SqliteCounter:
@@ -56,20 +59,17 @@ class SqliteCounter:
         self._path = keys and Path(f"{keys.resolve()}-limits{_boot()}")
         self._opened: sqlite3.Connection | None = None
         self._file: tuple[int, int] | None = None
-        self._waiting: list[tuple[_Asked, asyncio.Future[Counted | None]]] = []
-        self._retrying: asyncio.Task[None] | None = None
+        self._lock = Lock()  # event loops in other threads may charge too
 
     async def charge(self, key_id: str, windows: Sequence[Window]) -> Counted | None:
-        asked = key_id, windows
-        retrying, loop = self._retrying, asyncio.get_running_loop()
-        if not retrying or retrying.done() or retrying.get_loop() is not loop:
-            if (counted := self._try([asked])) is not None:
-                return counted[0]
-            self._waiting = []
-            self._retrying = asyncio.create_task(self._retry())
-        answer: asyncio.Future[Counted | None] = loop.create_future()
-        self._waiting.append((asked, answer))
-        return await answer
+        give_up_at, attempts = monotonic() + TIMEOUT, 0
+        while True:
+            with suppress(_BusyError), self._lock:
+                return self._try(key_id, windows)
+            if monotonic() > give_up_at:
+                raise OutOfReachError("another process holds the file")
+            await asyncio.sleep(0 if attempts < YIELDS else attempts * 0.0001)
+            attempts += 1
 
     async def close(self) -> None:
         self._close()
@@ -79,39 +79,15 @@ class SqliteCounter:
             self._end()
         self._opened = None
 
-    async def _retry(self) -> None:
-        """Charge all that wait in one transaction, once no other process writes."""
-        give_up_at, attempts = monotonic() + TIMEOUT, 0
-        counted: Sequence[Counted | None] | None = None
-        error: OutOfReachError | None = None
-        while counted is None and error is None:
-            await asyncio.sleep(0 if attempts < YIELDS else 0.001)
-            attempts += 1
-            try:
-                counted = self._try([asked for asked, _ in self._waiting])
-            except OutOfReachError as caught:
-                error = caught
-            if counted is None and monotonic() > give_up_at:
-                error = error or OutOfReachError("another process holds the file")
-        waiting, self._waiting, self._retrying = self._waiting, [], None
-        for place, (_, answer) in enumerate(waiting):
-            if answer.done():  # its caller was cancelled
-                continue
-            if counted is None:
-                answer.set_exception(OutOfReachError(f"{error}"))
-            else:
-                answer.set_result(counted[place])
-
-    def _try(self, asked: Sequence[_Asked]) -> Sequence[Counted | None] | None:
-        """None if another process writes, or made another file: try again."""
+    def _try(self, key_id: str, windows: Sequence[Window]) -> Counted | None:
         problem: Exception | None = None
         for _ in range(2):  # perhaps with another connection, or in another file
             try:
-                return self._transaction(asked)
+                return self._transaction(key_id, windows)
             except (sqlite3.Error, OSError) as error:
                 problem, code = error, getattr(error, "sqlite_errorcode", 0) & 0xFF
             if code == sqlite3.SQLITE_BUSY:
-                return None
+                raise _BusyError
             self._close()
             is_broken = code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
             if is_broken and self._path and file_of(self._path) == self._file:
@@ -119,20 +95,19 @@ class SqliteCounter:
                     self._path.unlink()
         raise OutOfReachError(f"{problem}")
 
-    def _transaction(self, asked: Sequence[_Asked]) -> Sequence[Counted | None] | None:
+    def _transaction(self, key_id: str, windows: Sequence[Window]) -> Counted | None:
         if not self._opened:
-            if not (new := self._open()):
-                return None
+            self._opened = self._open()
             # Without a lifespan nobody calls `close`.
-            self._opened, self._end = new, finalize(self, new.close)
+            self._end = finalize(self, self._opened.close)
         if self._path and file_of(self._path) != self._file:  # somebody took it away
             self._close()
-            return None
+            raise _BusyError
         opened = self._opened
         opened.execute("BEGIN IMMEDIATE")
         try:
-            now = monotonic_ns()  # under the lock, so that times are in the order of the charges
-            counted = [_charge(opened, now, *each) for each in asked]
+            # The clock is read under the lock, so that times are in the order of the charges.
+            counted = _charge(opened, monotonic_ns(), key_id, windows)
             opened.execute("COMMIT")
         except BaseException:
             with suppress(sqlite3.Error):
@@ -140,10 +115,9 @@ class SqliteCounter:
             raise
         return counted
 
-    def _open(self) -> sqlite3.Connection | None:
-        """None if another process creates the file just now."""
-        if self._path and not _create(self._path):
-            return None
+    def _open(self) -> sqlite3.Connection:
+        if self._path:
+            _create(self._path)
         self._file = file_of(self._path) if self._path else None
         opened = sqlite3.connect(
             self._path or ":memory:", timeout=0, isolation_level=None, check_same_thread=False
@@ -160,27 +134,23 @@ class SqliteCounter:
         return opened
 
 
-def _create(path: Path) -> bool:
-    """Who creates the file removes what belonged to another one; the others wait for its pages.
-
-    False if they have to wait.
-    """
+def _create(path: Path) -> None:
+    """Who creates the file removes what belonged to another one; the others wait for its pages."""
     try:
         os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
     except FileExistsError:
         with suppress(FileNotFoundError):
             status = path.stat()
             if status.st_size:
-                return True
+                return
             if abs(time() - status.st_mtime) > MADE_IN:  # its creator was killed
                 path.unlink()
-        return False
+        raise _BusyError from None
     stem, _, _ = path.name.rpartition("-")
     for old in path.parent.glob(f"{escape(stem)}-*"):
         if old.name != path.name:
             with suppress(OSError):
                 old.unlink()
-    return True
 
 
 def _boot() -> str:

@@ -4,13 +4,17 @@ Labels come only from declared routes, existing key ids and fixed reason codes, 
 data, so callers cannot create new time series.
 """
 
+import logging
 import os
 import sys
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from functools import cache, lru_cache
 from multiprocessing import parent_process
 from pathlib import Path
+from shutil import disk_usage
+from threading import Lock
 from typing import Final
 
 from fastapi import HTTPException, Request, Response
@@ -33,14 +37,27 @@ from app.auth.errors import SettingsError
 from app.auth.log import RequestRecord
 from app.auth.store.cache import DatabaseKeyStore
 
+logger = logging.getLogger(__name__)
+
 FOLDER: Final = "PROMETHEUS_MULTIPROC_DIR"  # where several processes store their counts
 _KINDS: Final = ("counter_", "gauge_", "histogram_", "summary_")  # how its files' names begin
+LEAST_FREE: Final = 1 << 20  # bytes on the disk of that folder
 MOST_KEYS: Final = 10_000  # any further key counts under `others`
 _METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "WS"})
 _BUCKETS: Final = (0.005, 0.025, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0)  # seconds
 
+
+class _Waiting(Collector):
+    """Adds up what waits, before anything else is collected."""
+
+    def collect(self) -> Iterator[Metric]:
+        _add_up()
+        return iter(())
+
+
 disable_created_metrics()  # they would double the series
 _ours: Final = CollectorRegistry()  # an open exporter of yours must not publish these
+_ours.register(_Waiting())
 _requests = Counter(
     "api_requests", "Requests that were answered", ["route", "method", "status"], registry=_ours
 )
@@ -57,41 +74,86 @@ _uses = Counter(
 _refusals = Counter("api_key_refusals", "Requests that were refused", ["reason"], registry=_ours)
 _keys: Final[set[str]] = set()  # the ids that have a series
 
+_AT_ONCE: Final = 0 if FOLDER in os.environ else 200
+_lock: Final = Lock()  # pages are answered in other threads
+_waiting: Final = defaultdict[tuple[str, str, int, str, str, str], list[float]](list)  # by labels
+
+
+class _FullError(Exception):
+    """A new series does not fit: a write to a file on a full disk would end the process."""
+
+
+def _check_room() -> None:
+    folder = os.environ.get(FOLDER)
+    if folder and disk_usage(folder).free < LEAST_FREE:
+        _tell_lost(folder)
+        raise _FullError
+
+
+@cache
+def _tell_lost(folder: str) -> None:
+    logger.warning("%s: the disk of %s is full, so what is counted anew is lost", FOLDER, folder)
+
+
 # Looking up a series takes longer than counting, so these functions cache it.
 
 
 @cache
-def _add_request(route: str, method: str, status: int) -> Callable[[], None]:
+def _add_request(route: str, method: str, status: int) -> Callable[[int], None]:
+    _check_room()
     return _requests.labels(route, method, status).inc
 
 
 @cache
 def _add_seconds(route: str) -> Callable[[float], None]:
+    _check_room()
     return _seconds.labels(route).observe
 
 
 @lru_cache(3 * MOST_KEYS)
-def _add_use(key_id: str, outcome: str) -> Callable[[], None]:
+def _add_use(key_id: str, outcome: str) -> Callable[[int], None]:
+    _check_room()
     if key_id not in _keys and len(_keys) < MOST_KEYS:
         _keys.add(key_id)
     return _uses.labels(key_id if key_id in _keys else "others", outcome).inc
 
 
 @cache
-def _add_refusal(reason: str) -> Callable[[], None]:
+def _add_refusal(reason: str) -> Callable[[int], None]:
+    _check_room()
     return _refusals.labels(reason).inc
 
 
 def observe(record: RequestRecord) -> None:
-    """Count a request."""
-    route = record.route or ""
-    _add_request(route, record.method if record.method in _METHODS else "other", record.status)()
-    if record.key:
-        _add_use(record.key.id, record.outcome)()
-    if record.refusal:
-        _add_refusal(record.refusal)()
-    else:
-        _add_seconds(route)(record.seconds)
+    """Count a request. Adding up many is faster, but other processes cannot wait for that."""
+    labels = (
+        record.route or "",
+        record.method if record.method in _METHODS else "other",
+        record.status,
+        record.key.id if record.key else "",
+        record.outcome,
+        record.refusal,
+    )
+    with _lock:
+        waiting = _waiting[labels]
+        waiting.append(record.seconds)
+    if len(waiting) > _AT_ONCE or len(_waiting) > _AT_ONCE:
+        _add_up()
+
+
+def _add_up() -> None:
+    with _lock:
+        for (route, method, status, key_id, outcome, refusal), seconds in _waiting.items():
+            with suppress(_FullError):
+                _add_request(route, method, status)(len(seconds))
+                if key_id:
+                    _add_use(key_id, outcome)(len(seconds))
+                if refusal:
+                    _add_refusal(refusal)(len(seconds))
+                else:
+                    for each in seconds:
+                        _add_seconds(route)(each)
+        _waiting.clear()
 
 
 def prepare() -> None:
@@ -101,7 +163,8 @@ def prepare() -> None:
     if folder is not None:
         _check(folder)
     # This series exists from the start, because Prometheus sees no growth in a series' first value.
-    _refusals.labels(OUT_OF_REACH)
+    with suppress(_FullError):
+        _add_refusal(OUT_OF_REACH)
 
 
 def _check(folder: str) -> None:
@@ -144,6 +207,20 @@ class _Ages(Collector):
         yield GaugeMetricFamily("api_key_usage_age_seconds", about_usage, value=written)
 
 
+def _is_one_of_several() -> bool:
+    """Whether the server may have other workers. Where there is no /proc, nobody can say."""
+    # The workers of most servers are child processes, those of gunicorn are forks.
+    if not (parent_process() or "gunicorn" in sys.modules):
+        return False
+    workers = 0
+    for path in Path(f"/proc/{os.getppid()}/task").glob("*/children"):
+        for child in path.read_text().split():
+            with suppress(FileNotFoundError):
+                command = Path(f"/proc/{child}/cmdline").read_bytes()
+                workers += b"resource_tracker" not in command  # Python's own, beside workers
+    return workers != 1
+
+
 router = GuardedRouter(dependencies=[require("metrics:read")])
 
 
@@ -151,8 +228,7 @@ router = GuardedRouter(dependencies=[require("metrics:read")])
 def metrics(request: Request) -> Response:
     """The sums of all processes that answer at this address."""
     shared = FOLDER in os.environ
-    # The workers of uvicorn and `fastapi dev` are child processes, those of gunicorn are forks.
-    if not shared and (parent_process() or "gunicorn" in sys.modules):
+    if not shared and _is_one_of_several():
         raise HTTPException(503, f"One of several processes is asked for all: set {FOLDER}")
     registry = CollectorRegistry()
     for collector in [_Sums()] if shared else [_ours, REGISTRY]:

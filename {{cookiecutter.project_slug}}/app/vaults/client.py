@@ -15,9 +15,6 @@ from queue import Empty, SimpleQueue
 from threading import Thread
 from typing import Any, Final
 
-from pydantic_settings import BaseSettings, EnvSettingsSource
-
-from app.auth.config.sources import given
 from app.auth.errors import SettingsError
 
 TIMEOUT = 10.0  # seconds for the whole answer when the settings are loaded
@@ -30,15 +27,9 @@ Fetch = Callable[[], str | bytes | Mapping[str, Any]]
 _URL: Final = re.compile(r"(aws|azure|gcp|vault)://([^/?]+)/([^?]+?)/?(?:\?role=([^&]+))?")
 
 
-def vault_source(url: str, settings: type[BaseSettings]) -> dict[str, Any]:
-    """The arguments for the settings: the fields of the secret, overridden by the environment.
-
-    Raises SettingsError.
-    """
-    source = EnvSettingsSource(settings)
-    fields = {name.lower(): value for name, value in read(url).items()}
-    source.env_vars = given(fields) | given(source.env_vars)
-    return {"_env_file": None, **source()}
+def vault_source(url: str, _: object) -> dict[str, str]:
+    """The fields of the secret, by their names in capitals. Raises SettingsError."""
+    return read(url)
 
 
 class Vault:

@@ -2,12 +2,10 @@
 
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from fastapi import APIRouter, Depends, FastAPI, WebSocket
-from starlette.applications import Starlette
 
 from app.auth import Caller, GuardedAPI, GuardedRouter, PublicRouter
 from app.auth.errors import UnguardedRouteError
@@ -111,20 +109,6 @@ async def test_everything_else_on_a_public_router_is_public(api: GuardedAPI) -> 
     assert await refusals_of(api, prefix="/a") == await refusals_of(api, prefix="/b") == {None}
 
 
-async def test_the_guard_holds_in_another_application(api: GuardedAPI, keys: Keys) -> None:
-    with_every_kind(api)
-    for outer in (FastAPI(), Starlette()):
-        assert await is_guarded(mounted_on(outer, api), keys, "/mounted")
-    other = on(GuardedAPI(keys), mounted_on(PublicRouter(), api))
-    assert await is_guarded(other, keys, "/mounted")
-    other = on(GuardedAPI(Keys()), mounted_on(PublicRouter(), api))
-    with pytest.raises(RuntimeError, match="asks other keys"):
-        await ask(other, keys.issue(), path="/mounted/x")
-    # Where no guarded application lies around it, a guarded router refuses everybody.
-    plain = on(FastAPI(), with_every_kind(GuardedRouter()))
-    assert await refusals_of(plain, keys.issue()) == {STRANGER}
-
-
 # A route that nobody has thought about is guarded, and stops the start.
 
 
@@ -205,17 +189,6 @@ async def test_only_what_lies_on_the_application_itself_can_be_declared_public(k
     assert await refusal_of(api, path="/x") == STRANGER
     api = GuardedAPI(keys, public_paths=["/x", "/raw", "/mount"])
     assert await is_guarded(on(api, with_every_kind(GuardedRouter())), keys)
-
-
-async def test_strangers_see_no_files_of_a_plain_router(api: GuardedAPI, tmp_path: Path) -> None:
-    (tmp_path / "file.txt").write_text("not for everybody")
-    plain = APIRouter()
-    plain.frontend("/", directory=tmp_path)
-    on(api, plain, on(PublicRouter(), on(GuardedRouter(), plain)))
-    assert await status_of(api, path="/file.txt", body=b"") != 200
-    for router in (api, GuardedRouter(), PublicRouter()):
-        with pytest.raises(UnguardedRouteError, match="StaticFiles"):
-            router.frontend("/", directory=tmp_path)
 
 
 async def test_no_spelling_of_a_path_leads_past_the_guard(api: GuardedAPI, keys: Keys) -> None:

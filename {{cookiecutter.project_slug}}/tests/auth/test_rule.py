@@ -1,17 +1,15 @@
 """The rule of access: exactly one key, spelled as it was issued; who guesses is slowed."""
 
 import logging
-import sys
 from unittest.mock import patch
 
 import pytest
 
 from app.auth import GuardedAPI
-from app.auth.access.rule import Refusal
 from app.auth.errors import StoreUnavailableError
 from app.auth.key import canonical, digest, id_of, new_secret, parse_secrets, with_prefix
 from app.constants import MISSING_KEY_STATUS
-from tests.callers import HEADER, PROBE, Clock, Keys, answer_of, status_of, with_probe
+from tests.callers import PROBE, Keys, answer_of, status_of, with_probe
 
 EXAMPLE = "1c9a5d3e-70b2-4f68-8e4d-a1b2c3d4e5f6"  # not-a-key
 PREFIXED = "acme_0ryKRmPxSsHwqf3ULKlpCQ1lXPnZ"  # not-a-key
@@ -72,57 +70,8 @@ async def test_refusals_look_alike_whatever_the_reason(
     assert refusals == [f"Refused http {PROBE!r}: {reason.rstrip('.')}." for reason in callers]
 
 
-async def test_a_key_in_a_trailer_is_no_key(
-    api: GuardedAPI, keys: Keys, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(sys.modules, "httptools", sys)  # it puts trailers behind the headers
-    headers = [(b"transfer-encoding", b"chunked"), (HEADER, keys.issue())]
-    assert await status_of(api, headers=headers) == MISSING_KEY_STATUS
-    assert await status_of(api, keys.issue(), headers=headers[:1]) == 200
-
-
-async def test_known_and_unknown_keys_cost_the_same_work(api: GuardedAPI, keys: Keys) -> None:
-    for secret in (keys.issue(), new_secret().encode()):
-        keys.asked = keys.found = 0
-        with patch("app.auth.access.rule.digest", side_effect=digest) as digests:
-            await status_of(api, secret)
-        assert (digests.call_count, keys.asked, keys.found) == (1, 1, 1)
-
-
 async def test_out_of_reach_callers_are_told_to_try_again(api: GuardedAPI, keys: Keys) -> None:
     with patch.object(keys, "lookup", side_effect=StoreUnavailableError("no route to host")):
         answer = await answer_of(api, keys.issue())
     assert (answer.status, answer.header("retry-after")) == (503, "1")
     assert b"no route" not in answer.body
-
-
-async def guess(api: GuardedAPI, times: int, client: tuple[str, int] = HERE) -> list[int]:
-    return [await status_of(api, new_secret().encode(), client=client) for _ in range(times)]
-
-
-async def test_who_guesses_is_slowed_and_valid_keys_of_that_address_get_in(
-    api: GuardedAPI, keys: Keys, clock: Clock, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("app.auth.access.clients.BURST", 5)
-    for _ in range(10):  # who sends no key does not guess
-        assert await status_of(api, client=HERE) == MISSING_KEY_STATUS
-    assert await guess(api, 6) == [MISSING_KEY_STATUS] * 6
-    found = keys.found
-    assert await guess(api, 3) == [429] * 3
-    assert keys.found == found  # they cost no look-up
-    assert await status_of(api, keys.issue(), client=HERE) == 200
-    ended = keys.issue()
-    with patch.object(keys, "lookup", return_value=Refusal("revoked key", "key-0")):
-        assert await status_of(api, ended, client=THERE) == MISSING_KEY_STATUS
-        assert await status_of(api, ended, client=HERE) == 429  # not told apart from a guess
-    assert await guess(api, 1, THERE) == [MISSING_KEY_STATUS]
-    sent = (b"not a key", EXAMPLE.encode())
-    (answer,) = {await answer_of(api, each, client=HERE, headers=SAME) for each in sent}
-    assert answer.header("retry-after") == "1"
-    for _ in range(20):  # who goes on is slowed all the while
-        clock.pass_time(0.5)
-        assert await guess(api, 1) == [429]
-    clock.pass_time(7)  # and forgotten as soon as anybody else
-    assert await guess(api, 1) == [MISSING_KEY_STATUS]
-    await guess(api, 10, ("2001:db8::1", 1))
-    assert await guess(api, 1, ("2001:db8::2", 1)) == [429]  # of the same network

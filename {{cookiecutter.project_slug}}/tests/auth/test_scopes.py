@@ -4,14 +4,13 @@ from collections.abc import Callable
 from typing import Annotated, Any
 
 import pytest
-from fastapi import APIRouter, Depends, FastAPI, Security
+from fastapi import APIRouter, Depends, Security
 
 from app.auth import GuardedAPI, GuardedRouter, PublicRouter, get_caller, require
 from app.auth.key import Key
 from tests.callers import (
     Keys,
     on,
-    refusal_of,
     refusals_of,
     start_up,
     status_of,
@@ -76,15 +75,6 @@ async def test_where_no_key_can_lack_one_the_start_stops(api: GuardedAPI, keys: 
     keys.has_scopes = False
     on(api, with_endpoints(asking(A)))
     assert "restrict nobody: a:b for /x (x)" in (await start_up(api))["message"]
-
-
-async def test_a_mounted_application_refuses_in_the_same_way(api: GuardedAPI, keys: Keys) -> None:
-    router, app = GuardedRouter(), on(FastAPI(), with_endpoints(APIRouter(dependencies=[A])))
-    router.mount("/mounted", app)
-    on(api, router)
-    for type in ("http", "websocket"):
-        for held, told in (("a:b", None), ("c", "Missing scope: a:b")):
-            assert await refusal_of(api, keys.issue(held), path="/mounted/x", type=type) == told
 
 
 async def test_a_wildcard_covers_what_is_below_it(api: GuardedAPI, keys: Keys) -> None:

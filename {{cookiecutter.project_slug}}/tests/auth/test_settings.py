@@ -4,11 +4,7 @@ import runpy
 from pathlib import Path
 
 import pytest
-from pydantic import ValidationError
 
-from app.auth.errors import SettingsError
-from app.auth.key import digest, new_secret
-from app.settings import Settings, load_settings
 from tests.callers import run
 
 MAIN = Path(__file__).parents[2] / "app" / "main.py"
@@ -40,36 +36,6 @@ def test_a_bad_setting_is_named_in_one_line_without_its_value(
             assert (output, said.count("\n"), said[: len(told)]) == ("", 1, told)
             assert "fish" not in said.lower()
             assert run("db", "upgrade").stderr.endswith(said)
-
-
-def test_all_bad_settings_are_named_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    for variable in ("API_KEYS", "DATABASE_URL", "LOG_LEVEL"):
-        monkeypatch.setenv(variable, "swordfish")
-    with pytest.raises(SettingsError, match=r"API_KEYS: .*; DATABASE_URL: .*; LOG_LEVEL: ") as told:
-        load_settings()
-    with pytest.raises(ValidationError) as error:
-        Settings()
-    assert "swordfish" not in f"{error.value} {error.value!r} {told.value.__context__}"
-
-
-def test_the_environment_wins_over_the_file(
-    working_directory: Path, secrets: list[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    file = working_directory / ".env"
-    file.write_text(f"api_keys={new_secret()}\nkey_prefix=acme\nlog_level=debug\nOTHER=1\n")
-    monkeypatch.setenv("DATABASE_URL", "postgresql://u:swordfish@h/db")
-    settings = load_settings()
-    assert settings.api_keys == {digest(secret.encode()) for secret in secrets}
-    assert (settings.key_prefix, settings.log_level) == ("acme", "DEBUG")
-    shown = f"{settings!r} {settings} {settings.model_dump()} {settings.database_url}"
-    assert "swordfish" not in shown
-    assert secrets[0] not in f"{shown} {vars(settings)}"
-    for name in ("KEY_MAX_STALENESS", "KEY_PREFIX", "LOG_FORMAT", "LOG_LEVEL", "SHOW_DOCS"):
-        monkeypatch.setenv(name, "")  # as good as not set
-    assert load_settings() == settings
-    monkeypatch.setenv("SECRETS_DIR", f"{working_directory}")  # a file for each setting
-    (working_directory / "KEY_PREFIX").write_text("mounted\n", encoding="utf-8-sig")
-    assert load_settings().key_prefix == "mounted"
 
 
 def test_a_file_that_cannot_be_read_is_told_in_one_line(working_directory: Path) -> None:

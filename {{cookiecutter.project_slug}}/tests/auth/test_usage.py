@@ -15,11 +15,10 @@ from app.auth import GuardedRouter, PublicRouter, require
 from app.auth.database.models import api_key_usage
 from app.auth.errors import StoreUnavailableError
 from app.auth.key import digest, new_secret
-from app.auth.keys.service import MANAGE
 from app.auth.keys.views import KeyView
 from app.auth.usage.findings import examine
 from app.auth.usage.report import of_all, of_key
-from tests.callers import Clock, ask, keys, on, run, with_endpoints
+from tests.callers import ask, keys, on, run, with_endpoints
 from tests.conftest import Server
 
 WEEK, DAY, HOUR = timedelta(days=7), timedelta(days=1), timedelta(hours=1)
@@ -63,32 +62,6 @@ async def test_strangers_count_by_reason_and_network(server: Server) -> None:
     }
 
 
-async def test_usage_is_told_by_hour_and_later_by_day(clock: Clock, server: Server) -> None:
-    clock.now, engine = NOW.timestamp(), server.keys.engine
-    first = server.keys.create("billing", actor=ME)
-    second = server.keys.rotate(first.id, actor=ME)
-    for issued, hours in ((first, 0), (first, 1), (second, 0), (second, 0)):
-        clock.pass_time(3600 * hours)
-        assert await server.status(issued.key) == 200
-    await server.store.flush()
-    used = of_key(engine, first.id, WEEK)
-    told = [(each.starts_at, each.hours, each.served) for each in used.by_hour]
-    assert told == [(NOW, 1, 1), (NOW + HOUR, 1, 3)]
-    assert [each.served for each in used.by_secret] == [2, 2]
-    assert of_key(engine, first.id, timedelta()).total == 3
-    said = run("keys", "usage", first.id, "--since", "2d").stdout
-    assert "2030-06-15 13:00Z  " + "#" * 40 in said
-    assert [
-        each["served"] for each in json.loads(run("keys", "usage", "--json").stdout)["keys"]
-    ] == [4]
-
-    clock.pass_time(40 * 86_400)
-    assert "rows compacted" in run("db", "thin").stdout
-    used = of_key(engine, first.id, 60 * DAY)
-    told = [(each.starts_at, each.hours, each.served) for each in used.by_hour]
-    assert told == [(NOW.replace(hour=0), 24, 4)]
-
-
 # What `doctor` finds.
 
 
@@ -118,13 +91,6 @@ def a_key(**differences: Any) -> KeyView:
 def test_each_problem_of_a_key_is_found(differences: dict[str, Any], problem: str) -> None:
     found = examine([a_key(**differences)], {"reports:read"}, NOW)
     assert [each.problem for each in found] == [problem] * bool(problem)
-
-
-def test_it_is_told_when_the_last_manager_is_about_to_expire() -> None:
-    soon, told = a_key(scopes=[MANAGE], expires_at=NOW + DAY), "no manager after 2030-06-16"
-    assert told in [each.problem for each in examine([soon], {MANAGE}, NOW)]
-    for other in (a_key(scopes=["keys:*"]), a_key(id="env-1", scopes=["*"])):
-        assert told not in [each.problem for each in examine([soon, other], {MANAGE}, NOW)]
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has other modes")

@@ -4,6 +4,7 @@ A route that is not declared public needs a key, whenever and however it is adde
 neither of the two routers is guarded too, but stops the start-up, because its intent is unclear.
 """
 
+import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from typing import Any, Final
@@ -15,12 +16,12 @@ from fastapi.routing import APIRoute, RouteContext, iter_route_contexts
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.routing import BaseRoute, Match
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
 from app.auth.access.middleware import Guard
 from app.auth.access.openapi import complete
 from app.auth.access.policy import Policy
-from app.auth.access.request_log import RequestLog
+from app.auth.access.request_log import Exchange, RequestLog
 from app.auth.access.routers import (
     Dependencies,
     GuardedRouter,
@@ -32,9 +33,9 @@ from app.auth.access.routers import (
     with_scopes_of,
 )
 from app.auth.access.rule import PROBLEM_JSON, KeyStore, extract_key
-from app.auth.access.selfcheck import FaultyRoutes, check_guard, check_places, places_in
+from app.auth.access.selfcheck import check_guard, check_places, places_in
 from app.auth.errors import SettingsError, StoreUnavailableError, UnguardedRouteError
-from app.auth.log import Observer
+from app.auth.log import RECORD, Observer
 
 _TOO_LARGE: Final = {"description": "The body is too large", "content": {"text/plain": {}}}
 
@@ -50,6 +51,7 @@ class GuardedAPI(FastAPI):
     `policies` bound keys further, each by a restriction that keys carry. `observers` get the record
     of each request when its answer starts. `public_paths` are pages that packages add to the
     application itself and that need no key. The application's own documentation is public.
+    Successful requests for `probes` have a line at the level DEBUG alone.
     """
 
     def __init__(
@@ -59,6 +61,7 @@ class GuardedAPI(FastAPI):
         policies: Sequence[Policy] = (),
         observers: Sequence[Observer] = (),
         public_paths: Iterable[str] = (),
+        probes: Iterable[str] = ("/health/live", "/health/ready"),
         middleware: Sequence[Middleware] = (),
         routes: Iterable[BaseRoute] = (),
         **options: Any,
@@ -66,6 +69,7 @@ class GuardedAPI(FastAPI):
         self.keys: Final = keys
         self.policies: Final = tuple(policies)
         self._observers: Final = list(observers)
+        self._log: Final = RequestLog(self, self._observers, probes)
         self._public_paths: Final = frozenset(public_paths)
         self._problem = ""  # the error that stopped the start-up
         given = list(routes)
@@ -75,11 +79,7 @@ class GuardedAPI(FastAPI):
         super().__init__(
             routes=given,
             # Innermost: middleware that is added later sees requests before the guard does.
-            middleware=[
-                *middleware,
-                Middleware(Guard, api=self),
-                Middleware(FaultyRoutes, api=self),
-            ],
+            middleware=[*middleware, Middleware(Guard, api=self)],
             exception_handlers={HTTPException: _answer_of, **options.pop("exception_handlers", {})},
             # A redirect would bypass the guard and make callers send the key to another URL.
             redirect_slashes=False,
@@ -92,10 +92,16 @@ class GuardedAPI(FastAPI):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
-            send = self._in_one_line(send)
-        else:
-            extract_key(scope)
-        await FastAPI.__call__(self, scope, receive, send)  # faster than super()
+            await FastAPI.__call__(self, scope, receive, self._in_one_line(send))
+            return
+        if RECORD in scope:  # in another GuardedAPI
+            await FastAPI.__call__(self, scope, receive, send)
+            return
+        exchange = Exchange(self._log, scope, extract_key(scope), send)
+        try:
+            await FastAPI.__call__(self, scope, receive, exchange.send)  # faster than super()
+        finally:
+            exchange.end()
 
     def _in_one_line(self, send: Send) -> Send:
         """Report the error that stops the start-up without its traceback."""
@@ -106,9 +112,6 @@ class GuardedAPI(FastAPI):
             return send(message)
 
         return send_in_one_line
-
-    def build_middleware_stack(self) -> ASGIApp:
-        return RequestLog(super().build_middleware_stack(), self._observers)
 
     def add_observer(self, observe: Observer) -> None:
         """Call `observe` for each request, when its answer starts."""
@@ -199,6 +202,7 @@ class GuardedAPI(FastAPI):
         async def following(app: FastAPI) -> AsyncGenerator[Any]:
             self._problem = ""
             try:
+                _check_asyncio()
                 await check_guard(type(self))
                 async with AsyncExitStack() as running:
                     await running.enter_async_context(self.keys.follow())
@@ -212,6 +216,13 @@ class GuardedAPI(FastAPI):
                 raise
 
         return following
+
+
+def _check_asyncio() -> None:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        raise SettingsError("Run it on asyncio, such as: hypercorn -k asyncio") from None
 
 
 async def _answer_of(request: Request, error: HTTPException) -> Response:

@@ -35,13 +35,6 @@ def _lacking(caller: Key, scope: str) -> Refusal:
     return Refusal(f"missing scope {scope}", caller.id, problem(403, f"Missing scope: {scope}"))
 
 
-class MissingScopeError(HTTPException):
-    """The refusal as an exception. FastAPI also handles it in mounted applications."""
-
-    def __init__(self, scope: str) -> None:
-        super().__init__(403, f"Missing scope: {scope}", {"Content-Type": PROBLEM_JSON})
-
-
 class _CallerOfRequest(SecurityBase):
     def __init__(self) -> None:
         self.scheme_name = "APIKeyHeader"
@@ -55,7 +48,8 @@ class _CallerOfRequest(SecurityBase):
         if lacking := caller.lacks(needed.scopes):
             _lacking(caller, lacking).log(connection.scope)
             if can_respond(connection.scope):
-                raise MissingScopeError(lacking)
+                headers = {"Content-Type": PROBLEM_JSON}
+                raise HTTPException(403, f"Missing scope: {lacking}", headers)
             raise WebSocketException(POLICY_VIOLATION)
         return caller
 

@@ -3,7 +3,6 @@
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
-from datetime import datetime
 from typing import NamedTuple, Protocol
 
 from app.auth.key import Key
@@ -72,23 +71,6 @@ class Policy(Protocol):
     def upgrade(self) -> bool:
         """Create what the policy keeps in the database of the keys, and return whether anything was
         missing. `db upgrade` calls it."""
-        ...
-
-
-class UsageSource(Protocol):
-    """The part of the store that a policy may use."""
-
-    changes: int  # the number of changes to the keys since the service started
-
-    def now(self) -> float:
-        """Seconds since the epoch, from a clock that never goes back."""
-        ...
-
-    async def used_since(self, key_id: str, since: datetime) -> int:
-        """Return how many requests of a key since then are written, or counted by this server.
-
-        Raises StoreUnavailableError.
-        """
         ...
 
 

@@ -1,144 +1,185 @@
-"""Middleware for every request: its id, default headers, and its line in the log."""
+"""What every request gets: an id, default headers of its answer, and its line in the log."""
 
 import logging
 import re
-import time
 from collections import Counter
-from collections.abc import Awaitable, Sequence
-from secrets import token_hex
-from typing import Final
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from functools import lru_cache
+from random import Random
+from time import perf_counter
+from typing import Any, Final
 
 from fastapi.routing import iter_route_contexts
-from opentelemetry import trace
-from starlette.applications import Starlette
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import Message, Scope, Send
 
-from app.auth.access.rule import PRESENTED, route_of
-from app.auth.key import canonical, digest, masked
+from app.auth.access.clients import address_of
+from app.auth.access.policy import Headers
+from app.auth.access.rule import PRESENTED, KeyStore, route_of
+from app.auth.key import canonical, digest, masked, spelled_in
 from app.auth.log import RECORD, Observer, RequestRecord, request_id
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("app.requests")
 
-_BELIEVED: Final = re.compile(r"[A-Za-z0-9._-]{1,64}")
+_BELIEVED: Final = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 # Defaults: a header that the answer has already stays.
-_HEADERS: Final = {
-    b"content-security-policy": b"frame-ancestors 'none'",
-    b"referrer-policy": b"no-referrer",
-    b"x-content-type-options": b"nosniff",
-}
+_HEADERS: Final = (
+    (b"content-security-policy", b"frame-ancestors 'none'"),
+    (b"referrer-policy", b"no-referrer"),
+    (b"x-content-type-options", b"nosniff"),
+)
+_NAMES: Final = frozenset({b"x-request-id", *(name for name, _ in _HEADERS)})
+_NO_STORE: Final = (b"cache-control", b"no-store")
+_FOR_WHOM: Final = re.compile(rb"private|public|s-maxage|no-store", re.IGNORECASE)
 
 
 class RequestLog:
-    """The outermost ASGI middleware, so that it also sees the answers to errors.
+    """The log of an application. `observers` may still grow.
 
-    `observers` may still grow after this call.
+    `probes` are paths whose successful requests have a line at the level DEBUG alone.
     """
 
-    def __init__(self, app: ASGIApp, observers: Sequence[Observer] = ()) -> None:
-        self._app, self._observers = app, observers
+    def __init__(self, api: Any, observers: Sequence[Observer], probes: Iterable[str]) -> None:
+        self.api, self.observers, self.probes = api, observers, frozenset(probes)
+        # At the first request, for a process may fork before it.
+        self._bits: Callable[[int], int] | None = None
         self._paths: dict[int, str] | None = None  # declared paths, by the id() of the route
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "lifespan" or RECORD in scope:  # an outer RequestLog does the work
-            await self._app(scope, receive, send)
-            return
-        client, _ = scope.get("client") or ("", 0)
-        method = "WS" if scope["type"] == "websocket" else scope["method"]
-        record = scope[RECORD] = RequestRecord(client, method)
-        began_at, api = time.perf_counter(), scope["app"]
-        id = _id_of(scope)
-        id_before = request_id.set(id)
-        span = trace.get_current_span()  # records nothing unless OpenTelemetry is set up
-        if span.is_recording() and scope["type"] == "http":
-            _mask(span, scope)
+    def new_id(self) -> str:
+        """16 hex digits. They need only be unique, so the system's random source starts them."""
+        if self._bits is None:
+            self._bits = Random().getrandbits  # noqa: S311 - an id is no secret
+        return f"{self._bits(64):016x}"
 
-        def begin(status: int) -> None:
-            record.status = status
-            if self._observers:
-                record.seconds = time.perf_counter() - began_at
-                self._find_route(record, scope, api)
-            for observe in self._observers:
-                observe(record)
-            if record.key:
-                span.set_attribute("api_key.id", record.key.id)
-
-        def send_with_headers(message: Message) -> Awaitable[None]:
-            type = message["type"]
-            if type.endswith("response.start"):
-                begin(message["status"])
-                missing = {**_HEADERS, b"x-request-id": id.encode()}
-                for name, _ in (headers := message.get("headers", ())):
-                    missing.pop(name, None)
-                message["headers"] = [*headers, *missing.items()]
-            elif type == "websocket.accept":
-                begin(101)
-            elif type == "websocket.close" and not record.status:
-                begin(403)  # the status that the server sends
-            return send(message)
-
-        try:
-            await self._app(scope, receive, send_with_headers)
-        finally:
-            if not record.status:  # there was no answer
-                begin(0)
-            if logger.isEnabledFor(logging.INFO):
-                self._find_route(record, scope, api)
-                _log(scope, record, 1000 * (time.perf_counter() - began_at))
-            request_id.reset(id_before)
-
-    def _find_route(self, record: RequestRecord, scope: Scope, api: Starlette) -> None:
-        if record.route is not None:
-            return
+    def path_of(self, scope: Scope) -> str:
         if self._paths is None:
-            contexts = list(iter_route_contexts(api.routes))
+            contexts = list(iter_route_contexts(self.api.routes))
             times = Counter(id(context.original_route) for context in contexts)
             self._paths = {
                 id(context.original_route): context.path_format or ""
                 for context in contexts
                 if times[id(context.original_route)] == 1
             }
-        record.route = self._paths.get(id(scope.get("route"))) or route_of(scope)
+        return self._paths.get(id(scope.get("route"))) or route_of(scope)
 
 
-def _id_of(scope: Scope) -> str:
-    """Return the caller's X-Request-ID, or a new id if that is malformed or a key."""
-    for name, value in scope["headers"]:
-        if name == b"x-request-id":
-            id: str = value.decode("latin-1")
-            if _BELIEVED.fullmatch(id) and (masked(id) == id or not _is_key(value, scope)):
-                return id
-    return token_hex(8)
+class Exchange(RequestRecord):
+    """A request and its answer. The guard fills in who calls."""
+
+    headers: Headers = ()  # of the policies
+    _has_line = False
+
+    def __init__(self, log: RequestLog, scope: Scope, id: bytes, send: Send) -> None:
+        self._began_at = perf_counter()
+        client = scope.get("client")
+        self.client = _address(client[0][:64]) if client else ""  # no address is longer
+        self.method = "WS" if scope["type"] == "websocket" else _shown(scope["method"])
+        self.scope, self._log, self._send = scope, log, send
+        self.id = (id and _believed(id, scope, log.api.keys)) or log.new_id()
+        self._id_before = request_id.set(self.id)
+        scope[RECORD] = self
+
+    def send(self, message: Message) -> Awaitable[None]:
+        kind = message["type"]
+        if kind == "http.response.body":
+            if not message.get("more_body"):
+                self._tell()
+        elif kind == "http.response.start" or kind == "websocket.http.response.start":
+            self._begin(message["status"])
+            message["headers"] = self._with_headers(message.get("headers", ()))
+        elif kind == "websocket.accept":
+            self._begin(101)
+        elif kind == "websocket.close" and not self.status:
+            self._begin(403)  # the status that the server sends
+        return self._send(message)
+
+    def end(self) -> None:
+        if not self.status:  # there was no answer
+            self._begin(0)
+        if not self._has_line:
+            self._tell()
+        request_id.reset(self._id_before)
+
+    def _begin(self, status: int) -> None:
+        self.status = status
+        if observers := self._log.observers:
+            self.seconds = perf_counter() - self._began_at
+            if self.route is None:
+                self.route = self._log.path_of(self.scope)
+            for observe in observers:
+                observe(self)
+
+    def _with_headers(self, given: Iterable[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
+        """Add the default headers, and keep shared caches from storing an answer to a caller.
+
+        As with an Authorization header, a shared cache may store it only if the endpoint
+        explicitly says `public` or `s-maxage`.
+        """
+        headers = [*given, *self.headers]
+        names = dict(headers)
+        if self.key and b"cache-control" not in names:
+            headers.append(_NO_STORE)
+        elif self.key:
+            for place, (name, value) in enumerate(headers):
+                if name == b"cache-control" and not _FOR_WHOM.search(value):
+                    headers[place] = name, b"private, " + value
+        added = [*_HEADERS, (b"x-request-id", self.id.encode())]
+        if not _NAMES.isdisjoint(names):
+            added = [header for header in added if header[0] not in names]
+        headers += added
+        return headers
+
+    def _tell(self) -> None:
+        """Write the line, once."""
+        self._has_line = True
+        level = logging.INFO
+        if self.scope["path"] in self._log.probes and 0 < self.status < 400:
+            level = logging.DEBUG
+        if not logger.isEnabledFor(level):
+            return
+        milliseconds = 1000 * (perf_counter() - self._began_at)
+        if self.route is None:
+            self.route = self._log.path_of(self.scope)
+        key_id = self.key.id if self.key else ""
+        line = logger.makeRecord(  # `logger.log` would search the stack for the caller of it
+            *(logger.name, level, __file__, 0, "%s %s %s %d in %.1f ms%s"),
+            (
+                self.client or "-",
+                self.method,
+                self.route or repr(masked(self.scope["path"])),
+                self.status,
+                milliseconds,
+                key_id and f", key {key_id}",
+            ),
+            None,
+        )
+        vars(line).update(
+            client=self.client,
+            method=self.method,
+            route=self.route,
+            status=self.status,
+            duration_ms=round(milliseconds, 1),
+            key_id=key_id,
+        )
+        logger.handle(line)
 
 
-def _is_key(value: bytes, scope: Scope) -> bool:
-    hashed = digest(canonical(value).lower())
-    offered, keys = scope.get(PRESENTED), scope["app"].keys
-    return (isinstance(offered, tuple) and offered[0] == hashed) or bool(keys.may_exist(hashed))
+_shown = lru_cache(100)(masked)
 
 
-def _mask(span: trace.Span, scope: Scope) -> None:
-    """Mask keys in the path and the query, which FastAPI has recorded unchanged."""
-    span.set_attribute("url.path", masked(scope["path"]))
-    if query := scope["query_string"].decode("latin-1"):
-        span.set_attribute("url.query", masked(query))
+@lru_cache(10_000)
+def _address(client: str) -> str:
+    return f"{address_of(client) or ''}"
 
 
-def _log(scope: Scope, record: RequestRecord, milliseconds: float) -> None:
-    key_id = record.key.id if record.key else ""
-    logger.info(
-        "%s %s %s %d in %.1f ms%s",
-        record.client,
-        record.method,
-        record.route or repr(masked(scope["path"])),
-        record.status,
-        milliseconds,
-        f", key {key_id}" if key_id else "",
-        extra={
-            "client": record.client,
-            "method": record.method,
-            "route": record.route,
-            "status": record.status,
-            "duration_ms": round(milliseconds, 1),
-            "key_id": key_id,
-        },
-    )
+def _believed(sent: bytes, scope: Scope, keys: KeyStore) -> str:
+    """Return the caller's X-Request-ID, or nothing if that is malformed or holds a key."""
+    id = sent.decode("latin-1")
+    if not _BELIEVED.fullmatch(sent) or any(_is_key(text, scope, keys) for text in spelled_in(id)):
+        return ""
+    return id
+
+
+def _is_key(text: str, scope: Scope, keys: KeyStore) -> bool:
+    hashed = digest(canonical(text.encode()).lower())
+    offered = scope[PRESENTED]
+    return (isinstance(offered, tuple) and offered[0] == hashed) or keys.may_exist(hashed)

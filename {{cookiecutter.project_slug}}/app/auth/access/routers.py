@@ -54,17 +54,11 @@ class GuardedRouter(APIRouter):
 
     async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
         """FastAPI calls this for an included router."""
-        if refusal := self._refusal(scope):
-            await refusal(scope, receive, send)
-        else:
-            await super().handle(scope, receive, send)
+        await (self._refusal(scope) or super().handle)(scope, receive, send)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Starlette calls this for a mounted router."""
-        if refusal := self._refusal(scope):
-            await refusal(scope, receive, send)
-        else:
-            await super().__call__(scope, receive, send)
+        await (self._refusal(scope) or super().__call__)(scope, receive, send)
 
     def _refusal(self, scope: Scope) -> Refusal | None:
         caller = scope.get(CALLER, _NOBODY_ASKED)

@@ -19,7 +19,7 @@ from app.auth.access.clients import FailedAttempts
 from app.auth.access.policy import Admission, Denial, Policy
 from app.auth.errors import StoreUnavailableError
 from app.auth.key import Key, canonical, digest, id_of, is_spelled_right, masked
-from app.auth.log import RECORD
+from app.auth.log import RECORD, RequestRecord
 from app.constants import API_KEY_HEADER, MISSING_KEY_STATUS
 
 logger = logging.getLogger(__name__)
@@ -104,30 +104,22 @@ class Refusal:
 
     def log(self, scope: Scope) -> None:
         _is_refused.set(True)
-        record = scope.get(RECORD)
-        if record:
-            record.refusal = self.reason
-            if self.limited:
-                record.key, record.limited, (record.digest, _) = (
-                    self.limited,
-                    True,
-                    scope[PRESENTED],
-                )
+        record = scope.get(RECORD) or RequestRecord("", "")  # without a GuardedAPI around it
+        record.refusal, record.outcome = self.reason, "refused"
+        if self.limited:
+            record.key, (record.digest, _) = self.limited, scope[PRESENTED]
+            record.outcome = "limited"
         span = trace.get_current_span()
         if not (logger.isEnabledFor(logging.INFO) or span.is_recording()):
             return
-        path, (client, _) = masked(scope["path"]), scope.get("client") or ("", 0)
-        reason = self.cause or self.reason
+        path, reason = masked(scope["path"]), self.cause or self.reason
         # No router has seen the request, so its route is looked up here.
-        route = route_of(scope)
-        if record:
-            record.route = route
+        record.route = route = route_of(scope)
         if span.is_recording():
-            span.set_attributes({"api_key.id": self.key_id, "api_key.refusal": reason})
+            span.set_attributes({"caller.id": self.key_id, "caller.refusal": reason})
             if route:
                 span.set_attribute("http.route", route)
-                method = scope["method"] if scope["type"] == "http" else "WS"
-                span.update_name(f"{method} {route}")
+                span.update_name(f"{record.method} {route}")
         whose = f" ({self.key_id})" if self.key_id else ""
         logger.info(
             *("Refused %s %r: %s%s.", scope["type"], path, reason, whose),
@@ -136,7 +128,7 @@ class Refusal:
                 "key_id": self.key_id,
                 "path": path,
                 "route": route,
-                "client": client,
+                "client": record.client,
             },
         )
 
@@ -174,15 +166,13 @@ def can_respond(scope: Scope) -> bool:
     return scope["type"] == "http" or "websocket.http.response" in (scope.get("extensions") or {})
 
 
-def extract_key(scope: Scope) -> None:
-    """Remove the secret from the request, so that no later code can show it.
-
-    `authenticate` uses the digest, which stays in the scope.
-    """
+def extract_key(scope: Scope) -> bytes:
+    """Remove the secret from the request, so that no later code can show it. `authenticate` uses
+    the digest, which stays in the scope. Returns the X-Request-ID."""
     headers = scope["headers"]
     if not isinstance(headers, list):  # ASGI allows any iterable
         headers = scope["headers"] = list(headers)
-    secret, place, chunked, reason = None, 0, False, ""
+    secret, place, chunked, reason, id = None, 0, False, "", b""
     for index, (name, value) in enumerate(headers):  # one pass is fastest
         if name == _HEADER:
             if secret is not None:
@@ -193,6 +183,8 @@ def extract_key(scope: Scope) -> None:
             secret, place = value, index
         elif name == b"transfer-encoding":
             chunked = True
+        elif name == b"x-request-id":
+            id = value
     if reason:
         headers[:] = [header for header in headers if header[0] != _HEADER]
     elif secret is not None:
@@ -201,10 +193,12 @@ def extract_key(scope: Scope) -> None:
         scope["headers"] = headers.copy()  # httptools appends later trailers to the old list
     if secret is None or reason:
         scope[PRESENTED] = Refusal(reason or "no key")
-        return
-    if b"-" not in secret:  # not a UUID; perhaps the prefixed spelling
-        secret = canonical(secret)
-    scope[PRESENTED] = digest(secret), is_spelled_right(secret)
+    else:
+        if not (is_right := is_spelled_right(secret)):  # perhaps the prefixed spelling
+            secret = canonical(secret)
+            is_right = is_spelled_right(secret)
+        scope[PRESENTED] = digest(secret), is_right
+    return id
 
 
 async def authenticate(
@@ -220,7 +214,7 @@ async def authenticate(
     if isinstance(offered, Refusal):
         return offered
     hashed, may_be_one = offered
-    client, _ = scope.get("client") or ("", 0)
+    client = scope[RECORD].client
     slowed = attempts.are_too_many(client)
     if slowed and not keys.may_exist(hashed):
         attempts.add(client)

@@ -1,20 +1,22 @@
 """Checks of the guard against the installed FastAPI and against the declared routes."""
 
-from collections.abc import Awaitable, Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from inspect import unwrap
 from types import SimpleNamespace
 from typing import Annotated, Any, ForwardRef, Literal, NamedTuple, get_args, get_origin
 
-from fastapi import APIRouter, FastAPI, params
+from fastapi import APIRouter, FastAPI, Response, params
 from fastapi.dependencies.models import Dependant
 from starlette.applications import Starlette
 from starlette.routing import BaseRoute, Host, Mount, Router
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import Scope
 
 from app.auth.access.dependencies import get_caller, require
 from app.auth.access.routers import GuardedRouter, PublicRouter, dependant_of, leaves_of
 from app.auth.access.rule import API, CALLER, Refusal, logger
 from app.auth.errors import UnguardedRouteError
 from app.auth.key import Key
+from app.auth.log import RECORD, RequestRecord
 
 
 class Place(NamedTuple):
@@ -30,12 +32,12 @@ def places_in(app: Any, path: str = "", included_with: Iterable[Any] = ()) -> It
     """Walk an application or a router, with its nested routers and mounted applications."""
     router = getattr(app, "router", app)
     for route in router.routes:
-        yield from _places_at(route, path)
+        yield from places_at(route, path)
     asks = dependant_of([*included_with, *getattr(router, "dependencies", ())])
     yield Place(f"{path or '/'} ({type(app).__name__})", asks, routes=router.routes)
 
 
-def _places_at(route: Any, path: str = "") -> Iterator[Place]:
+def places_at(route: Any, path: str = "") -> Iterator[Place]:
     if inner := getattr(route, "original_router", None):
         how = route.include_context
         yield from places_in(inner, path + how.prefix, how.dependencies)
@@ -128,25 +130,24 @@ def _asked_of_keys(dependant: Dependant, above: tuple[str, ...] = ()) -> Iterato
 
 
 class FaultyRoutes:
-    """Middleware that refuses the routes that would stop the start-up. It finds routes added later,
-    and works without a start-up (`--lifespan off`, mounted in another application)."""
+    """Refuses the routes that would stop the start-up. It finds routes added later, and works
+    without a start-up (`--lifespan off`, mounted in another application)."""
 
-    def __init__(self, app: ASGIApp, api: Any) -> None:
-        self._app, self._api = app, api
+    def __init__(self, api: Any) -> None:
+        self._api = api
         self._lists: list[list[BaseRoute]] = []
         self._count = -1
         self._faults: list[tuple[BaseRoute, str]] = []
 
-    def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
-        if scope["type"] != "lifespan":
-            if sum(map(len, self._lists)) != self._count:  # a cheap check: it runs per request
-                self._look()
-            if self._faults:
-                going_to_answer = self._api.route_for(scope)
-                for route, fault in self._faults:
-                    if route is going_to_answer:
-                        raise UnguardedRouteError(fault)
-        return self._app(scope, receive, send)
+    def refuse(self, scope: Scope) -> None:
+        """Raises UnguardedRouteError if the request is for one of them."""
+        if sum(map(len, self._lists)) != self._count:  # a cheap check: it runs per request
+            self._look()
+        if self._faults:
+            going_to_answer = self._api.route_for(scope)
+            for route, fault in self._faults:
+                if route is going_to_answer:
+                    raise UnguardedRouteError(fault)
 
     def _look(self) -> None:
         lists = [place.routes for place in places_in(self._api)]
@@ -155,7 +156,7 @@ class FaultyRoutes:
         self._faults.clear()
         for route in self._api.routes:
             try:
-                check_places(_places_at(route), has_scopes=self._api.keys.has_scopes)
+                check_places(places_at(route), has_scopes=self._api.keys.has_scopes)
             except UnguardedRouteError as error:
                 self._faults.append((route, f"{error}"))
 
@@ -172,8 +173,9 @@ async def check_guard(application: Callable[[Any], Any]) -> None:
     entered: set[str] = set()
 
     def filled(router: Any, path: str) -> Any:
-        async def endpoint() -> None:
+        async def endpoint() -> Response:
             entered.add(path)
+            return Response()
 
         async def mounted(*_: object) -> None:
             entered.add(path)
@@ -190,8 +192,11 @@ async def check_guard(application: Callable[[Any], Any]) -> None:
     app.include_router(public)
     app.include_router(filled(GuardedRouter(), "/guarded"))
     app.include_router(filled(GuardedRouter(dependencies=needed), "/scoped"))
-    # Not `app` itself, so that the log and instrumentation do not see these requests.
-    stack = FastAPI.build_middleware_stack(app)
+    # Instrumentation adds middleware, or wraps functions: it sees none of these requests.
+    app.user_middleware = [
+        each for each in app.user_middleware if each.cls.__module__.startswith(f"{__package__}.")
+    ]
+    stack = unwrap(FastAPI.build_middleware_stack)(app)
 
     async def nothing(*_: object) -> Any:
         """Receive or send nothing."""
@@ -202,6 +207,7 @@ async def check_guard(application: Callable[[Any], Any]) -> None:
             for type, end in (("http", ""), ("http", "/mounted/"), ("websocket", "")):
                 scope: Scope = {"type": type, "method": "GET", "path": path + end, "app": app}
                 scope.update({"query_string": b"", "headers": [], CALLER: caller, API: app})
+                scope[RECORD] = RequestRecord("", "GET")
                 await stack(scope, nothing, nothing)
         return set(entered)
 

@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -28,6 +28,7 @@ from app.auth.config.settings import AuthSettings
 from app.auth.database import clock
 from app.auth.database.engine import transaction
 from app.auth.database.models import ENV_ID
+from app.auth.errors import SettingsError, StoreUnavailableError
 from app.auth.key import id_of
 from app.auth.keys.service import KeyService, open_service
 from app.auth.keys.views import OVERLAP, KeyView
@@ -234,7 +235,9 @@ def usage(
     with reading(ctx) as service:
         if id is None:
             everything = report.of_all(service.engine, since)
-            show(everything, as_json, [everything.keys, everything.strangers])
+            keys, networks = everything.more_keys, everything.more_strangers
+            more = [f"{keys} more keys, {networks} more networks"] * bool(keys or networks)
+            show(everything, as_json, [everything.keys, everything.strangers, *more])
         else:
             used = report.of_key(service.engine, id, since)
             in_all = KeyUse(**used.model_dump(include={*KeyUse.model_fields}))
@@ -262,15 +265,29 @@ def scan(
     as_json: AsJson = False,
 ) -> None:
     """Look for keys in files; exit with 1 if there is one."""
-    from app.auth.cli.scan import Source, report
+    from app.auth.cli.scan import report
 
     with one_line_errors():
-        settings = wiring_of(ctx).load_settings()
-        in_env = {digest: ENV_ID + id_of(digest) for digest in settings.api_keys}
-        service = cache(lambda: open_service(settings))  # opened only if a file has candidates
-        sources: list[Source] = [lambda _: in_env, lambda digests: service().ids_of(digests)]
-        found = report(files, sources, show=print_text, note=note, as_json=as_json)
+        known = _known_keys(wiring_of(ctx).load_settings())
+        found = report(files, known, print_text, as_json=as_json)
     raise typer.Exit(found)
+
+
+def _known_keys(settings: AuthSettings) -> Callable[[Collection[bytes]], Mapping[bytes, str]]:
+    """The keys of API_KEYS and those of the database, which is opened for other digests only."""
+    in_env = {digest: ENV_ID + id_of(digest) for digest in settings.api_keys}
+    databases = [cache(lambda: open_service(settings))]
+
+    def ids_of(digests: Collection[bytes]) -> Mapping[bytes, str]:
+        others = [digest for digest in digests if digest not in in_env]
+        try:
+            return in_env | databases[0]().ids_of(others) if others and databases else in_env
+        except (SettingsError, StoreUnavailableError) as error:
+            databases.clear()  # it is not asked again
+            note(f"Not every key is known here: {error}")
+            return in_env
+
+    return ids_of
 
 
 def _open(ctx: typer.Context, settings: AuthSettings) -> KeyService:

@@ -1,15 +1,25 @@
 """The commands `db`: the schema, backups and old counts."""
 
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 from time import sleep
-from typing import Annotated, Any
+from typing import Any
 
 import typer
 
 from app.auth.cli.output import note, one_line_errors, print_text
 from app.auth.config.settings import AuthSettings
 from app.auth.database import clock, migrate
-from app.auth.database.engine import transaction
+from app.auth.database.engine import (
+    BACKUP,
+    SCHEMA,
+    SCHEMA_TABLE,
+    signature,
+    transaction,
+    uri_of,
+)
+from app.auth.errors import SettingsError
 from app.auth.keys.service import KeyService, open_service
 from app.auth.usage import counts
 
@@ -31,24 +41,23 @@ def upgrade(ctx: typer.Context) -> None:
 
 
 @db.command()
-def backup(ctx: typer.Context, file: Annotated[Path, typer.Argument(help="A new file.")]) -> None:
-    """Copy a SQLite database, also while the service runs."""
-    from app.auth.database.backup import back_up
-
+def backup(ctx: typer.Context, file: Path) -> None:
+    """Copy a SQLite database into a new file, also while the service runs."""
     with one_line_errors():
-        back_up(_settings(ctx).database_url, file)
+        path = _path_of(_settings(ctx), f'pg_dump --format=custom --file={file} "$DATABASE_URL"')
+        _copy(path, file, is_backup=True)
         print_text(f"{file} is a backup.")
 
 
 @db.command()
-def restore(ctx: typer.Context, file: Annotated[Path, typer.Argument(help="A backup.")]) -> None:
-    """Put a SQLite database back as it was, also while the service runs."""
-    from app.auth.database.backup import restore
-
+def restore(ctx: typer.Context, file: Path) -> None:
+    """Put a SQLite database back as a backup has it, also while the service runs."""
     with one_line_errors():
         settings = _settings(ctx)
+        options = '--clean --if-exists --single-transaction --dbname="$DATABASE_URL"'
+        path = _path_of(settings, f"pg_restore {options} {file}")
         seconds = KeyService(settings).longest_staleness()
-        restore(settings.database_url, file)
+        _copy(file, path, is_backup=False)
         note(f"Waiting {seconds:g} s: then every server follows.")
         sleep(seconds)
         print_text("The keys are those of the backup. What was revoked since then is valid again.")
@@ -74,3 +83,26 @@ def _settings(ctx: typer.Context) -> Any:
     settings = ctx.obj.load_settings()
     name_database(settings)
     return settings
+
+
+def _path_of(settings: AuthSettings, command: str) -> Path:
+    if settings.database_url.get_backend_name() != "sqlite":
+        raise SettingsError(f"DATABASE_URL: for PostgreSQL, run: {command}")
+    return Path(f"{settings.database_url.database}")
+
+
+def _copy(source: Path, target: Path, *, is_backup: bool) -> None:
+    """Copy a database in one transaction. Raises SettingsError."""
+    try:
+        with closing(sqlite3.connect(uri_of(source, "ro"), uri=True)) as old:
+            query = f"SELECT max(version_num) FROM {SCHEMA_TABLE}"  # noqa: S608
+            if (found := old.execute(query).fetchone()[0]) != SCHEMA:
+                raise SettingsError(f"{source} has the schema {found}; the service needs {SCHEMA}")
+            target.touch(mode=0o600, exist_ok=not is_backup)
+            with closing(sqlite3.connect(uri_of(target, "rw"), uri=True)) as new:
+                old.backup(new)  # waits while somebody writes
+                if is_backup:
+                    new.execute("PRAGMA journal_mode = DELETE")  # one file, also while it is read
+                new.execute(f"PRAGMA user_version = {BACKUP if is_backup else signature(target)}")
+    except (OSError, sqlite3.Error) as error:
+        raise SettingsError(f"{source}: {error}; nothing has changed") from None

@@ -9,21 +9,19 @@ import json
 import re
 import sys
 from codecs import BOM_UTF16_BE, BOM_UTF16_LE, getincrementaldecoder
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import nullcontext
 from pathlib import Path
 from typing import BinaryIO, Final, NamedTuple
 
-from app.auth.errors import SettingsError, StoreUnavailableError
 from app.auth.key import canonical, digest, id_of, is_canonical
 from app.constants import API_KEY_HEADER
 
 BLOCK: Final = 1 << 18  # bytes a read
 OVERLAP: Final = 1 << 12  # characters that are searched again together with the next block
 
-# Returns the ids of the keys that it knows, by digest. May raise SettingsError or
-# StoreUnavailableError.
-Source = Callable[[Sequence[bytes]], Mapping[bytes, str]]
+# Returns the ids of known keys by digest, at least for those of the given digests.
+Known = Callable[[Collection[bytes]], Mapping[bytes, str]]
 
 _MARKED = re.compile("^.*not-a-key.*", re.IGNORECASE | re.MULTILINE)
 # Markdown and URLs escape a hyphen; a word processor makes it a dash.
@@ -53,35 +51,10 @@ class Finding(NamedTuple):
         return f"{place}: {self.why}" if self.id is None else f"{place}: key {self.id} ({self.why})"
 
 
-class Known:
-    """The keys that the sources know. A source that fails is reported and not asked again."""
-
-    def __init__(self, sources: Iterable[Source], note: Callable[[str], None]) -> None:
-        self._sources = list(sources)
-        self._note = note
-
-    def ids(self, digests: Collection[bytes]) -> dict[bytes, str]:
-        ids: dict[bytes, str] = {}
-        for source in self._sources.copy():
-            asked = [digest for digest in digests if digest not in ids]
-            try:
-                ids |= source(asked) if asked else {}
-            except (SettingsError, StoreUnavailableError) as error:
-                self._sources.remove(source)
-                self._note(f"Not every key is known here: {error}")
-        return ids
-
-
 def report(
-    files: Iterable[str],
-    sources: Iterable[Source],
-    *,
-    show: Callable[[str], None],
-    note: Callable[[str], None],
-    as_json: bool,
+    files: Iterable[str], known: Known, show: Callable[[str], None], *, as_json: bool
 ) -> bool:
     """Show the findings. Returns whether there are any."""
-    known = Known(sources, note)
     findings: list[dict[str, object]] = []
     for finding in (finding for file in files for finding in scan(file, known)):
         findings.append(finding._asdict())
@@ -141,7 +114,7 @@ def _keys(text: str, known: Known) -> list[tuple[int, str, str]]:
         for place, secret, why in _secrets(text)
         if is_canonical(secret)
     ]
-    ids = known.ids({hashed for _, hashed, _ in candidates})
+    ids = known({hashed for _, hashed, _ in candidates}) if candidates else {}
     return sorted(
         (place, ids.get(hashed) or id_of(hashed), "known" if hashed in ids else why)
         for place, hashed, why in candidates

@@ -5,7 +5,6 @@ import logging
 import os
 import socket
 import sys
-from collections.abc import Callable, Iterable
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -15,14 +14,12 @@ import typer
 
 logger = logging.getLogger("uvicorn.error")  # which uvicorn sets up
 
+APPLICATION: Final = "app.main:app"
 KEEP_ALIVE: Final = 130  # seconds; proxies keep a silent connection for up to two minutes
 GRACE: Final = 20  # seconds for the requests under way at the end; deploy/ allows some more
 HEALTHCHECK: Final = 15  # seconds; a worker that is silent for longer is replaced
 FAILED: Final = 3  # the exit code of a start that fails
-
-SHARED_FOLDERS: Final[list[str]] = []
-"""Variables that name a folder of all workers. `serve` makes a temporary one for each that is not
-set. Parts add theirs in `app/cli.py`."""
+SHARED_FOLDERS: Final[list[str]] = []  # variables; parts add theirs in `app/cli.py`
 
 Hosts = Annotated[list[str] | None, typer.Option(help="Repeatable; 127.0.0.1 without it.")]
 Uds = Annotated[Path | None, typer.Option(help="A Unix socket, in place of hosts and a port.")]
@@ -31,59 +28,51 @@ RootPath = Annotated[str, typer.Option(help="The prefix that a proxy takes off t
 KeepAlive = Annotated[int, typer.Option(help="Seconds; more than those of the proxy.")]
 
 
-def serve_command(application: str) -> Callable[..., None]:
-    """The command for the application that has this import string."""
+def serve(
+    host: Hosts = None,
+    port: int = 8000,
+    uds: Uds = None,
+    workers: Workers = 1,
+    root_path: RootPath = "",
+    keep_alive: KeepAlive = KEEP_ALIVE,
+) -> None:
+    """Start the service in production, behind a proxy."""
+    import uvicorn  # with the web framework: the other commands start faster without it
+    from uvicorn.supervisors import Multiprocess
 
-    def serve(
-        host: Hosts = None,
-        port: int = 8000,
-        uds: Uds = None,
-        workers: Workers = 1,
-        root_path: RootPath = "",
-        keep_alive: KeepAlive = KEEP_ALIVE,
-    ) -> None:
-        """Start the service in production, behind a proxy."""
-        import uvicorn  # with the web framework: the other commands start faster without it
-        from uvicorn.supervisors import Multiprocess
-
-        config = uvicorn.Config(
-            application,
-            uds=f"{uds}" if uds else None,
-            workers=workers,
-            root_path=root_path,
-            timeout_keep_alive=keep_alive,
-            timeout_graceful_shutdown=GRACE,
-            timeout_worker_healthcheck=HEALTHCHECK,
-        )
-        config.load_app()  # ends here if a setting is bad: workers would tell it once each
-        if uds and config.forwarded_allow_ips != "*":
-            logger.warning(
-                "Callers at a Unix socket have no address. Set FORWARDED_ALLOW_IPS=* if only your "
-                "proxy can open it, and sets X-Forwarded-For"
-            )
-        try:
-            if uds and uds.is_socket():  # a server that was killed has left it
-                uds.unlink()
-            sockets = [config.bind_socket()] if uds else _listen(host or ["127.0.0.1"], port)
-        except OSError as error:
-            sys.stderr.write(f"The service cannot listen: {error.strerror}\n")
-            raise typer.Exit(FAILED) from None
-        with suppress(KeyboardInterrupt), ExitStack() as folders:
-            if workers == 1:
-                uvicorn.Server(config).run(sockets)
-                return
-            for variable in SHARED_FOLDERS:
-                _make_folder(variable, folders)
-            supervisor = Multiprocess(config, sockets)
-            supervisor.run()
-            # It ends alike when it is told to and when its workers cannot start.
-            if any(worker.exitcode == FAILED for worker in supervisor.processes):
-                raise typer.Exit(FAILED)
-
-    return serve
+    config = uvicorn.Config(
+        APPLICATION,
+        uds=f"{uds}" if uds else None,
+        workers=workers,
+        root_path=root_path,
+        timeout_keep_alive=keep_alive,
+        timeout_graceful_shutdown=GRACE,
+        timeout_worker_healthcheck=HEALTHCHECK,
+    )
+    config.load_app()  # ends here if a setting is bad: workers would tell it once each
+    if uds and config.forwarded_allow_ips != "*":
+        advice = "If your proxy alone can open it and sets X-Forwarded-For, FORWARDED_ALLOW_IPS=*"
+        logger.warning("Callers at a Unix socket have no address. %s helps", advice)
+    try:
+        if uds and uds.is_socket():  # a server that was killed has left it
+            uds.unlink()
+        sockets = [config.bind_socket()] if uds else _listen(host or ["127.0.0.1"], port)
+    except OSError as error:
+        sys.stderr.write(f"The service cannot listen: {error.strerror}\n")
+        raise typer.Exit(FAILED) from None
+    with suppress(KeyboardInterrupt), ExitStack() as folders:
+        if workers == 1:
+            return uvicorn.Server(config).run(sockets)
+        for variable in SHARED_FOLDERS:
+            _make_folder(variable, folders)
+        supervisor = Multiprocess(config, sockets)
+        supervisor.run()
+        # It ends alike when it is told to and when its workers cannot start.
+        if any(worker.exitcode == FAILED for worker in supervisor.processes):
+            raise typer.Exit(FAILED)
 
 
-def _listen(hosts: Iterable[str], port: int) -> list[socket.socket]:
+def _listen(hosts: list[str], port: int) -> list[socket.socket]:
     """A socket for each address, so that no IPv4 address comes as an IPv6 one. Raises OSError."""
     sockets = []
     for host in hosts:
@@ -91,7 +80,7 @@ def _listen(hosts: Iterable[str], port: int) -> list[socket.socket]:
             try:
                 sockets.append(socket.create_server(address, family=family, backlog=2048))
             except OSError as error:
-                if error.errno != errno.EAFNOSUPPORT:  # of a machine without IPv6
+                if error.errno != errno.EAFNOSUPPORT:  # as of IPv6, where a kernel has none
                     raise
     if not sockets:
         raise OSError(errno.EAFNOSUPPORT, os.strerror(errno.EAFNOSUPPORT))

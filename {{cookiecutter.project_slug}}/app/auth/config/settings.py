@@ -5,11 +5,11 @@ from urllib.parse import unquote
 
 from pydantic import BeforeValidator, Field, PlainValidator
 from pydantic_core import PydanticCustomError
-from pydantic_settings import NoDecode
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from sqlalchemy import URL, make_url
 from sqlalchemy.exc import ArgumentError
 
-from app.auth.config.sources import FOLDER, SourcedSettings
+from app.auth.config.sources import FOLDER
 from app.auth.key import PREFIX_PATTERN, digests, parse_secrets
 from app.constants import COMMAND
 
@@ -61,7 +61,14 @@ def _parse_log_level(text: str) -> str:
     return "WARNING" if text.upper() == "WARN" else text.upper()
 
 
-class AuthSettings(SourcedSettings):
+class AuthSettings(BaseSettings):
+    model_config = SettingsConfigDict(
+        env_ignore_empty=True,
+        extra="ignore",
+        hide_input_in_errors=True,
+        validate_default=False,  # defaults are already parsed
+    )
+
     # Comma-separated UUID4s, with every scope. Only their digests stay in memory.
     api_keys: Annotated[
         frozenset[bytes],
@@ -84,4 +91,4 @@ class AuthSettings(SourcedSettings):
     log_level: Annotated[
         Literal["DEBUG", "INFO", "WARNING", "ERROR"], BeforeValidator(_parse_log_level)
     ] = "INFO"
-    log_format: Annotated[Literal["text", "json"], BeforeValidator(str.lower)] = "text"
+    log_format: Annotated[Literal["text", "json", "own"], BeforeValidator(str.lower)] = "text"

@@ -8,19 +8,13 @@ import os
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Final, TypeVar
 
 import pydantic_settings
+from dotenv import dotenv_values
 from pydantic import ValidationError
-from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
-from pydantic_settings import (
-    BaseSettings,
-    EnvSettingsSource,
-    PydanticBaseSettingsSource,
-    SecretsSettingsSource,
-    SettingsConfigDict,
-)
+from pydantic_settings import BaseSettings, EnvSettingsSource
 
 from app.auth.errors import SettingsError
 
@@ -36,54 +30,9 @@ FOLDER: Final = _folder()
 ENV_FILE = FOLDER / ".env"
 
 S = TypeVar("S", bound=BaseSettings)
-T = TypeVar("T")
-Source = Callable[[str, type[BaseSettings]], dict[str, Any]]
-"""Takes the value of its variable and the settings class. Returns the arguments for the class.
+Source = Callable[[str, type[BaseSettings]], Mapping[str, str | None]]
+"""Takes the value of its variable and the settings class. Returns the values by their names.
 Raises SettingsError."""
-
-
-def given(values: Mapping[str, T]) -> dict[str, T]:
-    """Leave out empty values: Compose passes them for variables that nobody has set.
-
-    An empty DATABASE_URL stays, to be refused: the default is another database.
-    """
-    return {name: value for name, value in values.items() if value != "" or name == "database_url"}
-
-
-class _Files(SecretsSettingsSource):
-    """The files in SECRETS_DIR, perhaps with the byte order mark that some editors write."""
-
-    def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[Any, str, bool]:
-        text, key, is_complex = super().get_field_value(field, field_name)
-        text = text and text.removeprefix("\ufeff").strip()
-        return given({field_name: text}).get(field_name), key, is_complex
-
-
-class SourcedSettings(BaseSettings):
-    """Settings whose empty values count as not set, whatever their source."""
-
-    model_config = SettingsConfigDict(
-        env_file_encoding="utf-8-sig",  # with or without a byte order mark
-        extra="ignore",
-        hide_input_in_errors=True,
-        validate_default=False,  # defaults are already parsed
-    )
-
-    @classmethod
-    def settings_customise_sources(
-        cls,
-        settings_cls: type[BaseSettings],
-        init_settings: PydanticBaseSettingsSource,
-        env_settings: PydanticBaseSettingsSource,
-        dotenv_settings: PydanticBaseSettingsSource,
-        file_secret_settings: PydanticBaseSettingsSource,
-    ) -> tuple[PydanticBaseSettingsSource, ...]:
-        for source in (env_settings, dotenv_settings):
-            if isinstance(source, EnvSettingsSource):
-                source.env_vars = given(source.env_vars)
-        if isinstance(file_secret_settings, SecretsSettingsSource):
-            file_secret_settings = _Files(settings_cls, file_secret_settings.secrets_dir)
-        return init_settings, env_settings, dotenv_settings, file_secret_settings
 
 
 def load(settings: type[S], **advice: str) -> S:
@@ -93,18 +42,31 @@ def load(settings: type[S], **advice: str) -> S:
     """
     try:
         with reading():
-            if variable := chosen():
-                return settings(**SOURCES[variable](os.environ[variable], settings))
-            return settings(_env_file=ENV_FILE)
+            variable, source = chosen(), EnvSettingsSource(settings, env_ignore_empty=False)
+            values = (
+                SOURCES[variable](os.environ[variable], settings)
+                if variable
+                else dotenv_values(ENV_FILE, encoding="utf-8-sig")
+            )
+            source.env_vars = _given(values) | _given(source.env_vars)
+            return settings(_env_file=None, **source())
     except ValidationError as error:
         # Leave out the inputs: an error must never show the value of a setting.
         details = error.errors(include_url=False, include_context=False, include_input=False)
         problem = "; ".join(_described(detail, advice) for detail in details)
     except pydantic_settings.SettingsError as error:
-        is_garbled = isinstance(error.__cause__, UnicodeDecodeError)
-        problem = f"{error}; {'save it as UTF-8' if is_garbled else 'write it as JSON'}"
+        problem = f"{error}; write it as JSON"
     # Raised outside the `except` block, so that no traceback contains the value.
     raise SettingsError(problem)
+
+
+def _given(values: Mapping[str, str | None]) -> dict[str, str | None]:
+    """Leave out empty values: Compose passes them for variables that nobody has set.
+
+    An empty DATABASE_URL stays, to be refused: the default is another database.
+    """
+    named = {name.lower(): value for name, value in values.items()}
+    return {name: value for name, value in named.items() if value or name == "database_url"}
 
 
 def chosen() -> str | None:
@@ -130,7 +92,20 @@ def secrets_dir() -> Path | None:
     return folder
 
 
-def _refuse_vault(*_: object) -> dict[str, Any]:
+def _read_files(_: str, settings: type[BaseSettings]) -> dict[str, str]:
+    fields = settings.model_fields.items()
+    names = {f"{field.validation_alias or name}".lower() for name, field in fields}
+    values = {}
+    for file in (secrets_dir() or FOLDER).iterdir():
+        if file.name.lower() in names and file.is_file():
+            try:
+                values[file.name] = file.read_text("utf-8-sig").strip()
+            except UnicodeDecodeError:
+                raise SettingsError(f"{file} is not UTF-8 text; save it as UTF-8") from None
+    return values
+
+
+def _refuse_vault(*_: object) -> dict[str, str]:
     # Without this refusal the service would start with keys that the operator did not choose.
     raise SettingsError(
         "SECRETS_VAULT is set, but the part vaults is missing; add it, or unset SECRETS_VAULT"
@@ -139,7 +114,7 @@ def _refuse_vault(*_: object) -> dict[str, Any]:
 
 SOURCES: Final[dict[str, Source]] = {
     "SECRETS_VAULT": _refuse_vault,  # the part vaults replaces it
-    "SECRETS_DIR": lambda *_: {"_secrets_dir": secrets_dir()},
+    "SECRETS_DIR": _read_files,
 }
 """Sources by the variable that configures them. Parts add theirs in `app/settings.py`."""
 

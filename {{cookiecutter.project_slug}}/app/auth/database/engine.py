@@ -25,6 +25,7 @@ SCHEMA_TABLE: Final = "api_keys_schema"
 SCHEMAS: Final = sa.Table(
     SCHEMA_TABLE, sa.MetaData(), sa.Column("version_num", sa.String(32), primary_key=True)
 )
+BACKUP: Final = -1  # the `user_version` of a backup, see `signature`
 OPTIONS: Final[dict[str, Any]] = {  # of a connection to PostgreSQL
     "application_name": COMMAND,
     "client_encoding": "utf8",  # whatever the encoding of the database
@@ -194,7 +195,8 @@ def _open_file(path: Path, timeout: float) -> _Connection:
                 raise sqlite3.OperationalError(
                     "SQLite cannot share memory there; keep the file on a local disk"
                 )
-            sign(connection, path)
+            if connection.execute("PRAGMA user_version").fetchone() != (signature(path),):
+                connection.execute(f"PRAGMA user_version = {signature(path)}")
         if file != file_of(path):
             raise sqlite3.OperationalError(f"{path} was replaced just now")
     except BaseException:
@@ -223,36 +225,28 @@ def _switch_to_wal(connection: sqlite3.Connection, timeout: float) -> Any:
             sleep(0.01)
 
 
-# SQLite adds a -wal to whichever file has the name, also to a backup that was put there. So each
-# file of keys is signed: its `user_version` is its inode, or BACKUP.
-BACKUP: Final = -1
-
-
-def sign(connection: sqlite3.Connection, path: Path) -> None:
-    signature = _signature(path)
-    if connection.execute("PRAGMA user_version").fetchone()[0] != signature:
-        connection.execute(f"PRAGMA user_version = {signature}")
-
-
-def _signature(path: Path) -> int:
+def signature(path: Path) -> int:
+    """The `user_version` of a file of keys: its inode. SQLite adds a -wal to whichever file has the
+    name, also to a backup that was put there."""
     return path.stat().st_ino & 0x7FFF_FFFF
 
 
 def _refuse_strange_wal(path: Path) -> None:
-    """Raises sqlite3.OperationalError, before SQLite writes the -wal into a file of another."""
+    """Before SQLite writes the -wal of another file into this one."""
     wal = Path(f"{path}-wal")
     if not (wal.exists() and wal.stat().st_size):
         return
     with path.open("rb") as file:
         signed = int.from_bytes(file.read(64)[60:], signed=True)  # without what is in the -wal
-    if signed in (0, _signature(path)):
+    if signed in (0, signature(path)):
         return
     with closing(sqlite3.connect(uri_of(path, "ro"), uri=True)) as both:
-        if both.execute("PRAGMA user_version").fetchone()[0] != _signature(path):
-            raise sqlite3.OperationalError(
-                f"{path} was put there, and {wal.name} may be of another file: move both away, side"
-                f" by side only if they belong together, and run `{COMMAND} db restore FILE`"
-            )
+        (signed,) = both.execute("PRAGMA user_version").fetchone()
+    if signed != signature(path):
+        raise sqlite3.OperationalError(
+            f"{path} was put there, and {wal.name} may be of another file: move both away, side by"
+            f" side only if they belong together, and run `{COMMAND} db restore FILE`"
+        )
 
 
 def file_of(path: Path) -> tuple[int, int] | None:
@@ -333,14 +327,6 @@ def schema_of(connection: sa.Connection) -> str | None:
         newest: str | None = connection.scalar(sa.select(sa.func.max(SCHEMAS.c.version_num)))
         return newest
     return "" if inspector.has_table("api_keys") else None
-
-
-def has_rules(connection: sa.Connection) -> bool:
-    """Whether the triggers are there, which a restore creates after it has brought all rows."""
-    if connection.dialect.name == "sqlite":  # restored at once
-        return True
-    trigger = sa.text("SELECT 1 FROM pg_trigger WHERE tgname = 'api_keys_stay'")
-    return connection.scalar(trigger) is not None
 
 
 def out_of_reach(error: Exception, url: sa.URL) -> StoreUnavailableError:

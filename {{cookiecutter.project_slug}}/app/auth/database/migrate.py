@@ -1,4 +1,4 @@
-"""Creates the tables of the keys, with triggers that enforce their rules."""
+"""Creates the tables of the keys, with triggers and indexes that enforce their rules."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -32,7 +32,8 @@ RULES: Final = {
     "api_keys_never_widen": (
         "api_keys",
         "UPDATE",
-        "NEW.id <> OLD.id OR NEW.scopes <> OLD.scopes OR NEW.restrictions <> OLD.restrictions"
+        "NEW.id <> OLD.id OR NEW.scopes <> OLD.scopes"
+        " OR CAST(NEW.restrictions AS text) <> CAST(OLD.restrictions AS text)"
         " OR NEW.expires_at IS DISTINCT FROM OLD.expires_at",
     ),
     "api_key_secrets_stay_ended": (
@@ -96,6 +97,12 @@ def make_file(path: Path) -> None:
 
 def create_tables(connection: sa.Connection) -> None:
     metadata.create_all(connection, checkfirst=False)
+    # A key has one current secret, and during the overlap of a rotation one old secret.
+    for which, expires in (("current", "IS NULL"), ("old", "IS NOT NULL")):
+        connection.exec_driver_sql(
+            f"CREATE UNIQUE INDEX api_key_secrets_one_{which} ON api_key_secrets (key_id)"
+            f" WHERE ended_at IS NULL AND expires_at {expires}"
+        )
     is_sqlite = connection.dialect.name == "sqlite"
     for statement in _rules_in_sqlite() if is_sqlite else _rules_in_postgresql():
         connection.exec_driver_sql(statement)

@@ -1,11 +1,10 @@
 """The tables of the keys.
 
-Indexes here and triggers in `migrate` enforce these rules: no key is deleted, a revocation is final,
-an ended secret stays ended, no key or secret gets more rights or a longer life, no key has more
-than two secrets in force, and the audit log is append-only.
+Triggers and indexes in `migrate` enforce these rules: no key is deleted, a revocation is final, an
+ended secret stays ended, no key or secret gets more rights or a longer life, no key has more than
+two secrets in force, and the audit log is append-only.
 """
 
-import json
 from datetime import UTC, datetime
 from typing import Final
 
@@ -29,22 +28,6 @@ class Instant(sa.TypeDecorator[datetime]):
         return value and (value.astimezone(UTC) if value.tzinfo else value.replace(tzinfo=UTC))
 
 
-class Restrictions(sa.TypeDecorator[dict[str, list[str]]]):
-    """The restrictions of a key by the name of their policy; JSON in the database."""
-
-    impl = sa.Text
-    cache_ok = True
-
-    def process_bind_param(
-        self, value: dict[str, list[str]] | None, dialect: sa.Dialect
-    ) -> str | None:
-        return json.dumps(value, sort_keys=True)
-
-    def process_result_value(self, value: str | None, dialect: sa.Dialect) -> dict[str, list[str]]:
-        restrictions: dict[str, list[str]] = json.loads(value or "{}")
-        return restrictions
-
-
 metadata = sa.MetaData()
 
 api_keys = sa.Table(
@@ -53,7 +36,7 @@ api_keys = sa.Table(
     sa.Column("id", sa.String(20), primary_key=True),
     sa.Column("name", sa.String(100), nullable=False),
     sa.Column("scopes", sa.Text, nullable=False),  # separated by spaces
-    sa.Column("restrictions", Restrictions, nullable=False, server_default="{}"),
+    sa.Column("restrictions", sa.JSON, nullable=False, server_default="{}"),  # by their policy
     sa.Column("created_by", sa.String(100), nullable=False),
     sa.Column("created_at", Instant, nullable=False),
     sa.Column("expires_at", Instant),
@@ -74,15 +57,6 @@ api_key_secrets = sa.Table(
     sa.Column("last_used_at", Instant),
     sqlite_with_rowid=False,
 )
-for _which, _expires in (("current", "IS NULL"), ("old", "IS NOT NULL")):
-    _in_force = sa.text(f"ended_at IS NULL AND expires_at {_expires}")
-    sa.Index(
-        f"api_key_secrets_one_{_which}",
-        api_key_secrets.c.key_id,
-        unique=True,
-        sqlite_where=_in_force,
-        postgresql_where=_in_force,
-    )
 
 # The audit log, in the order of the commits. Servers poll it: a row is the cursor of a server, and
 # the rows after it are the changes that this server has not seen.

@@ -70,18 +70,12 @@ class KeyService:
 
     def import_env_keys(self) -> None:
         """Add the keys of API_KEYS to the database. A key revoked there stays revoked."""
-
-        def unknown(connection: sa.Connection) -> list[str]:
-            hashed = api_key_secrets.c.digest
-            ours = sa.select(hashed).where(hashed.in_(self._env_keys.values()))
-            known = set(connection.scalars(ours))
-            return sorted(id for id, hashed in self._env_keys.items() if hashed not in known)
-
-        with transaction(self.engine) as connection:
-            if not unknown(connection):
-                return
+        listed = [*self._env_keys.values()]
+        if len(self.ids_of(listed)) == len(listed):
+            return
         with self._change() as change:
-            ids = unknown(change.connection)  # again: another server may have added them
+            known = _ids_of(change.connection, listed)  # again: another server may have added them
+            ids = sorted(id for id, hashed in self._env_keys.items() if hashed not in known)
             for id in ids:
                 change.add(id, "API_KEYS", "*", self._env_keys[id], created_by="API_KEYS")
             change.record("created", "API_KEYS", ids)
@@ -269,10 +263,8 @@ class KeyService:
 
     def ids_of(self, digests: Sequence[bytes]) -> dict[bytes, str]:
         """Return the key ids of the secrets that the database has, valid or ended."""
-        secret = api_key_secrets.c
-        query = sa.select(secret.digest, secret.key_id).where(secret.digest.in_(digests))
         with transaction(self.engine) as connection:
-            return {row.digest: row.key_id for row in connection.execute(query)}
+            return _ids_of(connection, digests)
 
     def is_named(self, id: str) -> bool:
         """Whether API_KEYS still names this key. True for keys from elsewhere."""
@@ -303,6 +295,12 @@ class KeyService:
         if show:
             show(issued)
         return issued
+
+
+def _ids_of(connection: sa.Connection, digests: Sequence[bytes]) -> dict[bytes, str]:
+    secret = api_key_secrets.c
+    query = sa.select(secret.digest, secret.key_id).where(secret.digest.in_(digests))
+    return {row.digest: row.key_id for row in connection.execute(query)}
 
 
 def open_service(

@@ -14,7 +14,7 @@ from typing import Any, Final, TypeVar
 import sqlalchemy as sa
 
 from app.auth.database import clock
-from app.auth.database.engine import LONG_TIMEOUT, has_rules, transaction
+from app.auth.database.engine import LONG_TIMEOUT, transaction
 from app.auth.database.models import (
     ENV_ID,
     Instant,
@@ -57,7 +57,11 @@ class Cursor:
 NOWHERE: Final = Cursor(-1, b"")
 ISSUING: Final = ("created", "rotated")  # the events that bring a secret each
 COUNT: Final = sa.func.count()
-INCOMPLETE: Final = "DATABASE_URL: a part of the keys is missing there; is a backup being restored?"
+UNFIT: Final = "DATABASE_URL: this is a standby, or a backup is not restored wholly"
+# A standby lags behind. The rules come back after all rows.
+WHOLE: Final = sa.text(
+    "NOT pg_is_in_recovery() AND 'api_keys_stay' IN (SELECT tgname FROM pg_trigger)"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,9 +95,9 @@ class Queries:
             # One statement, so one snapshot: every later change then waits for this server.
             query = sa.select(latest(events.id), latest(events.stamp), bound.scalar_subquery())
             if self._engine.dialect.name == "postgresql":
-                query = query.where(sa.not_(sa.func.pg_is_in_recovery()))
+                query = query.where(WHOLE)
             if (found := connection.execute(query).one_or_none()) is None:
-                raise StoreUnavailableError("DATABASE_URL: a standby lags behind; name the primary")
+                raise StoreUnavailableError(UNFIT)
             event, stamp, counted = found
             news = Changes(Cursor(event or 0, stamp or b""), [], counted or 0.0)
             if news.position == known:
@@ -121,17 +125,23 @@ class Queries:
     def check(self, position: Cursor, secrets: int) -> list[datetime]:
         """Compare what was read with the events. Returns the times that the clock learns from.
 
-        A restore may bring one table after another, and their rules at the end.
+        A restore may bring one table after another.
         """
-        told = sa.select(COUNT).where(api_key_events.c.id <= position.event)
+        events = api_key_events.c
+        issued = sa.select(COUNT).where(events.action.in_(ISSUING))
+        created = sa.select(COUNT).where(events.action == "created")
+
+        def rows(table: sa.Table) -> sa.ScalarSelect[int]:
+            return sa.select(COUNT).select_from(table).scalar_subquery()
+
         query = sa.select(
-            told.where(api_key_events.c.action.in_(ISSUING)).scalar_subquery() <= secrets,
-            told.where(api_key_events.c.action == "created").scalar_subquery()
-            <= sa.select(COUNT).select_from(api_keys).scalar_subquery(),
+            issued.where(events.id <= position.event).scalar_subquery() <= secrets,
+            issued.scalar_subquery() == rows(api_key_secrets),
+            created.scalar_subquery() == rows(api_keys),
         )
         with transaction(self._engine) as connection:
-            if not (has_rules(connection) and all(connection.execute(query).one())):
-                raise StoreUnavailableError(INCOMPLETE)
+            if not all(connection.execute(query).one()):
+                raise StoreUnavailableError(UNFIT)
             moments = clock.moments(connection)
         if self._is_another:
             logger.warning("The database holds another history of the keys; all is read anew.")
@@ -144,7 +154,7 @@ class Queries:
         with transaction(self._engine) as connection:
             row = connection.execute(query.where(api_key_secrets.c.digest == digest)).one_or_none()
         if row is None:  # though its digest was read, and nothing deletes a key
-            raise StoreUnavailableError(INCOMPLETE)
+            raise StoreUnavailableError(UNFIT)
         if row.id.startswith(ENV_ID) and digest not in self._env_keys:
             return None
         key = key_of(row)
@@ -166,7 +176,7 @@ class Queries:
             used, batch = connection.execute(query).one()
             return int(used), batch or 0, set(connection.scalars(digests))
 
-    def note_networks(self, used: Sequence[counts.Row]) -> None:
+    def note_networks(self, used: Sequence[counts.Network]) -> None:
         for first in range(0, len(used), FLUSH_AT_ONCE):
             with transaction(self._engine, write=True) as connection:
                 counts.note_networks(connection, used[first : first + FLUSH_AT_ONCE])

@@ -41,7 +41,7 @@ class UsageWriter:
         now = self._clock.now()
         if record.key:
             self._counts.use(record.digest, now, record.outcome, record.client)
-            if not record.limited:
+            if record.outcome != "limited":
                 self._used[record.digest] = now
         elif record.refusal and record.refusal != OUT_OF_REACH:  # its key may be valid
             self._counts.refuse(record.client, now, record.refusal)

@@ -1,7 +1,7 @@
 """Counts how keys are used, in memory. The store writes the counts every few seconds."""
 
 from collections import Counter, defaultdict, deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Iterable, Iterator, Sequence, Set
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from importlib import import_module
@@ -32,8 +32,7 @@ ELSEWHERE: Final = "elsewhere"  # stands for all further networks
 Outcome = Literal["served", "refused", "limited"]
 OUTCOMES: Final = get_args(Outcome)
 Row = dict[str, Any]
-_Uses = Mapping[bytes, Counter[tuple[int, Outcome]]]  # by secret, hour and outcome
-_Network = tuple[int, bytes, str]  # a day, a secret's digest, and the network that used it
+Network = tuple[int, bytes, str]  # a day, a secret's digest, and the network that used it
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,19 +48,25 @@ class Counts:
     """The counts that are not written yet."""
 
     def __init__(self) -> None:
-        self._uses = defaultdict[bytes, Counter[tuple[int, Outcome]]](Counter)
+        self._uses = defaultdict[bytes, dict[int, Row]](dict)  # by secret and hour
         self._refusals = Counter[tuple[str, int, str]]()
-        self._networks: set[_Network] = set()
-        self._noted: set[_Network] = set()  # written already
+        self._networks: set[Network] = set()
+        self._noted: set[Network] = set()  # written already
+        self._seen: set[tuple[bytes, int, str]] = set()  # since the last batches
         self.waiting = deque[Batch]()  # oldest first
         self.made = 0  # batches so far
 
     def use(self, digest: bytes, now: float, outcome: Outcome, client: str) -> None:
         hour = int(now) // HOUR
-        self._uses[digest][hour, outcome] += 1
-        network = hour // 24, digest, _network_of(client)
-        if network not in self._noted and len(self._networks) < MOST_NETWORKS:
-            self._networks.add(network)
+        hours = self._uses[digest]
+        if hour not in hours:
+            hours[hour] = {"digest": digest, **dict.fromkeys(OUTCOMES, 0), **_hour(hour)}
+        hours[hour][outcome] += 1
+        if (digest, hour, client) not in self._seen and len(self._seen) < MOST_NOTED:  # most are
+            self._seen.add((digest, hour, client))
+            network = hour // 24, digest, _network_of(client)
+            if network not in self._noted and len(self._networks) < MOST_NETWORKS:
+                self._networks.add(network)
 
     def refuse(self, client: str, now: float, reason: str) -> None:
         network = _network_of(client) if len(self._refusals) < MOST_NETWORKS else ELSEWHERE
@@ -72,9 +77,10 @@ class Counts:
 
     def batches(self) -> deque[Batch]:
         """The batches to write, oldest first. The caller removes each that it has written."""
-        uses, self._uses = self._uses, defaultdict(Counter)
+        self._seen.clear()
+        uses, self._uses = self._uses, defaultdict(dict)
         refusals, self._refusals = self._refusals, Counter()
-        self._add(api_key_usage, _use_rows(uses))
+        self._add(api_key_usage, [row for hours in uses.values() for row in hours.values()])
         named = [
             {"network": network, "reason": reason, "refused": count, **_hour(hour)}
             for (network, hour, reason), count in refusals.items()
@@ -85,48 +91,28 @@ class Counts:
     def unwritten(self, digests: Set[bytes], since: datetime, batches: Iterable[Batch]) -> int:
         """How many requests of these secrets since then are in these batches, or in none yet."""
         rows = [row for batch in batches if batch.table is api_key_usage for row in batch.rows]
-        rows += _use_rows({digest: self._uses[digest] for digest in digests & self._uses.keys()})
+        rows += [row for each in digests & self._uses.keys() for row in self._uses[each].values()]
         return sum(
             row["served"] + row["refused"]
             for row in rows
             if row["digest"] in digests and row["starts_at"] >= since
         )
 
-    def networks(self) -> list[Row]:
+    def networks(self) -> list[Network]:
         """The networks that used a secret on a day, except those that are written already."""
-        return [
-            {
-                "digest": digest,
-                "network": network,
-                "starts_at": datetime.fromtimestamp(day * DAY, UTC),
-            }
-            for day, digest, network in self._networks
-        ]
+        return [*self._networks]
 
-    def noted(self, rows: Iterable[Row]) -> None:
+    def noted(self, networks: Iterable[Network]) -> None:
         """Mark these networks as written."""
-        networks = {
-            (int(row["starts_at"].timestamp()) // DAY, row["digest"], row["network"])
-            for row in rows
-        }
-        self._networks -= networks
+        self._networks.difference_update(networks)
         if len(self._noted) > MOST_NOTED:
             self._noted.clear()
-        self._noted |= networks
+        self._noted.update(networks)
 
     def _add(self, table: sa.Table, rows: Sequence[Row]) -> None:
         for first in range(0, len(rows), AT_ONCE):
             self.made += 1
             self.waiting.append(Batch(self.made, table, rows[first : first + AT_ONCE]))
-
-
-def _use_rows(uses: _Uses) -> list[Row]:
-    rows: dict[tuple[bytes, int], Row] = {}
-    for digest, counts in uses.items():
-        for (hour, outcome), count in counts.items():
-            empty = {"digest": digest, **dict.fromkeys(OUTCOMES, 0), **_hour(hour)}
-            rows.setdefault((digest, hour), empty)[outcome] = count
-    return list(rows.values())
 
 
 def _hour(number: int) -> Row:
@@ -168,22 +154,17 @@ def _bounded(connection: sa.Connection, rows: Iterable[Row]) -> Iterator[Row]:
             yield {**row, "network": ELSEWHERE}
 
 
-def note_networks(connection: sa.Connection, rows: Sequence[Row]) -> None:
+def note_networks(connection: sa.Connection, networks: Iterable[Network]) -> None:
     """Store the networks that used a secret on a day, MOST_OF_A_SECRET at most."""
-    known = api_key_networks.c
-    days = {(row["digest"], row["starts_at"]) for row in rows}
-    of_day = (known.digest, known.starts_at)
-    counted = sa.select(*of_day, sa.func.count().label("networks")).group_by(*of_day)
-    counted = counted.where(sa.tuple_(*of_day).in_(days))
-    counts = Counter(
-        {(row.digest, row.starts_at): row.networks for row in connection.execute(counted)}
-    )
-    new = []
-    for row in rows:
-        day = row["digest"], row["starts_at"]
-        if counts[day] < MOST_OF_A_SECRET:
-            counts[day] += 1
-            new.append(row)
+    rows: dict[tuple[bytes, datetime], list[Row]] = {}
+    for day, digest, network in networks:
+        of = digest, datetime.fromtimestamp(day * DAY, UTC)
+        rows.setdefault(of, []).append({"digest": of[0], "starts_at": of[1], "network": network})
+    of_day = (api_key_networks.c.digest, api_key_networks.c.starts_at)
+    counted = sa.select(*of_day, sa.func.count()).group_by(*of_day)
+    counted = counted.where(sa.tuple_(*of_day).in_(rows))
+    stored = {(digest, day): count for digest, day, count in connection.execute(counted)}
+    new = [row for of in rows for row in rows[of][: max(0, MOST_OF_A_SECRET - stored.get(of, 0))]]
     if new:
         connection.execute(_insert(connection, api_key_networks).on_conflict_do_nothing(), new)
 

@@ -9,16 +9,14 @@ import subprocess
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 import sqlalchemy as sa
-from fastapi.dependencies.models import Dependant
-from fastapi.routing import iter_route_contexts
 from pydantic import BaseModel
 from starlette.routing import BaseRoute
 
 from app.auth.access.dependencies import scopes_of
-from app.auth.access.routers import GuardedRouter
+from app.auth.access.selfcheck import places_at
 from app.auth.database import clock
 from app.auth.database.clock import DAY
 from app.auth.database.engine import transaction
@@ -65,16 +63,8 @@ def diagnose(service: KeyService, routes: Sequence[BaseRoute]) -> list[Finding]:
 
 def scopes_asked_for(routes: Sequence[BaseRoute]) -> set[str]:
     """The scopes that endpoints and routers ask for, also in mounted applications."""
-    found: set[str] = set()
-    for context in iter_route_contexts(routes):
-        if isinstance(dependant := getattr(context, "dependant", None), Dependant):
-            found.update(scopes_of(dependant))
-    for route in routes:
-        for inner in (getattr(route, "original_router", None), getattr(route, "app", None)):
-            if isinstance(inner, GuardedRouter):  # its routes may have no dependencies
-                found.update(inner.scopes)
-            found |= scopes_asked_for(getattr(inner, "routes", ()))
-    return found
+    places = (place for route in routes for place in places_at(route))
+    return {scope for place in places for scope in scopes_of(place.asks)}
 
 
 def examine(
@@ -204,10 +194,15 @@ def _anomalies(key: KeyView, activity: Activity, now: datetime) -> Iterator[tupl
 def examine_usage(
     connection: sa.Connection, keys: Iterable[KeyView], now: datetime
 ) -> Iterator[Finding]:
-    requests, networks = _requests(connection, now), _networks(connection, now)
+    usage, none = api_key_usage.c, (0, 0, 0)
+    served, refused = sa.func.sum(usage.served), sa.func.sum(usage.refused)
+    requests = _activity(connection, api_key_usage, now - DAY, served + refused, refused)
+    yesterday = now.replace(hour=0, minute=0, second=0, microsecond=0) - DAY
+    count = sa.func.count()
+    networks = _activity(connection, api_key_networks, yesterday, count, sa.literal(0))
     for key in keys:
         if key.status == "active":
-            activity = Activity(*requests.get(key.id, (0, 0, 0)), *networks.get(key.id, (0, 0)))
+            activity = Activity(*requests.get(key.id, none), *networks.get(key.id, none)[:2])
             for problem, advice in _anomalies(key, activity, now):
                 yield Finding(id=key.id, name=key.name, problem=problem, advice=advice)
     refusal = api_key_refusals.c
@@ -222,40 +217,28 @@ def examine_usage(
         )
 
 
-def _requests(connection: sa.Connection, now: datetime) -> dict[str, tuple[int, int, int]]:
-    """The first three numbers of each key's activity."""
-    usage, secret = api_key_usage.c, api_key_secrets.c
-    requests = sa.func.sum(usage.served + usage.refused).label("requests")
-    hours = sa.select(
-        secret.key_id, usage.starts_at, requests, sa.func.sum(usage.refused).label("refused")
+def _activity(
+    connection: sa.Connection,
+    counted: sa.Table,
+    recent: datetime,
+    number: sa.ColumnElement[int],
+    refused: sa.ColumnElement[int],
+) -> dict[str, tuple[int, int, int]]:
+    """For each key the largest number of an hour or a day, since `recent` and in the month before,
+    and how often it was refused since then."""
+    secret, start = api_key_secrets.c, counted.c.starts_at
+    query = sa.select(secret.key_id, start, number.label("number"), refused.label("refused"))
+    query = query.join(api_key_secrets, secret.digest == counted.c.digest)
+    query = query.where(start >= recent - MONTH).group_by(secret.key_id, start)
+    period = query.subquery().c
+    is_recent = period.starts_at >= recent
+    figures = (
+        sa.func.max(sa.case((is_recent, period.number), else_=0)),
+        sa.func.max(sa.case((is_recent, 0), else_=period.number)),
+        sa.func.sum(sa.case((is_recent, period.refused), else_=0)),
     )
-    hours = hours.join(api_key_secrets, secret.digest == usage.digest)
-    hours = hours.where(usage.starts_at >= now - DAY - MONTH, usage.hours == 1)
-    by_hour = hours.group_by(secret.key_id, usage.starts_at).subquery()
-    is_recent = by_hour.c.starts_at >= now - DAY
-    denied = sa.func.sum(sa.case((is_recent, by_hour.c.refused), else_=0))
-    query = sa.select(by_hour.c.key_id, *_most(by_hour.c.requests, is_recent), denied)
-    rows = connection.execute(query.group_by(by_hour.c.key_id))
+    rows = connection.execute(sa.select(period.key_id, *figures).group_by(period.key_id))
     return {id: (int(busiest), int(before), int(denied)) for id, busiest, before, denied in rows}
-
-
-def _networks(connection: sa.Connection, now: datetime) -> dict[str, tuple[int, int]]:
-    """The last two numbers of each key's activity."""
-    network, secret = api_key_networks.c, api_key_secrets.c
-    today = now.replace(hour=0, minute=0, second=0, microsecond=0)
-    days = sa.select(secret.key_id, network.starts_at, sa.func.count().label("networks"))
-    days = days.join(api_key_secrets, secret.digest == network.digest)
-    days = days.where(network.starts_at >= today - DAY - MONTH)
-    by_day = days.group_by(secret.key_id, network.starts_at).subquery()
-    most = _most(by_day.c.networks, by_day.c.starts_at >= today - DAY)
-    rows = connection.execute(sa.select(by_day.c.key_id, *most).group_by(by_day.c.key_id))
-    return {id: (int(recent), int(before)) for id, recent, before in rows}
-
-
-def _most(number: Any, is_recent: Any) -> tuple[sa.Function[int], sa.Function[int]]:
-    """The largest recent number, and the largest earlier one."""
-    recent, before = sa.case((is_recent, number), else_=0), sa.case((is_recent, 0), else_=number)
-    return sa.func.max(recent), sa.func.max(before)
 
 
 def remember(

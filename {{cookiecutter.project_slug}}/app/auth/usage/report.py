@@ -1,7 +1,8 @@
 """Reports how often keys were used, and how often anonymous callers were refused."""
 
+from collections.abc import Sequence
 from datetime import datetime, timedelta
-from typing import Literal
+from typing import Any, Final, Literal
 
 import sqlalchemy as sa
 from pydantic import BaseModel
@@ -16,6 +17,8 @@ from app.auth.database.models import (
 )
 from app.auth.keys.views import get_view
 from app.auth.usage.counts import OUTCOMES
+
+MOST_LISTED: Final = 1000  # keys, and networks with a reason
 
 
 class KeyUse(BaseModel):
@@ -63,8 +66,16 @@ class StrangerUse(BaseModel):
 
 
 class AllUsage(BaseModel):
-    keys: list[KeyUse]
-    strangers: list[StrangerUse]
+    """The first of each list, and the sums over all."""
+
+    keys: list[KeyUse]  # most served first
+    more_keys: int  # that are not listed
+    served: int
+    refused: int
+    limited: int
+    strangers: list[StrangerUse]  # most refused first
+    more_strangers: int
+    strangers_refused: int
 
 
 def of_key(engine: sa.Engine, id: str, since: timedelta) -> UsageView:
@@ -97,23 +108,41 @@ def of_key(engine: sa.Engine, id: str, since: timedelta) -> UsageView:
 
 
 def of_all(engine: sa.Engine, since: timedelta) -> AllUsage:
-    """The keys used from this long ago until now, most used first, and the refusals."""
+    """The use of all keys from this long ago until now, and the refusals."""
     secret, refusal = api_key_secrets.c, api_key_refusals.c
     last_used_at = sa.func.max(secret.last_used_at).label("last_used_at")
     keys = sa.select(api_keys.c.id, api_keys.c.name, *sums(), last_used_at)
     keys = keys.join(api_key_secrets).join(api_key_usage, secret.digest == api_key_usage.c.digest)
-    keys = keys.group_by(api_keys.c.id).order_by(sa.desc("served"), api_keys.c.id)
+    keys = keys.group_by(api_keys.c.id)
     kind = (refusal.network, refusal.reason)
     strangers = sa.select(*kind, sa.func.sum(refusal.refused).label("refused")).group_by(*kind)
-    strangers = strangers.order_by(sa.desc("refused"), *kind)
     with transaction(engine) as connection:
         begin = clock.now(connection) - since
-        used = connection.execute(keys.where(_is_since(api_key_usage, begin)))
-        refused = connection.execute(strangers.where(_is_since(api_key_refusals, begin)))
-        return AllUsage(
-            keys=[KeyUse.model_validate(row._mapping) for row in used],
-            strangers=[StrangerUse.model_validate(row._mapping) for row in refused],
-        )
+        used = keys.where(_is_since(api_key_usage, begin)).subquery()
+        refused = strangers.where(_is_since(api_key_refusals, begin)).subquery()
+        by_use = (used.c.served.desc(), used.c.id)
+        by_refusals = (refused.c.refused.desc(), refused.c.network, refused.c.reason)
+        first_keys, more_keys, *in_all = _first(connection, used, by_use, *OUTCOMES)
+        first, more, in_vain = _first(connection, refused, by_refusals, "refused")
+    return AllUsage(
+        keys=[KeyUse.model_validate(row) for row in first_keys],
+        more_keys=more_keys,
+        **dict(zip(OUTCOMES, in_all, strict=True)),
+        strangers=[StrangerUse.model_validate(row) for row in first],
+        more_strangers=more,
+        strangers_refused=in_vain,
+    )
+
+
+def _first(
+    connection: sa.Connection, rows: sa.Subquery, order: Sequence[Any], *counts: str
+) -> tuple[Any, ...]:
+    """The first MOST_LISTED rows, how many more there are, and the sum of each count over all."""
+    sums = [sa.func.sum(rows.c[count]).over() for count in counts]
+    query = sa.select(sa.func.count().over(), *sums, rows).order_by(*order).limit(MOST_LISTED)
+    found = connection.execute(query).all()
+    number, *in_all = found[0][: 1 + len(counts)] if found else (0, *(0 for _ in counts))
+    return [row._mapping for row in found], number - len(found), *in_all
 
 
 def sums() -> list[sa.Label[int]]:
@@ -123,7 +152,7 @@ def sums() -> list[sa.Label[int]]:
 def _is_since(counted: sa.Table, moment: datetime) -> sa.ColumnElement[bool]:
     """Whether a count belongs to the hour of this moment (of a compacted one: its day) or later."""
     start, hour = counted.c.starts_at, hour_of(moment)
-    return sa.or_(start >= hour, (counted.c.hours == 24) & (start >= hour.replace(hour=0)))
+    return (start >= hour.replace(hour=0)) & ((counted.c.hours == 24) | (start >= hour))
 
 
 def hour_of(moment: datetime) -> datetime:

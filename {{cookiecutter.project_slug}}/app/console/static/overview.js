@@ -101,13 +101,13 @@ function search({ place }, { search }, turnTo) {
 }
 
 async function showUsage({ session }, parts) {
-  const { keys, strangers } = await session.read("/usage", { days: 7 });
-  const total = (items, name) => count(items.reduce((sum, item) => sum + item[name], 0));
+  const used = await session.read("/usage", { days: 7 });
+  const { strangers } = used;
   parts.totals.replaceChildren(
-    pair("Served", total(keys, "served")),
-    pair("Refused for want of a scope", total(keys, "refused")),
-    pair("Over a limit", total(keys, "limited")),
-    pair("Refused without a key in force", total(strangers, "refused")),
+    pair("Served", count(used.served)),
+    pair("Refused for want of a scope", count(used.refused)),
+    pair("Over a limit", count(used.limited)),
+    pair("Refused without a key in force", count(used.strangers_refused)),
   );
   parts.nobody.hidden = strangers.length > 0;
   reveal(parts.strangers, strangers, ({ reason, network, refused }) =>

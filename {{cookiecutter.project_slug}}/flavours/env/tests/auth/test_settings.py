@@ -5,9 +5,6 @@ from pathlib import Path
 
 import pytest
 
-from app.auth.errors import SettingsError
-from app.auth.key import new_secret
-from app.settings import load_settings
 from tests.callers import run
 
 MAIN = Path(__file__).parents[2] / "app" / "main.py"
@@ -31,28 +28,6 @@ def test_a_bad_setting_is_named_in_one_line_without_its_value(
             output, said = capsys.readouterr()
             assert (output, said.count("\n"), said[: len(told)]) == ("", 1, told)
             assert "swordfish" not in said.lower()
-
-
-def test_all_bad_settings_are_named_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("API_KEYS", "swordfish")
-    monkeypatch.setenv("LOG_LEVEL", "loud")
-    with pytest.raises(SettingsError, match=r"API_KEYS: .*; LOG_LEVEL: ") as error:
-        load_settings()
-    assert "swordfish" not in f"{error.value} {error.value.__context__}"
-
-
-def test_the_environment_wins_over_the_file(
-    env_file: Path, secrets: list[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    env_file.write_text(f"{env_file.read_text()}log_level=debug\nOTHER=1\n")
-    settings = load_settings()
-    assert (len(settings.api_keys), settings.log_level) == (2, "DEBUG")
-    assert secrets[0] not in f"{settings!r} {settings} {settings.model_dump()} {vars(settings)}"
-    for name in ("API_KEYS", "LOG_FORMAT", "LOG_LEVEL", "SHOW_DOCS"):  # empty: not set
-        monkeypatch.setenv(name, "")
-    assert load_settings() == settings
-    monkeypatch.setenv("API_KEYS", new_secret())
-    assert len(load_settings().api_keys) == 1
 
 
 def test_a_file_that_cannot_be_read_is_told_in_one_line(env_file: Path) -> None:

@@ -1,7 +1,6 @@
 """A running service knows which keys `.env` names, and trusts nothing else."""
 
 import asyncio
-import logging
 import os
 import stat
 from contextlib import nullcontext
@@ -86,22 +85,6 @@ async def test_a_file_that_cannot_be_read_lets_nobody_in(
     assert await let_in(service) == [A, B]
 
 
-async def test_a_running_service_follows_a_file_of_secrets(
-    env_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    folder = tmp_path / "secrets"
-    folder.mkdir()
-    (folder / "api_keys").write_text(f"{A},{B}\n")
-    monkeypatch.setenv("SECRETS_DIR", f"{folder}")
-    env_file.write_text(f"API_KEYS={NEW}")  # does not count
-    service = make_service(load_settings())
-    assert await let_in(service) == [A, B]
-    (folder / "api_keys").write_text(f"{NEW}\n")
-    assert await let_in(service) == [NEW]
-    (folder / "api_keys").unlink()
-    assert await status_of(service, NEW.encode()) == 503
-
-
 async def test_what_was_read_is_trusted_for_the_bound_and_no_longer(
     clock: Clock, service: GuardedAPI, env_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -119,20 +102,6 @@ async def test_what_was_read_is_trusted_for_the_bound_and_no_longer(
     monkeypatch.setattr("app.auth.store.env_file.MAX_AGE", 3600.0)
     env_file.write_text(f"API_KEYS={A},{B}")
     assert await status_of(service, A.encode()) == 200  # a new key gets in at once
-
-
-async def test_the_watcher_survives_whatever_happens_and_says_so(
-    service: GuardedAPI, env_file: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    async with service.router.lifespan_context(service):
-        with patch.object(Path, "is_file", side_effect=RuntimeError("no such luck")):
-            for _ in range(10):
-                await asyncio.sleep(0)
-        env_file.write_text(f"API_KEYS={NEW}")
-        caplog.set_level(logging.INFO, "app")
-        for _ in range(10):
-            await asyncio.sleep(0)
-    assert caplog.messages == ["Nobody gets in: no such luck.", "API_KEYS changed: 1 in force."]
 
 
 async def test_a_scope_restricts_nobody_so_asking_for_one_stops_the_start(

@@ -97,7 +97,7 @@ def scan(
 
     with _one_line_errors():
         known = {digest: id_of(digest) for digest in ctx.obj().api_keys}
-        found = report(files, [lambda _: known], show=_print, note=_note, as_json=as_json)
+        found = report(files, lambda _: known, _print, as_json=as_json)
     raise typer.Exit(found)
 
 

@@ -5,9 +5,8 @@ from typing import Annotated, Any, Final, Literal
 
 from pydantic import BeforeValidator, Field, PlainValidator, PrivateAttr
 from pydantic_core import PydanticCustomError
-from pydantic_settings import NoDecode
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from app.auth.config.sources import SourcedSettings
 from app.auth.key import PREFIX_PATTERN, digests, parse_secrets
 from app.constants import COMMAND
 
@@ -34,7 +33,14 @@ def _parse_log_level(text: str) -> str:
     return "WARNING" if text.upper() == "WARN" else text.upper()
 
 
-class AuthSettings(SourcedSettings):
+class AuthSettings(BaseSettings):
+    model_config = SettingsConfigDict(
+        env_ignore_empty=True,
+        extra="ignore",
+        hide_input_in_errors=True,
+        validate_default=False,  # defaults are already parsed
+    )
+
     # Comma-separated UUID4s. Only their digests stay in memory.
     api_keys: Annotated[
         tuple[bytes, ...],
@@ -48,7 +54,7 @@ class AuthSettings(SourcedSettings):
     log_level: Annotated[
         Literal["DEBUG", "INFO", "WARNING", "ERROR"], BeforeValidator(_parse_log_level)
     ] = "INFO"
-    log_format: Annotated[Literal["text", "json"], BeforeValidator(str.lower)] = "text"
+    log_format: Annotated[Literal["text", "json", "own"], BeforeValidator(str.lower)] = "text"
     # Seconds for which the last answer of an unreachable vault is trusted.  # part: vaults
     vault_max_staleness: Annotated[float, Field(ge=20, le=86_400)] = 60.0  # part: vaults
 
@@ -56,8 +62,7 @@ class AuthSettings(SourcedSettings):
 
     def __init__(self, **values: Any) -> None:
         super().__init__(**values)
-        is_loaded = bool({"_env_file", "_secrets_dir"} & values.keys())
-        self._may_change = is_loaded and not in_environment()
+        self._may_change = "_env_file" in values and not in_environment()
 
     @property
     def may_change(self) -> bool:
