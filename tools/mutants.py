@@ -1692,8 +1692,8 @@ DATABASE = [
     Mutant(
         "a full disk ends the service",
         "app/metrics/__init__.py",
-        "_AllocatedDict\n",
-        "MmapedDict\n",
+        "disk_usage(folder).free < LEAST_FREE",
+        "disk_usage(folder).free < 0",
         "metrics",
     ),
     Mutant(
