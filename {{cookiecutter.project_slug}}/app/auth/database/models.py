@@ -6,7 +6,7 @@ two secrets in force, and the audit log is append-only.
 """
 
 from datetime import UTC, datetime
-from typing import Final
+from typing import Any, Final
 
 import sqlalchemy as sa
 
@@ -30,9 +30,14 @@ class Instant(sa.TypeDecorator[datetime]):
 
 metadata = sa.MetaData()
 
-api_keys = sa.Table(
+
+def _table(name: str, *columns: sa.Column[Any]) -> sa.Table:
+    """Without row ids in SQLite: no trigger could see a row that is replaced by its row id."""
+    return sa.Table(name, metadata, *columns, sqlite_with_rowid=False)
+
+
+api_keys = _table(
     "api_keys",
-    metadata,
     sa.Column("id", sa.String(20), primary_key=True),
     sa.Column("name", sa.String(100), nullable=False),
     sa.Column("scopes", sa.Text, nullable=False),  # separated by spaces
@@ -41,35 +46,30 @@ api_keys = sa.Table(
     sa.Column("created_at", Instant, nullable=False),
     sa.Column("expires_at", Instant),
     sa.Column("revoked_at", Instant),
-    sqlite_with_rowid=False,
 )
 
 # A key has at most two secrets in force: the current one, which has no end of its own, and during
 # the overlap of a rotation the old one, which expires.
-api_key_secrets = sa.Table(
+api_key_secrets = _table(
     "api_key_secrets",
-    metadata,
     sa.Column("digest", sa.LargeBinary(32), primary_key=True),  # SHA-256
     sa.Column("key_id", sa.String(20), sa.ForeignKey("api_keys.id"), nullable=False, index=True),
     sa.Column("created_at", Instant, nullable=False),
     sa.Column("expires_at", Instant),
     sa.Column("ended_at", Instant),  # revoked or replaced; no clock matters
     sa.Column("last_used_at", Instant),
-    sqlite_with_rowid=False,
 )
 
 # The audit log, in the order of the commits. Servers poll it: a row is the cursor of a server, and
 # the rows after it are the changes that this server has not seen.
-api_key_events = sa.Table(
+api_key_events = _table(
     "api_key_events",
-    metadata,
     sa.Column("id", sa.Integer, primary_key=True, autoincrement=False),  # 1, 2, 3...
     sa.Column("stamp", sa.LargeBinary(8), nullable=False),  # random: differs after a restore
     sa.Column("at", Instant, nullable=False),
     sa.Column("action", sa.String(20), nullable=False),
     sa.Column("actor", sa.String(100), nullable=False),
     sa.Column("key_id", sa.String(20), sa.ForeignKey("api_keys.id"), nullable=False, index=True),
-    sqlite_with_rowid=False,
 )
 
 # The servers that poll it: how long each trusts an answer, and the time of its last write.
@@ -84,46 +84,38 @@ api_key_servers = sa.Table(
 
 # How often secrets were used, by hour and, when compacted, by day. There is no foreign key: a
 # restored backup may lack a secret, and a count that cannot be written would block all others.
-api_key_usage = sa.Table(
+api_key_usage = _table(
     "api_key_usage",
-    metadata,
     sa.Column("digest", sa.LargeBinary(32), primary_key=True),
     sa.Column("starts_at", Instant, primary_key=True, index=True),
     sa.Column("hours", sa.SmallInteger, primary_key=True),  # 1 or 24
     sa.Column("served", sa.BigInteger, nullable=False),
     sa.Column("refused", sa.BigInteger, nullable=False),  # because the key lacks a scope
     sa.Column("limited", sa.BigInteger, nullable=False, server_default="0"),
-    sqlite_with_rowid=False,
 )
 
 # The networks that used a secret on a day. Their number is capped.
-api_key_networks = sa.Table(
+api_key_networks = _table(
     "api_key_networks",
-    metadata,
     sa.Column("digest", sa.LargeBinary(32), primary_key=True),
     sa.Column("starts_at", Instant, primary_key=True, index=True),
     sa.Column("network", sa.String(50), primary_key=True),
-    sqlite_with_rowid=False,
 )
 
 # The current anomalies, which are in the log already.
-api_key_findings = sa.Table(
+api_key_findings = _table(
     "api_key_findings",
-    metadata,
     sa.Column("key_id", sa.String(20), primary_key=True),  # empty for the service as a whole
     sa.Column("problem", sa.String(200), primary_key=True),
     sa.Column("since", Instant, nullable=False),
-    sqlite_with_rowid=False,
 )
 
 # Refusals of callers without a valid key, by network and reason.
-api_key_refusals = sa.Table(
+api_key_refusals = _table(
     "api_key_refusals",
-    metadata,
     sa.Column("network", sa.String(50), primary_key=True),
     sa.Column("reason", sa.String(LONGEST_REASON), primary_key=True),
     sa.Column("starts_at", Instant, primary_key=True, index=True),
     sa.Column("hours", sa.SmallInteger, primary_key=True),  # 1 or 24
     sa.Column("refused", sa.BigInteger, nullable=False),
-    sqlite_with_rowid=False,
 )
