@@ -2060,8 +2060,8 @@ DATABASE = [
     Mutant(
         "db upgrade makes no tables for limits",
         "app/limits/postgresql_counter.py",
-        "        if connection.exec_driver_sql(_IS_MISSING).scalar():",
-        "        if not connection.exec_driver_sql(_IS_MISSING).scalar():",
+        "bool(connection.exec_driver_sql(_IS_MISSING).scalar())",
+        "False",
         "limits",
     ),
     Mutant(
