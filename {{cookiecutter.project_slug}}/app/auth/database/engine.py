@@ -236,13 +236,10 @@ def _refuse_strange_wal(path: Path) -> None:
     wal = Path(f"{path}-wal")
     if not (wal.exists() and wal.stat().st_size):
         return
-    with path.open("rb") as file:
-        signed = int.from_bytes(file.read(64)[60:], signed=True)  # without what is in the -wal
-    if signed in (0, signature(path)):
-        return
-    with closing(sqlite3.connect(uri_of(path, "ro"), uri=True)) as both:
-        (signed,) = both.execute("PRAGMA user_version").fetchone()
-    if signed != signature(path):
+    # By SQLite itself: to close a file that Python has opened drops SQLite's locks on it.
+    with closing(sqlite3.connect(uri_of(path, "ro"), uri=True)) as opened:
+        (signed,) = opened.execute("PRAGMA user_version").fetchone()
+    if signed not in (0, signature(path)):
         raise sqlite3.OperationalError(
             f"{path} was put there, and {wal.name} may be of another file: move both away, side by"
             f" side only if they belong together, and run `{COMMAND} db restore FILE`"
