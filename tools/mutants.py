@@ -1030,7 +1030,6 @@ DATABASE = [
         "key.restrictions.keys() - set(enforced)",
         "key.restrictions.keys() - key.restrictions.keys()",
         "doctor",
-        lean=True,
     ),
     Mutant(
         "a key that expires while it is in use stays in",
@@ -1377,7 +1376,6 @@ DATABASE = [
         "place < len(self._known) and self._known[place] == start",
         "place <= len(self._known)",
         "store",
-        lean=True,
     ),
     Mutant(
         "every caller asks the database",

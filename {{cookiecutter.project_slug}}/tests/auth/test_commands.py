@@ -3,7 +3,6 @@
 import io
 import os
 import re
-import stat
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,7 +14,7 @@ import sqlalchemy as sa
 
 from app.auth.database.engine import SCHEMA_TABLE, connect
 from app.auth.database.models import api_key_servers
-from app.auth.key import is_canonical, new_secret, with_prefix
+from app.auth.key import is_canonical
 from app.cli import main
 from app.constants import COMMAND
 from tests.callers import keys, run
@@ -95,17 +94,6 @@ async def test_who_ends_a_secret_waits_for_servers(server: Server, waits: list[f
         waits.clear()
         issued += re.findall('"key": "(.+?)"', result.stdout)
         assert await server.admits(*issued) == signs, command
-
-
-def test_scan_finds_keys_in_files(database_url: sa.URL, tmp_path: Path) -> None:
-    created, revoked, log = keys("create", "first"), keys("create", "second"), tmp_path / "log"
-    keys("revoke", revoked["id"])
-    log.write_text(f"{new_secret()}\n{with_prefix(created['key'], 'acme')}\n\n{revoked['key']}")
-    result = run("keys", "scan", f"{log}")
-    told = [f"{log}:2: key {created['id']} (known)", f"{log}:4: key {revoked['id']} (known)"]
-    assert (result.exit_code, result.stdout.splitlines()) == (1, told)
-    log.write_text(new_secret())  # of somebody else
-    assert run("keys", "scan", f"{log}").exit_code == 0
 
 
 # What fails changes nothing.
@@ -189,18 +177,6 @@ def test_no_command_uses_another_schema(database_url: sa.URL, schema: str, fix: 
         connection.execute(sa.update(table).values(version_num=schema))
     for command in COMMANDS:
         assert fix in complaint("keys", *command.split())
-
-
-@on_posix
-def test_db_upgrade_makes_a_database_for_its_owner_alone() -> None:
-    before = os.umask(0)
-    try:
-        for done in (" now", ": nothing to do"):
-            assert run("db", "upgrade").stdout == f"The schema is up to date{done}.\n"
-    finally:
-        os.umask(before)
-    assert stat.S_IMODE(Path("keys.db").stat().st_mode) == 0o600
-    assert keys("create", "billing")["name"] == "billing"
 
 
 def test_what_is_changed_elsewhere_than_usual_names_the_place(database_url: sa.URL) -> None:

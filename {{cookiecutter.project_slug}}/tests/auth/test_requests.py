@@ -15,7 +15,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from app.auth import GuardedAPI, GuardedRouter, PublicRouter
 from app.auth.key import new_secret, with_prefix
 from app.auth.log import request_id
-from app.constants import API_KEY_HEADER, MISSING_KEY_STATUS
+from app.constants import API_KEY_HEADER
 from tests.callers import Keys, answer_of, application, ask, on, with_every_kind
 
 A_UUID_OF_A_PROXY = b"4bf92f35-77b3-4da6-a3ce-929d0e0e4736"  # not-a-key
@@ -61,15 +61,6 @@ async def test_a_request_has_one_line_with_its_route_and_its_key(
         assert told == [method, route, status, "127.0.0.1", "key-0"]
         said = re.escape(f"127.0.0.1 {method} {route or repr(path)} {status} in ")
         assert re.fullmatch(rf"{said}\d+\.\d ms, key key-0", line.message)
-
-
-async def test_a_stranger_has_a_line_too(api: GuardedAPI, caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level(logging.INFO, "app")
-    await ask(api, path="/v1/items/7")
-    refusal, line = map(vars, caplog.records)
-    assert (refusal["reason"], refusal["route"]) == ("no key", "/v1/items/{id}")
-    told = (line["route"], line["status"], line["key_id"])
-    assert told == ("/v1/items/{id}", MISSING_KEY_STATUS, "")
 
 
 async def test_an_id_is_kept_if_it_is_one_and_no_key(api: GuardedAPI, keys: Keys) -> None:

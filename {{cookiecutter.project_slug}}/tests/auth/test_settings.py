@@ -36,12 +36,3 @@ def test_a_bad_setting_is_named_in_one_line_without_its_value(
             assert (output, said.count("\n"), said[: len(told)]) == ("", 1, told)
             assert "fish" not in said.lower()
             assert run("db", "upgrade").stderr.endswith(said)
-
-
-def test_a_file_that_cannot_be_read_is_told_in_one_line(working_directory: Path) -> None:
-    file = working_directory / ".env"
-    file.write_bytes(b"TITLE=swordfish\xe9")
-    assert run("keys", "list").stderr == f"{file} is not UTF-8 text; save it as UTF-8\n"
-    file.unlink()
-    file.mkdir()
-    assert run("keys", "list").stderr == f"{file} is not a file; put the settings into one\n"

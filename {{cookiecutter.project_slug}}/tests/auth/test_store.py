@@ -63,33 +63,7 @@ async def test_a_warm_request_costs_one_digest(
     assert (digests.call_count, seen) == (3, [])
 
 
-async def test_in_a_flood_of_unknown_keys_hardly_one_costs_a_query(
-    clock: Clock, server: Server, secrets: list[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    assert await server.admits() == ""
-    monkeypatch.setattr("app.auth.store.cache.RECHECK", 60.0)
-    with statements(NEWS, lambda _: clock.pass_time(0.01)) as seen:  # so long takes the question
-        for _ in range(50):
-            assert await server.status(new_secret()) == MISSING_KEY_STATUS
-    assert [NEWS in each for each in seen].count(True) == 1
-    assert LOOK_UP not in f"{seen}"
-    assert await server.admits(secrets[0]) == "+"
-    clock.pass_time(60)
-    with statements() as seen:  # many who wait cost one question
-        assert await asyncio.gather(*(server.status(secrets[0]) for _ in range(9))) == [200] * 9
-    assert [NEWS in each for each in seen].count(True) == 1
-
-
 # Changes by others.
-
-
-async def test_what_is_known_is_trusted_for_the_bound_only(clock: Clock, server: Server) -> None:
-    key = server.keys.create("key", actor=ME)
-    assert await server.status(key.key) == 200
-    server.keys.revoke(key.id, actor=ME)
-    assert server.keys.longest_staleness() == LEAST_STALENESS  # as long as `revoke` waits
-    clock.pass_time(LEAST_STALENESS)
-    assert await server.status(key.key) == MISSING_KEY_STATUS
 
 
 async def test_an_answer_counts_from_when_it_was_asked_for(clock: Clock, server: Server) -> None:

@@ -16,7 +16,6 @@ from app.auth.database.models import api_key_usage
 from app.auth.errors import StoreUnavailableError
 from app.auth.key import digest, new_secret
 from app.auth.keys.views import KeyView
-from app.auth.usage.findings import examine
 from app.auth.usage.report import of_all, of_key
 from tests.callers import ask, keys, on, run, with_endpoints
 from tests.conftest import Server
@@ -72,25 +71,6 @@ def a_key(**differences: Any) -> KeyView:
     what |= {"scopes": [], "restrictions": {}}
     times = {"created_at": NOW - 60 * DAY, "issued_at": NOW, "last_used_at": NOW}
     return KeyView.model_validate({**unset, **what, **times, **differences})
-
-
-@pytest.mark.parametrize(
-    ("differences", "problem"),
-    [
-        ({}, ""),
-        ({"last_used_at": None}, "never used"),
-        ({"last_used_at": None, "created_at": NOW - 7 * DAY}, ""),
-        ({"expires_at": NOW + 13 * DAY}, "expires on 2030-06-28"),
-        ({"expires_at": NOW + 14 * DAY}, ""),
-        ({"issued_at": NOW - 91 * DAY}, "not rotated since 2030-03-16"),
-        ({"scopes": ["*", "a"]}, "too many scopes: all there are"),
-        ({"scopes": ["reports:*", "b:c"]}, "scopes that no endpoint asks for: b:c"),
-        ({"scopes": ["*"], "status": "revoked"}, ""),
-    ],
-)
-def test_each_problem_of_a_key_is_found(differences: dict[str, Any], problem: str) -> None:
-    found = examine([a_key(**differences)], {"reports:read"}, NOW)
-    assert [each.problem for each in found] == [problem] * bool(problem)
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has other modes")

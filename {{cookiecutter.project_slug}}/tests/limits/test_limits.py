@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 
-from app.auth.errors import InvalidError
 from app.auth.keys.service import KeyService
 from app.constants import MISSING_KEY_STATUS
 from app.limits.sqlite_counter import SECOND
@@ -75,16 +74,6 @@ async def test_a_quota_survives_a_restart(start_server: StartServer) -> None:
     assert [await second.status(key) for _ in range(2)] == [200, 429]
 
 
-async def test_the_default_limit_is_for_keys_without_one(
-    monkeypatch: pytest.MonkeyPatch, start_server: StartServer
-) -> None:
-    monkeypatch.setenv("RATE_LIMIT", "1/hour")
-    server = start_server()
-    bound, freer = make(server.keys, []), make(server.keys, ["2/hour"])
-    assert [await server.status(bound) for _ in range(2)] == [200, 429]
-    assert [await server.status(freer) for _ in range(3)] == [200, 200, 429]
-
-
 async def test_a_key_from_another_address_is_a_stranger(server: Server) -> None:
     key = make(server.keys, [], ["192.0.2.0/24", "2001:db8::/32"]).encode()
     for client in ("192.0.2.9", "::ffff:192.0.2.9", "2001:db8::1"):
@@ -94,24 +83,6 @@ async def test_a_key_from_another_address_is_a_stranger(server: Server) -> None:
         same = {"client": (client, 1), "headers": [(b"x-request-id", b"same")]}
         assert await answer_of(server.api, key, **same) == stranger
     assert stranger.status == MISSING_KEY_STATUS
-
-
-@pytest.mark.parametrize(
-    ("restrictions", "problem"),
-    [
-        ({"limits": ["600/fortnight"]}, "is not a limit"),
-        ({"limits": ["1/hour", "2/hour"]}, "second limit per hour"),
-        ({"limits": ["20000/second"]}, "too many"),
-        ({"networks": ["10.0.0.1/8"]}, "write 10.0.0.0/8"),
-        ({"networks": ["everywhere"]}, "is no address"),
-        ({"moons": ["1"]}, "Nothing here enforces 'moons'"),
-    ],
-)
-def test_what_is_no_restriction_is_refused(
-    key_service: KeyService, restrictions: dict[str, list[str]], problem: str
-) -> None:
-    with pytest.raises(InvalidError, match=problem):
-        key_service.create("key", restrictions=restrictions, actor="tests")
 
 
 def test_the_command_line_restricts(database_url: sa.URL) -> None:
@@ -148,16 +119,3 @@ async def test_out_of_reach_each_server_counts_its_own_requests_and_says_so_once
         assert [await server.status(key) for _ in range(3)] == [200, 429, 429]
     said = [each for each in caplog.messages if "limits cannot be counted there" in each]
     assert len(said) == len(servers)
-
-
-@pytest.mark.parametrize(
-    ("name", "value"), [("RATE_LIMIT", "9/day"), ("RATE_LIMIT", "x"), ("VALKEY_URL", "swordfish")]
-)
-def test_a_bad_setting_is_named_without_its_value(
-    monkeypatch: pytest.MonkeyPatch, name: str, value: str
-) -> None:
-    monkeypatch.setenv(name, value)
-    result = run("keys", "list")
-    assert result.exit_code == 1
-    assert result.stderr.startswith(f"{name}: write ")
-    assert "swordfish" not in result.stderr

@@ -76,11 +76,12 @@ class GuardedAPI(FastAPI):
         if options.get("max_body_size") is not None:
             for option, added in (("responses", _TOO_LARGE), ("exception_handlers", _as_text)):
                 options[option] = {413: added, **(options.get(option) or {})}
+        handlers = options.pop("exception_handlers", None) or {}
         super().__init__(
             routes=given,
             # Innermost: middleware that is added later sees requests before the guard does.
             middleware=[*middleware, Middleware(Guard, api=self)],
-            exception_handlers={HTTPException: _answer_of, **options.pop("exception_handlers", {})},
+            exception_handlers={HTTPException: _answer_of, **handlers},
             # A redirect would bypass the guard and make callers send the key to another URL.
             redirect_slashes=False,
             **options,

@@ -69,8 +69,7 @@ class Policy(Protocol):
         ...
 
     def upgrade(self) -> bool:
-        """Create what the policy keeps in the database of the keys, and return whether anything was
-        missing. `db upgrade` calls it."""
+        """Create what the policy keeps beside the keys. Returns whether anything was missing."""
         ...
 
 

@@ -83,7 +83,7 @@ def get_view(connection: sa.Connection, id: str, now: datetime) -> KeyView:
     if id.isascii() and id.isprintable():  # PostgreSQL rejects some other text
         row = connection.execute(select_views(now).where(api_keys.c.id == id)).one_or_none()
     if row is None:
-        raise NotFoundError(f"No key has the id {masked(id)!r}; `keys list` shows the ids")
+        raise NotFoundError(f"No key has the id '{masked(id)}'; `keys list` shows the ids")
     return shown(row)
 
 
