@@ -5,7 +5,6 @@ import os
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
 from unittest.mock import patch
 
 import pytest
@@ -15,7 +14,6 @@ from app.auth import GuardedRouter, PublicRouter, require
 from app.auth.database.models import api_key_usage
 from app.auth.errors import StoreUnavailableError
 from app.auth.key import digest, new_secret
-from app.auth.keys.views import KeyView
 from app.auth.usage.report import of_all, of_key
 from tests.callers import ask, keys, on, run, with_endpoints
 from tests.conftest import Server
@@ -62,15 +60,6 @@ async def test_strangers_count_by_reason_and_network(server: Server) -> None:
 
 
 # What `doctor` finds.
-
-
-def a_key(**differences: Any) -> KeyView:
-    """A healthy one: in use, as narrow as it can be, and not old."""
-    unset = dict.fromkeys(KeyView.model_fields)
-    what: dict[str, Any] = {"id": "key", "name": "billing", "created_by": ME, "status": "active"}
-    what |= {"scopes": [], "restrictions": {}}
-    times = {"created_at": NOW - 60 * DAY, "issued_at": NOW, "last_used_at": NOW}
-    return KeyView.model_validate({**unset, **what, **times, **differences})
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has other modes")
