@@ -46,7 +46,7 @@ ENV = [
     Mutant(
         "an empty value of a setting counts",
         "app/auth/config/sources.py",
-        'if value or name == "database_url"}',
+        "if value or name in NEVER_EMPTY}",
         "}",
         "sources",
         lean=True,
@@ -54,7 +54,7 @@ ENV = [
     Mutant(
         "an empty DATABASE_URL is the default",
         "app/auth/config/sources.py",
-        'if value or name == "database_url"}',
+        "if value or name in NEVER_EMPTY}",
         "if value}",
         "sources",
     ),
@@ -1536,7 +1536,7 @@ DATABASE = [
     Mutant(
         "a key that is taken for an id is shown",
         "app/auth/keys/views.py",
-        "{masked(id)!r}",
+        "'{masked(id)}'",
         "{id!r}",
         "secrecy",
         lean=True,

@@ -131,7 +131,7 @@ async def test_a_refusal_is_what_the_document_says(api: GuardedAPI, keys: Keys) 
 async def test_what_the_router_refuses_has_the_media_type_of_the_refusals(
     api: GuardedAPI, keys: Keys
 ) -> None:
-    router = filled(GuardedRouter())
+    router: GuardedRouter = filled(GuardedRouter())
 
     @router.get("/own")
     async def own() -> None:

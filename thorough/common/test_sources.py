@@ -67,6 +67,7 @@ def test_an_empty_database_url_is_not_the_default(
         title: str = "none"
         database_url: str = "the default"
 
+    monkeypatch.setattr(sources, "NEVER_EMPTY", {"database_url"})
     monkeypatch.delenv("DATABASE_URL", raising=False)
     if place == "folder":
         (file.parent / "database_url").touch()

@@ -138,7 +138,8 @@ async def test_samples_of_bodies_do_what_the_defaults_do(
     (new,), (rotation,) = (schemas[name]["examples"] for name in ("NewKey", "Rotation"))
     made = (await call("POST", json=new)).json()
     assert (made["scopes"], made["limits"], made["expires_at"]) == ([], [], None)
-    for body in (rotation, {}):
+    bodies: list[dict[str, Any]] = [rotation, {}]
+    for body in bodies:
         id = make(key_service).id
         until = (await call("POST", f"/{id}/rotate", body)).json()["old_key_expires_at"]
         overlap = datetime.fromisoformat(until) - datetime.now(UTC)

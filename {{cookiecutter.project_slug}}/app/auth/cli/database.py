@@ -11,14 +11,7 @@ import typer
 from app.auth.cli.output import note, one_line_errors, print_text
 from app.auth.config.settings import AuthSettings
 from app.auth.database import clock, migrate
-from app.auth.database.engine import (
-    BACKUP,
-    SCHEMA,
-    SCHEMA_TABLE,
-    signature,
-    transaction,
-    uri_of,
-)
+from app.auth.database.engine import SCHEMA, SCHEMA_TABLE, transaction, uri_of
 from app.auth.errors import SettingsError
 from app.auth.keys.service import KeyService, open_service
 from app.auth.usage import counts
@@ -103,6 +96,5 @@ def _copy(source: Path, target: Path, *, is_backup: bool) -> None:
                 old.backup(new)  # waits while somebody writes
                 if is_backup:
                     new.execute("PRAGMA journal_mode = DELETE")  # one file, also while it is read
-                new.execute(f"PRAGMA user_version = {BACKUP if is_backup else signature(target)}")
     except (OSError, sqlite3.Error) as error:
         raise SettingsError(f"{source}: {error}; nothing has changed") from None

@@ -29,6 +29,9 @@ FOLDER: Final = _folder()
 """The base of relative paths in the settings."""
 ENV_FILE = FOLDER / ".env"
 
+NEVER_EMPTY: Final[set[str]] = set()  # settings that are refused if they are empty
+NEVER_EMPTY.add("database_url")  # part: database
+
 S = TypeVar("S", bound=BaseSettings)
 Source = Callable[[str, type[BaseSettings]], Mapping[str, str | None]]
 """Takes the value of its variable and the settings class. Returns the values by their names.
@@ -61,12 +64,9 @@ def load(settings: type[S], **advice: str) -> S:
 
 
 def _given(values: Mapping[str, str | None]) -> dict[str, str | None]:
-    """Leave out empty values: Compose passes them for variables that nobody has set.
-
-    An empty DATABASE_URL stays, to be refused: the default is another database.
-    """
+    """Leave out empty values: Compose passes them for variables that nobody has set."""
     named = {name.lower(): value for name, value in values.items()}
-    return {name: value for name, value in named.items() if value or name == "database_url"}
+    return {name: value for name, value in named.items() if value or name in NEVER_EMPTY}
 
 
 def chosen() -> str | None:

@@ -4,7 +4,7 @@ import os
 import socket
 import sqlite3
 from collections.abc import Callable, Generator
-from contextlib import closing, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from threading import Timer
@@ -25,7 +25,6 @@ SCHEMA_TABLE: Final = "api_keys_schema"
 SCHEMAS: Final = sa.Table(
     SCHEMA_TABLE, sa.MetaData(), sa.Column("version_num", sa.String(32), primary_key=True)
 )
-BACKUP: Final = -1  # the `user_version` of a backup, see `signature`
 OPTIONS: Final[dict[str, Any]] = {  # of a connection to PostgreSQL
     "application_name": COMMAND,
     "client_encoding": "utf8",  # whatever the encoding of the database
@@ -195,8 +194,8 @@ def _open_file(path: Path, timeout: float) -> _Connection:
                 raise sqlite3.OperationalError(
                     "SQLite cannot share memory there; keep the file on a local disk"
                 )
-            if connection.execute("PRAGMA user_version").fetchone() != (signature(path),):
-                connection.execute(f"PRAGMA user_version = {signature(path)}")
+            with suppress(OSError):
+                _owner_of_wal(path).write_text(f"{file}", encoding="ascii")
         if file != file_of(path):
             raise sqlite3.OperationalError(f"{path} was replaced just now")
     except BaseException:
@@ -225,25 +224,20 @@ def _switch_to_wal(connection: sqlite3.Connection, timeout: float) -> Any:
             sleep(0.01)
 
 
-def signature(path: Path) -> int:
-    """The `user_version` of a file of keys: its inode. SQLite adds a -wal to whichever file has the
-    name, also to a backup that was put there."""
-    return path.stat().st_ino & 0x7FFF_FFFF
+def _owner_of_wal(path: Path) -> Path:
+    """It tells which file the -wal belongs to. SQLite adds that to whichever file has the name."""
+    return Path(f"{path}-inode")
 
 
 def _refuse_strange_wal(path: Path) -> None:
-    """Before SQLite writes the -wal of another file into this one."""
     wal = Path(f"{path}-wal")
-    if not (wal.exists() and wal.stat().st_size):
-        return
-    # By SQLite itself: to close a file that Python has opened drops SQLite's locks on it.
-    with closing(sqlite3.connect(uri_of(path, "ro"), uri=True)) as opened:
-        (signed,) = opened.execute("PRAGMA user_version").fetchone()
-    if signed not in (0, signature(path)):
-        raise sqlite3.OperationalError(
-            f"{path} was put there, and {wal.name} may be of another file: move both away, side by"
-            f" side only if they belong together, and run `{COMMAND} db restore FILE`"
-        )
+    with suppress(OSError):
+        owner = _owner_of_wal(path).read_text(encoding="ascii")
+        if owner not in ("", f"{file_of(path)}") and wal.stat().st_size:
+            raise sqlite3.OperationalError(
+                f"{path} was put there, and {wal.name} may be of another file: move both away, side"
+                f" by side only if they belong together, and run `{COMMAND} db restore FILE`"
+            )
 
 
 def file_of(path: Path) -> tuple[int, int] | None:
