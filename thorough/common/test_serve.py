@@ -1,15 +1,20 @@
 """`serve` as a process of its own, called over real sockets."""
 
+import errno
 import http.client
+import os
 import re
 import signal
 import socket
 import time
-from contextlib import closing, suppress
+from contextlib import ExitStack, closing, suppress
 from pathlib import Path
+from typing import Any
+from unittest.mock import patch
 
 import pytest
 
+from app.auth.cli import serve
 from app.auth.key import new_secret
 from app.constants import API_KEY_HEADER, MISSING_KEY_STATUS
 from tests.thorough.servers import LOCAL, PATIENCE, Service, get
@@ -124,3 +129,32 @@ def test_workers_follow_the_settings_after_a_hangup(service: Service) -> None:
         service.wait_for("Finished server process", server, 2)
         for _ in range(5):
             assert service.status("/secure-endpoint", **headers) == 200
+
+
+def test_a_kernel_without_ipv6_serves_the_other_addresses(monkeypatch: pytest.MonkeyPatch) -> None:
+    create = socket.create_server
+
+    def without_ipv6(address: Any, *, family: int, **options: Any) -> socket.socket:
+        if family == socket.AF_INET6:
+            raise OSError(errno.EAFNOSUPPORT, "Address family not supported by protocol")
+        return create(address, family=family, **options)
+
+    monkeypatch.setattr(socket, "create_server", without_ipv6)
+    [served] = serve._listen([LOCAL, "::1"], 0)
+    with served:
+        assert served.getsockname()[0] == LOCAL
+    with pytest.raises(OSError, match="not supported"):
+        serve._listen(["::1"], 0)
+
+
+def test_a_folder_that_cannot_be_made_is_told_and_one_that_is_named_stays(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.delenv("A_FOLDER", raising=False)
+    full = OSError(errno.ENOSPC, "No space left on device")
+    with ExitStack() as folders, patch.object(serve, "TemporaryDirectory", side_effect=full):
+        serve._make_folder("A_FOLDER", folders)
+        assert "A_FOLDER is not set, and no folder could be made" in caplog.text
+        monkeypatch.setenv("A_FOLDER", "/of/ours")
+        serve._make_folder("A_FOLDER", folders)
+    assert os.environ["A_FOLDER"] == "/of/ours"

@@ -3,10 +3,11 @@
 import os
 import shutil
 import socket
+import sqlite3
 import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, closing
 from datetime import timedelta
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -335,6 +336,17 @@ def test_a_backup_comes_back_where_nothing_is_left(file: Path, tmp_path: Path) -
     run("db", "backup", f"{copy}")
     remove(file)
     assert run("db", "restore", f"{copy}").exit_code == 0
+    assert key_service.get(issued.id).status == "active"
+
+
+def test_a_backup_with_another_schema_is_refused(file: Path, tmp_path: Path) -> None:
+    issued, _ = make(key_service := KeyService(load_settings()))
+    run("db", "backup", f"{tmp_path / 'copy'}")
+    with closing(sqlite3.connect(tmp_path / "copy")) as copy:
+        copy.execute("UPDATE api_keys_schema SET version_num = '9999'")
+        copy.commit()
+    said = complaint("db", "restore", f"{tmp_path / 'copy'}")
+    assert f"{tmp_path / 'copy'} has the schema 9999; the service needs " in said
     assert key_service.get(issued.id).status == "active"
 
 

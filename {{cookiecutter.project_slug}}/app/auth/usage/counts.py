@@ -26,6 +26,7 @@ REFUSALS_KEPT: Final = timedelta(days=366)  # then they are deleted
 AT_ONCE: Final = 500  # counts a transaction, so that changes to keys wait only briefly
 MOST_NETWORKS: Final = 1000  # that are counted apart between two writes, and in an hour or a day
 MOST_NOTED: Final = 50_000  # written networks in memory, so that none is written again
+MOST_SEEN: Final = 50_000  # callers in memory between two writes
 MOST_OF_A_SECRET: Final = 100  # networks a day that are written
 ELSEWHERE: Final = "elsewhere"  # stands for all further networks
 
@@ -62,7 +63,7 @@ class Counts:
         if hour not in hours:
             hours[hour] = {"digest": digest, **dict.fromkeys(OUTCOMES, 0), **_hour(hour)}
         hours[hour][outcome] += 1
-        if (digest, hour, client) not in self._seen and len(self._seen) < MOST_NOTED:  # most are
+        if (digest, hour, client) not in self._seen and len(self._seen) < MOST_SEEN:  # most are
             self._seen.add((digest, hour, client))
             network = hour // 24, digest, _network_of(client)
             if network not in self._noted and len(self._networks) < MOST_NETWORKS:
