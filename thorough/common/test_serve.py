@@ -10,9 +10,12 @@ import time
 from contextlib import ExitStack, closing, suppress
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
+from unittest.mock import Mock, patch
 
 import pytest
+import typer
+import uvicorn
+import uvicorn.supervisors
 
 from app.auth.cli import serve
 from app.auth.key import new_secret
@@ -158,3 +161,55 @@ def test_a_folder_that_cannot_be_made_is_told_and_one_that_is_named_stays(
         monkeypatch.setenv("A_FOLDER", "/of/ours")
         serve._make_folder("A_FOLDER", folders)
     assert os.environ["A_FOLDER"] == "/of/ours"
+
+
+# In this process.
+
+
+@pytest.fixture
+def started(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, list[socket.socket]]]:
+    """The configuration and the sockets of each start, which returns at once."""
+    starts: list[tuple[Any, list[socket.socket]]] = []
+
+    def start(server: Any, sockets: list[socket.socket]) -> None:
+        starts.append((server.config, sockets))
+        for each in sockets:
+            each.close()
+
+    monkeypatch.setattr(uvicorn.Config, "load_app", Mock())
+    monkeypatch.setattr(uvicorn.Server, "run", start)
+    monkeypatch.setattr(
+        uvicorn.supervisors.Multiprocess, "run", lambda self: start(self, self.sockets)
+    )
+    monkeypatch.setattr(serve, "SHARED_FOLDERS", ["A_FOLDER"])
+    monkeypatch.setenv("A_FOLDER", "")
+    return starts
+
+
+def test_it_starts_uvicorn_with_patience(started: list[Any], tmp_path: Path) -> None:
+    serve.serve(port=0)
+    serve.serve(port=0, workers=2, keep_alive=7)
+    with socket.socket(socket.AF_UNIX) as left:
+        left.bind(f"{tmp_path / 's'}")  # by a server that was killed
+    serve.serve(uds=tmp_path / "s")
+    assert [config.timeout_keep_alive for config, _ in started] == [serve.KEEP_ALIVE, 7, 130]
+    assert {config.timeout_graceful_shutdown for config, _ in started} == {serve.GRACE}
+    assert started[1][0].workers == 2
+    assert os.environ["A_FOLDER"]  # one for both workers, which is gone now
+    assert not Path(os.environ["A_FOLDER"]).exists()
+
+
+def test_what_it_cannot_do_ends_it(
+    started: list[Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with socket.create_server((LOCAL, 0)) as taken, pytest.raises(typer.Exit) as ended:
+        serve.serve(port=taken.getsockname()[1])
+    assert ended.value.exit_code == serve.FAILED
+    assert "The service cannot listen: Address already in use" in capsys.readouterr().err
+    failed = Mock(exitcode=serve.FAILED)
+    monkeypatch.setattr(
+        uvicorn.supervisors.Multiprocess, "run", lambda self: self.processes.append(failed)
+    )
+    with pytest.raises(typer.Exit) as ended:
+        serve.serve(port=0, workers=2)
+    assert ended.value.exit_code == serve.FAILED

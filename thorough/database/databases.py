@@ -91,6 +91,8 @@ class PostgreSQLDatabases:
 
     @contextmanager
     def fresh(self, folder: Path) -> Iterator[sa.URL]:
+        with self._alone() as connection:  # a test may have dropped it
+            self._has_schema &= sa.inspect(connection).has_table(SCHEMA_TABLE)
         if self._has_schema:
             with self._alone() as connection:
                 _fill(connection, {})

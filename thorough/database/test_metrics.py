@@ -472,6 +472,23 @@ async def test_so_does_one_of_gunicorn(
     }
 
 
+@pytest.mark.parametrize(
+    ("script", "count", "is_one_of_several"),
+    [("sleep 60; true", 1, False), ("sleep 60 & sleep 60; true", 2, True)],
+)
+def test_the_children_of_the_server_are_counted(
+    monkeypatch: pytest.MonkeyPatch, script: str, count: int, is_one_of_several: bool
+) -> None:
+    monkeypatch.setattr("app.metrics.parent_process", lambda: True)
+    with subprocess.Popen(["/bin/sh", "-c", script], start_new_session=True) as server:
+        children = Path(f"/proc/{server.pid}/task/{server.pid}/children")
+        while len(children.read_text().split()) < count:
+            time.sleep(0.01)
+        monkeypatch.setattr("app.metrics.os.getppid", lambda: server.pid)
+        assert metrics._is_one_of_several() is is_one_of_several
+        os.killpg(server.pid, signal.SIGKILL)
+
+
 ASK_CHILDREN = """
 import sys
 from multiprocessing import get_context

@@ -195,7 +195,9 @@ def _open_file(path: Path, timeout: float) -> _Connection:
                     "SQLite cannot share memory there; keep the file on a local disk"
                 )
             with suppress(OSError):
-                _owner_of_wal(path).write_text(f"{file}", encoding="ascii")
+                owner = _owner_of_wal(path)
+                owner.touch(mode=0o600)
+                owner.write_text(f"{file}", encoding="ascii")
         if file != file_of(path):
             raise sqlite3.OperationalError(f"{path} was replaced just now")
     except BaseException:
@@ -226,11 +228,11 @@ def _switch_to_wal(connection: sqlite3.Connection, timeout: float) -> Any:
 
 def _owner_of_wal(path: Path) -> Path:
     """It tells which file the -wal belongs to. SQLite adds that to whichever file has the name."""
-    return Path(f"{path}-inode")
+    return Path(f"{path.resolve()}-inode")
 
 
 def _refuse_strange_wal(path: Path) -> None:
-    wal = Path(f"{path}-wal")
+    wal = Path(f"{path.resolve()}-wal")
     with suppress(OSError):
         owner = _owner_of_wal(path).read_text(encoding="ascii")
         if owner not in ("", f"{file_of(path)}") and wal.stat().st_size:
