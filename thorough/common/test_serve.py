@@ -199,6 +199,17 @@ def test_it_starts_uvicorn_with_patience(started: list[Any], tmp_path: Path) -> 
     assert not Path(os.environ["A_FOLDER"]).exists()
 
 
+def test_a_socket_in_use_is_left_alone(started: list[Any], tmp_path: Path) -> None:
+    path = tmp_path / "s"
+    with socket.socket(socket.AF_UNIX) as taken:
+        taken.bind(f"{path}")
+        taken.listen()
+        with pytest.raises(typer.Exit):
+            serve.serve(uds=path)
+        assert path.is_socket()
+    assert started == []
+
+
 def test_what_it_cannot_do_ends_it(
     started: list[Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -350,6 +350,28 @@ def test_a_backup_with_another_schema_is_refused(file: Path, tmp_path: Path) -> 
     assert key_service.get(issued.id).status == "active"
 
 
+def test_a_damaged_backup_is_refused(file: Path, tmp_path: Path) -> None:
+    issued, _ = make(key_service := KeyService(load_settings()))
+    run("db", "backup", f"{tmp_path / 'copy'}")
+    with closing(sqlite3.connect(tmp_path / "copy")) as copy:
+        query = "SELECT rootpage FROM sqlite_master WHERE name = 'ix_api_key_secrets_key_id'"
+        (page,) = copy.execute(query).fetchone()
+        (size,) = copy.execute("PRAGMA page_size").fetchone()
+    content = (tmp_path / "copy").read_bytes()
+    start, end = (page - 1) * size, page * size
+    index = content[start:end].replace(issued.id.encode(), issued.id[::-1].encode())
+    assert index != content[start:end]
+    (tmp_path / "copy").write_bytes(content[:start] + index + content[end:])
+    assert "copy is damaged: " in complaint("db", "restore", f"{tmp_path / 'copy'}")
+    assert key_service.get(issued.id).status == "active"
+
+
+def test_a_wal_is_known_by_the_number_of_its_file_alone(file: Path) -> None:
+    """The number of the device may be another one after a reboot."""
+    make(KeyService(load_settings()))
+    assert Path(f"{file}-inode").read_text() == f"{file.stat().st_ino}"
+
+
 def test_what_is_no_backup_changes_nothing(file: Path, tmp_path: Path) -> None:
     issued, _ = make(key_service := KeyService(load_settings()))
     (tmp_path / "text").write_text("swordfish")

@@ -91,6 +91,8 @@ def _copy(source: Path, target: Path, *, is_backup: bool) -> None:
             query = f"SELECT max(version_num) FROM {SCHEMA_TABLE}"  # noqa: S608
             if (found := old.execute(query).fetchone()[0]) != SCHEMA:
                 raise SettingsError(f"{source} has the schema {found}; the service needs {SCHEMA}")
+            if (problem := old.execute("PRAGMA integrity_check").fetchone()[0]) != "ok":
+                raise SettingsError(f"{source} is damaged: {problem}")
             target.touch(mode=0o600, exist_ok=not is_backup)
             with closing(sqlite3.connect(uri_of(target, "rw"), uri=True)) as new:
                 old.backup(new)  # waits while somebody writes

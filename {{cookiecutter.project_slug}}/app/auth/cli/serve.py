@@ -40,6 +40,9 @@ def serve(
     import uvicorn  # with the web framework: the other commands start faster without it
     from uvicorn.supervisors import Multiprocess
 
+    for variable in SHARED_FOLDERS:
+        if not os.environ.get(variable):  # an empty value is none
+            os.environ.pop(variable, None)
     config = uvicorn.Config(
         APPLICATION,
         uds=f"{uds}" if uds else None,
@@ -54,8 +57,8 @@ def serve(
         advice = "If your proxy alone can open it and sets X-Forwarded-For, FORWARDED_ALLOW_IPS=*"
         logger.warning("Callers at a Unix socket have no address. %s helps", advice)
     try:
-        if uds and uds.is_socket():  # a server that was killed has left it
-            uds.unlink()
+        if uds and uds.is_socket():
+            _remove(uds)
         sockets = [config.bind_socket()] if uds else _listen(host or ["127.0.0.1"], port)
     except OSError as error:
         sys.stderr.write(f"The service cannot listen: {error.strerror}\n")
@@ -70,6 +73,14 @@ def serve(
         # It ends alike when it is told to and when its workers cannot start.
         if any(worker.exitcode == FAILED for worker in supervisor.processes):
             raise typer.Exit(FAILED)
+
+
+def _remove(uds: Path) -> None:
+    """Remove what a server that was killed has left. Raises OSError if one answers there."""
+    with socket.socket(socket.AF_UNIX) as line:
+        if line.connect_ex(f"{uds}") == 0:
+            raise OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE))
+    uds.unlink()
 
 
 def _listen(hosts: list[str], port: int) -> list[socket.socket]:

@@ -194,10 +194,7 @@ def _open_file(path: Path, timeout: float) -> _Connection:
                 raise sqlite3.OperationalError(
                     "SQLite cannot share memory there; keep the file on a local disk"
                 )
-            with suppress(OSError):
-                owner = _owner_of_wal(path)
-                owner.touch(mode=0o600)
-                owner.write_text(f"{file}", encoding="ascii")
+            _note_owner_of_wal(path)
         if file != file_of(path):
             raise sqlite3.OperationalError(f"{path} was replaced just now")
     except BaseException:
@@ -231,14 +228,27 @@ def _owner_of_wal(path: Path) -> Path:
     return Path(f"{path.resolve()}-inode")
 
 
+def _note_owner_of_wal(path: Path) -> None:
+    owner, inode = _owner_of_wal(path), f"{path.stat().st_ino}"
+    with suppress(OSError):
+        if not (owner.exists() and owner.read_text(encoding="ascii") == inode):
+            owner.unlink(missing_ok=True)  # it may be another user's
+            owner.touch(mode=0o600)
+            owner.write_text(inode, encoding="ascii")
+
+
 def _refuse_strange_wal(path: Path) -> None:
     wal = Path(f"{path.resolve()}-wal")
     with suppress(OSError):
-        owner = _owner_of_wal(path).read_text(encoding="ascii")
-        if owner not in ("", f"{file_of(path)}") and wal.stat().st_size:
+        owner = _owner_of_wal(path)
+        # Not the device: its number may be another one after a reboot.
+        if owner.read_text(encoding="ascii") not in ("", f"{path.stat().st_ino}") and (
+            wal.stat().st_size
+        ):
             raise sqlite3.OperationalError(
-                f"{path} was put there, and {wal.name} may be of another file: move both away, side"
-                f" by side only if they belong together, and run `{COMMAND} db restore FILE`"
+                f"{path} was put there, and {wal.name} may be of another file, as {owner.name} says:"
+                " move all three away, side by side only if they belong together, and run"
+                f" `{COMMAND} db restore FILE`"
             )
 
 
