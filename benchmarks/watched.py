@@ -83,7 +83,7 @@ class Logged(FastAPI):
         if scope["type"] == "lifespan":
             await super().__call__(scope, receive, send)
             return
-        exchange = Exchange(self.extra["log"], scope, b"", send)
+        exchange = Exchange(self.state.log, scope, b"", send)
         try:
             await super().__call__(scope, receive, exchange.send)
         finally:
@@ -92,7 +92,7 @@ class Logged(FastAPI):
 
 async def open_route() -> Variant:
     app = Logged(**OPTIONS)
-    app.extra["log"] = RequestLog(app, (), ())
+    app.state.log = RequestLog(app, (), ())
     return Variant(with_router(app, APIRouter()))
 
 
