@@ -220,8 +220,6 @@ async def measure_calls() -> dict[str, float]:
 
 
 class Source:
-    changes = 0
-
     def now(self) -> float:
         return time()
 

@@ -40,8 +40,6 @@ SECONDS = {"second": 1, "minute": 60, "hour": 3600}
 class Source:
     """A store that says what the time is, and how often a key was used."""
 
-    changes = 0
-
     def __init__(self) -> None:
         self.moment, self.used = NOON.timestamp(), 0
         self.asked: list[tuple[str, datetime]] = []

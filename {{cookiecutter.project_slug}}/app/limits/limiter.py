@@ -19,8 +19,6 @@ PAUSE: Final = 2.0  # seconds until the next attempt
 class UsageSource(Protocol):
     """The part of the store that limits need."""
 
-    changes: int  # the number of changes to the keys since the service started
-
     def now(self) -> float:
         """Seconds since the epoch, from a clock that never goes back."""
         ...
