@@ -1173,8 +1173,8 @@ DATABASE = [
     Mutant(
         "the -wal of another file is added to a backup",
         "app/auth/database/engine.py",
-        "    _refuse_strange_wal(path)\n",
-        "",
+        "is_noted = _refuse_strange_wal(path, inode)",
+        "is_noted = False",
         "restore",
     ),
     Mutant(

@@ -372,6 +372,26 @@ def test_a_wal_is_known_by_the_number_of_its_file_alone(file: Path) -> None:
     assert Path(f"{file}-inode").read_text() == f"{file.stat().st_ino}"
 
 
+def test_a_note_that_cannot_be_read_is_made_anew(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another user may have made it, of a file that is gone."""
+    note, key_service = Path(f"{file}-inode"), KeyService(load_settings())
+    make(key_service)
+    note.write_text("1")
+    read = Path.read_text
+
+    def refused(path: Path, **options: str) -> str:
+        if path == note:
+            raise PermissionError(13, "Permission denied")
+        return read(path, **options)
+
+    with monkeypatch.context() as of_another_user:
+        of_another_user.setattr(Path, "read_text", refused)
+        make(key_service)
+    assert note.read_text() == f"{file.stat().st_ino}"
+
+
 def test_what_is_no_backup_changes_nothing(file: Path, tmp_path: Path) -> None:
     issued, _ = make(key_service := KeyService(load_settings()))
     (tmp_path / "text").write_text("swordfish")

@@ -176,7 +176,9 @@ def uri_of(path: Path, mode: str) -> str:
 
 def _open_file(path: Path, timeout: float) -> _Connection:
     file = file_of(path)
-    _refuse_strange_wal(path)
+    # Not the device: its number may be another one after a reboot.
+    inode = f"{file[1]}" if file else ""
+    is_noted = _refuse_strange_wal(path, inode)
     connection = sqlite3.connect(
         uri_of(path, "rw"),
         uri=True,
@@ -194,7 +196,8 @@ def _open_file(path: Path, timeout: float) -> _Connection:
                 raise sqlite3.OperationalError(
                     "SQLite cannot share memory there; keep the file on a local disk"
                 )
-            _note_owner_of_wal(path)
+            if not is_noted:
+                _note_owner_of_wal(path, inode)
         if file != file_of(path):
             raise sqlite3.OperationalError(f"{path} was replaced just now")
     except BaseException:
@@ -224,32 +227,33 @@ def _switch_to_wal(connection: sqlite3.Connection, timeout: float) -> Any:
 
 
 def _owner_of_wal(path: Path) -> Path:
-    """It tells which file the -wal belongs to. SQLite adds that to whichever file has the name."""
+    """It has the inode of the file that the -wal belongs to."""
     return Path(f"{path.resolve()}-inode")
 
 
-def _note_owner_of_wal(path: Path) -> None:
-    owner, inode = _owner_of_wal(path), f"{path.stat().st_ino}"
-    with suppress(OSError):
-        if not (owner.exists() and owner.read_text(encoding="ascii") == inode):
-            owner.unlink(missing_ok=True)  # it may be another user's
-            owner.touch(mode=0o600)
-            owner.write_text(inode, encoding="ascii")
+def _refuse_strange_wal(path: Path, inode: str) -> bool:
+    """SQLite adds a -wal to whichever file has the name. Returns whether its owner is noted."""
+    note, wal = _owner_of_wal(path), Path(f"{path.resolve()}-wal")
+    try:
+        owner = note.read_text(encoding="ascii")
+        is_strange = owner not in ("", inode) and wal.stat().st_size > 0
+    except OSError:
+        return False
+    if is_strange:
+        raise sqlite3.OperationalError(
+            f"{path} was put there, and {wal.name} may be of another file, as {note.name} says:"
+            " move all three away, side by side only if they belong together, and run"
+            f" `{COMMAND} db restore FILE`"
+        )
+    return owner == inode
 
 
-def _refuse_strange_wal(path: Path) -> None:
-    wal = Path(f"{path.resolve()}-wal")
+def _note_owner_of_wal(path: Path, inode: str) -> None:
+    note = _owner_of_wal(path)
     with suppress(OSError):
-        owner = _owner_of_wal(path)
-        # Not the device: its number may be another one after a reboot.
-        if owner.read_text(encoding="ascii") not in ("", f"{path.stat().st_ino}") and (
-            wal.stat().st_size
-        ):
-            raise sqlite3.OperationalError(
-                f"{path} was put there, and {wal.name} may be of another file, as {owner.name} says:"
-                " move all three away, side by side only if they belong together, and run"
-                f" `{COMMAND} db restore FILE`"
-            )
+        note.unlink(missing_ok=True)  # it may be another user's
+        note.touch(mode=0o600)
+        note.write_text(inode, encoding="ascii")
 
 
 def file_of(path: Path) -> tuple[int, int] | None:
