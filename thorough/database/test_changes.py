@@ -336,8 +336,8 @@ def refused(engine: sa.Engine, statement: sa.Executable | str, rule: str) -> Non
 def test_a_revocation_is_final(engine: sa.Engine, key_service: KeyService, key: IssuedKey) -> None:
     key_service.revoke(key.id, actor="test")
     for column in [column.name for column in api_keys.c]:
-        changed = sa.update(api_keys).values({column: sa.null()})
-        refused(engine, changed, "api_key_revocations_are_final")
+        changed = sa.update(api_keys).where(api_keys.c.id == key.id)
+        refused(engine, changed.values({column: sa.null()}), "api_key_revocations_are_final")
     refused(engine, sa.update(api_keys).values(revoked_at=LATER), "api_key_revocations_are_final")
 
 
