@@ -54,9 +54,7 @@ class Line:
         self.port = port
         self._http = http.client.HTTPConnection("127.0.0.1", port, timeout=PATIENCE)
 
-    def request(
-        self, key: str, method: str = "GET", path: str = PROBE, patch: Any = None
-    ) -> int:
+    def request(self, key: str, method: str = "GET", path: str = PROBE, patch: Any = None) -> int:
         """The status; 0 where nobody answers."""
         headers = {API_KEY_HEADER: key}
         headers |= {"Content-Type": "application/merge-patch+json"} if patch else {}
@@ -128,9 +126,7 @@ class Replica(Line):
             else _fork((*server, *options), settings)
         )
 
-    def request(
-        self, key: str, method: str = "GET", path: str = PROBE, patch: Any = None
-    ) -> int:
+    def request(self, key: str, method: str = "GET", path: str = PROBE, patch: Any = None) -> int:
         assert self.process.poll() is None, "the server has ended"
         return super().request(key, method, path, patch)
 
