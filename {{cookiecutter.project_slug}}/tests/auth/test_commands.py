@@ -7,7 +7,6 @@ import sys
 from datetime import UTC, datetime
 from pathlib import Path
 from types import SimpleNamespace
-from unittest.mock import Mock
 
 import pytest
 import sqlalchemy as sa
@@ -183,13 +182,3 @@ def test_what_is_changed_elsewhere_than_usual_names_the_place(database_url: sa.U
     for command in ("keys create x", "db upgrade"):
         assert run(*command.split()).stderr.startswith(f"In {database_url}:\n")
     assert run("keys", "list").stderr == ""
-
-
-def test_serve_starts_your_application_and_outlasts_the_proxy(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    config = Mock(side_effect=SystemExit(0))
-    monkeypatch.setattr("uvicorn.Config", config)
-    assert run("serve").exit_code == 0
-    assert config.call_args.args == ("app.main:app",)
-    assert config.call_args.kwargs["timeout_keep_alive"] > 120  # seconds, of Caddy
