@@ -97,19 +97,11 @@ async def test_who_ends_a_secret_waits_for_servers(server: Server, waits: list[f
 
 # What fails changes nothing.
 
-DURATION, TIME = "write a number and s, m, h, d or w", "write it like 2030-12-31"
 MISTAKES = {
-    "create x --expires-in 90": DURATION,
-    "create x --expires-at tomorrow": TIME,
-    "create x --expires-at 2100-01-01 --expires-in 1d": "--expires-in or",
-    "rotate x --overlap 1y": DURATION,
-    "rotate x --drop both": "'old', 'new'",
+    "create x --expires-in 90": "write a number and s, m, h, d or w",
+    "create x --scope a,b": "'a,b' is not a scope; write one like reports:read",
     "rotate x --no-new": "--no-new goes with --drop alone",
     "revoke": "give a key's id, or",
-    "create": "Missing argument",
-    "create a\u200bb": "A name has 1 to 100 characters, all of them visible",
-    "create x --scope a,b": "'a,b' is not a scope; write one like reports:read",
-    "create x --expires-in 0s": "A key expires in the future",
     "show x": "No key has the id 'x'; `keys list` shows the ids",
     "show 1c9a5d3e-70b2-4f68-8e4d-a1b2c3d4e5f6": "No key has the id '[key]'",  # not-a-key
 }
@@ -118,14 +110,11 @@ MISTAKES = {
 def test_what_cannot_be_done_is_explained_and_changes_nothing(
     server: Server, ids: list[str]
 ) -> None:
-    active, rotated, revoked = (keys("create", "x")["id"] for _ in "123")
+    rotated = keys("create", "x")["id"]
     keys("rotate", rotated)
-    keys("revoke", revoked)
     conflicts = {
         f"rotate {ids[0]}": "lives in API_KEYS; create another key",
         f"rotate {rotated}": "Two secrets",
-        f"rotate {revoked}": "is revoked; create another key",
-        f"rotate {active} --drop old --no-new": "to end the key, revoke it",
     }
     before = keys("audit")
     for command, fix in {**MISTAKES, **conflicts}.items():
