@@ -547,7 +547,7 @@ ENV = [
     Mutant(
         "the key is not documented",
         "app/auth/access/openapi.py",
-        'operation.setdefault("security", [{get_caller.scheme_name: []}] if guarded else [])',
+        'operation.setdefault("security", [{name: []}] if guarded else [])',
         "pass",
         "openapi",
         lean=True,

@@ -83,6 +83,8 @@ class AuthSettings(BaseSettings):
     key_prefix: Annotated[str, Field(pattern=PREFIX_PATTERN)] = ""
     # Seconds for which a server trusts its cached keys. A revocation waits that long.
     key_max_staleness: Annotated[float, Field(ge=0.1, le=60)] = 1.0
+    # Whether `Authorization: Bearer KEY` counts as the header of the key.
+    accept_bearer: bool = False
     # INFO logs each request and each refusal.
     log_level: Annotated[
         Literal["DEBUG", "INFO", "WARNING", "ERROR"], BeforeValidator(_parse_log_level)
