@@ -5,6 +5,7 @@ from contextlib import asynccontextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import Final
+from weakref import WeakValueDictionary
 
 import sqlalchemy as sa
 
@@ -41,6 +42,7 @@ class LimitPolicy:
     ) -> None:
         """Raises SettingsError if the client of Valkey is not installed."""
         self._default, self._url = default, database_url
+        self._charged = WeakValueDictionary[int, Key]()  # by their identity
         if store:
             counter = open_counter(valkey_url, database_url)
             self._limiter = Limiter(counter, SqliteCounter(None), store)
@@ -59,7 +61,11 @@ class LimitPolicy:
 
     async def admit(self, key: Key, client: str) -> Headers | Denial:
         limits = self._limits_of(key)
-        charge = await self._limiter.charge(key.id, limits)
+        # A change makes a new object of a key. What it used meanwhile, without a quota, counts.
+        is_known = self._charged.get(id(key)) is key
+        charge = await self._limiter.charge(key.id, limits, is_known=is_known)
+        if not is_known:
+            self._charged[id(key)] = key
         headers = headers_of(charge, limits)
         if not charge.over:
             return headers
