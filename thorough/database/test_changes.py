@@ -71,6 +71,11 @@ CHANGES: dict[str, Callable[[KeyService, IssuedKey], object]] = {
     "rotated, dropping": lambda service, key: service.rotate(key.id, drop="old", actor="test"),
     "dropped": lambda service, key: service.drop(key.id, "new", actor="test"),
     "revoked": lambda service, key: service.revoke(key.id, actor="test"),
+    "updated": lambda service, key: service.update(
+        key.id, lambda _: {"scopes": ["b"], "owner": "acme"}, actor="test"
+    ),
+    "paused": lambda service, key: service.pause(key.id, actor="test"),
+    "resumed": lambda service, key: service.resume(key.id, actor="test"),
     "all revoked": lambda service, key: service.revoke_issued_before(
         datetime.now(UTC) + timedelta(hours=1), force=True, actor="test"
     ),
@@ -83,6 +88,8 @@ def test_a_fault_at_any_statement_leaves_neither_the_change_nor_its_event(
 ) -> None:
     if change != "rotated":
         key_service.rotate(key.id, actor="test")
+    if change == "resumed":
+        key_service.pause(key.id, actor="test")
     before = everything(engine)
     faults, place = 0, 0
 
@@ -328,9 +335,10 @@ def refused(engine: sa.Engine, statement: sa.Executable | str, rule: str) -> Non
 
 def test_a_revocation_is_final(engine: sa.Engine, key_service: KeyService, key: IssuedKey) -> None:
     key_service.revoke(key.id, actor="test")
-    for moment in (None, LATER):
-        changed = sa.update(api_keys).values(revoked_at=moment)
+    for column in [column.name for column in api_keys.c]:
+        changed = sa.update(api_keys).values({column: sa.null()})
         refused(engine, changed, "api_key_revocations_are_final")
+    refused(engine, sa.update(api_keys).values(revoked_at=LATER), "api_key_revocations_are_final")
 
 
 def test_a_secret_that_has_ended_stays_so(
@@ -343,13 +351,12 @@ def test_a_secret_that_has_ended_stays_so(
         refused(engine, ended, "api_key_secrets_(stay_ended|replace_none)")
 
 
-def test_no_key_widens_and_no_secret_ends_later(
+def test_no_key_changes_its_id_and_no_secret_ends_later(
     engine: sa.Engine, key_service: KeyService, key: IssuedKey
 ) -> None:
     key_service.rotate(key.id, actor="test")
     this_key = sa.update(api_keys).where(api_keys.c.id == key.id)
-    for widened in ({"scopes": "*"}, {"expires_at": LATER}, {"id": "another"}):
-        refused(engine, this_key.values(widened), "api_keys_never_widen")
+    refused(engine, this_key.values(id="another"), "api_key_revocations_are_final")
     secret = api_key_secrets.c
     of_this_key = sa.update(api_key_secrets).where(secret.key_id == key.id)
     rotated = of_this_key.where(secret.expires_at.is_not(None))
@@ -388,7 +395,8 @@ def test_no_key_has_two_current_secrets_or_two_old_ones(
 
 REPLACEMENTS = {
     "api_keys_are_not_replaced": "REPLACE INTO api_keys"
-    " SELECT id, name, '*', '{}', created_by, created_at, NULL, NULL FROM api_keys",
+    " (id, name, scopes, created_by, created_at)"
+    " SELECT id, name, '*', created_by, created_at FROM api_keys",
     "api_key_secrets_are_not_replaced": "REPLACE INTO api_key_secrets"
     " SELECT digest, key_id, created_at, NULL, NULL, NULL FROM api_key_secrets",
     "api_key_secrets_(are_not_replaced|replace_none)": "UPDATE OR REPLACE api_key_secrets"
@@ -396,10 +404,9 @@ REPLACEMENTS = {
     "api_key_secrets_(stay_ended|replace_none)": "UPDATE OR REPLACE api_key_secrets"
     " SET ended_at = NULL WHERE ended_at IS NOT NULL",
     "api_key_events_are_not_replaced": "REPLACE INTO api_key_events"
-    " SELECT id, stamp, at, action, 'nobody', key_id FROM api_key_events",
+    " SELECT id, stamp, at, action, 'nobody', key_id, changes FROM api_key_events",
     "api_key_events_are_final": "UPDATE OR REPLACE api_key_events SET id = 1",
-    "api_keys_(never_widen)": "UPDATE OR REPLACE api_keys SET restrictions = '{ }'",
-    "api_keys_never_widen": "UPDATE OR REPLACE api_keys SET id = 'another'",
+    "api_key_revocations_are_final": "UPDATE OR REPLACE api_keys SET id = 'another'",
     # No row has a number by which one could be replaced.
     "table api_keys has no column named rowid": "REPLACE INTO api_keys (rowid) VALUES (1)",
     "table api_key_secrets has no column named rowid": "REPLACE INTO api_key_secrets (rowid)"
@@ -410,10 +417,6 @@ REPLACEMENTS = {
 MERGES = {
     "api_key_revocations_are_final": "INSERT INTO api_keys SELECT * FROM api_keys"
     " ON CONFLICT (id) DO UPDATE SET revoked_at = NULL",
-    "api_keys_never_widen": "INSERT INTO api_keys SELECT * FROM api_keys"
-    " ON CONFLICT (id) DO UPDATE SET scopes = '*'",
-    "api_keys_(never_widen)": "INSERT INTO api_keys SELECT * FROM api_keys"
-    " ON CONFLICT (id) DO UPDATE SET restrictions = '{ }'",
     "api_key_secrets_stay_ended": "INSERT INTO api_key_secrets SELECT * FROM api_key_secrets"
     " ON CONFLICT (digest) DO UPDATE SET ended_at = NULL",
     "api_key_events_are_final": "INSERT INTO api_key_events SELECT * FROM api_key_events"

@@ -18,8 +18,8 @@ import sqlalchemy as sa
 import typer
 from typer.testing import CliRunner
 
-from app.auth.cli import commands
-from app.auth.cli.database import name_database
+from app.auth.cli import changes
+from app.auth.cli.context import Wiring, name_database
 from app.auth.config.settings import AuthSettings
 from app.auth.database import clock
 from app.auth.database.engine import SCHEMA, SCHEMA_TABLE, connect, transaction
@@ -46,7 +46,7 @@ not_on_windows = pytest.mark.skipif(os.name == "nt", reason="Windows has another
 def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """For how long commands would have waited."""
     waits: list[float] = []
-    monkeypatch.setattr("app.auth.cli.commands.sleep", waits.append)
+    monkeypatch.setattr("app.auth.cli.context.sleep", waits.append)
     return waits
 
 
@@ -87,8 +87,8 @@ async def test_a_created_key_is_shown_this_once_and_works() -> None:
 @on_both
 async def test_without_options_of_a_part_a_key_is_created_all_the_same() -> None:
     core = typer.Typer()
-    core.command()(commands.create)
-    wiring = commands.Wiring(load_settings, make_policies, list, MIGRATIONS)
+    core.command()(changes.create)
+    wiring = Wiring(load_settings, make_policies, list, MIGRATIONS)
     result = CliRunner().invoke(core, ["billing", "--json"], obj=wiring)
     assert await in_force(json.loads(result.stdout)["key"]) == [True]
 
@@ -342,7 +342,7 @@ def test_what_takes_access_away_waits_for_the_slowest_server(
     ):
         result = run("keys", *command.split())
         assert result.exit_code == 0, result.stderr
-        assert "Waiting 7.5 s: then no server accepts it any more.\n" in result.stderr
+        assert "Waiting 7.5 s: then every server follows.\n" in result.stderr
         assert waits.pop() == 7.5
     assert waits == []
 
@@ -358,7 +358,7 @@ def test_while_no_server_runs_there_is_hardly_a_wait(
 def test_the_wait_is_over_before_the_revocation_returns(
     database_url: sa.URL, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("app.auth.cli.commands.sleep", time.sleep)
+    monkeypatch.setattr("app.auth.cli.context.sleep", time.sleep)
     servers(database_url, slow=0.4)
     id = keys("create", "billing")["id"]
     began_at = time.monotonic()
@@ -742,7 +742,7 @@ def test_a_revocation_that_cannot_be_shown_is_done_and_said(
     id = keys("create", "billing")["id"]
     request.getfixturevalue("broken_pipe")
     assert main(["keys", "revoke", id], standalone_mode=False) == 1
-    waited = f"Waiting {LEAST_STALENESS} s: then no server accepts it any more.\n"
+    waited = f"Waiting {LEAST_STALENESS} s: then every server follows.\n"
     assert capsys.readouterr().err.endswith(waited + NOT_SHOWN.format("Broken pipe"))
     assert keys("show", id)["status"] == "revoked"
 

@@ -3,8 +3,11 @@
 from pathlib import Path
 from typing import Any
 
-from app.auth.cli import commands, serve
-from app.limits.commands import create  # part: limits
+from app.auth.cli import serve
+from app.auth.cli.changes import keys  # part: limits
+from app.auth.cli.commands import command_line
+from app.auth.cli.context import Wiring
+from app.limits.commands import create, update  # part: limits
 from app.policies import make_policies
 from app.settings import load_settings
 
@@ -18,7 +21,8 @@ def routes() -> Any:
     return app.routes
 
 
-main = commands.command_line(commands.Wiring(load_settings, make_policies, routes, MIGRATIONS))
+main = command_line(Wiring(load_settings, make_policies, routes, MIGRATIONS))
 main.command()(serve.serve)
 serve.SHARED_FOLDERS.append("PROMETHEUS_MULTIPROC_DIR")  # part: metrics
-commands.keys.command()(create)  # part: limits
+keys.command()(create)  # part: limits
+keys.command()(update)  # part: limits

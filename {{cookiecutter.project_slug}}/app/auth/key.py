@@ -37,6 +37,7 @@ class Key:
     scopes: frozenset[str]
     # Further bounds, by the name of the policy that enforces them: {"limits": ("9/hour",)}.
     restrictions: Mapping[str, Sequence[str]] = field(default_factory=dict, hash=False)
+    owner: str = ""  # a name that the service's own records know; "" for none
 
     def covers(self, scope: str) -> bool:
         """Whether the key has this scope or a wildcard that includes it: `reports:*`, `*`."""

@@ -28,7 +28,8 @@ from app.auth.errors import (
 )
 from app.auth.key import Key
 from app.auth.keys import views
-from app.auth.keys.service import MANAGE, KeyService
+from app.auth.keys.fields import MANAGE
+from app.auth.keys.service import KeyService
 from app.auth.keys.views import LONGEST, EventView
 from app.auth.usage import report
 from app.auth.usage.findings import Finding, diagnose

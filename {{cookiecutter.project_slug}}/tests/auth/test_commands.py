@@ -21,7 +21,7 @@ from tests.callers import keys, run
 from tests.conftest import Server
 
 MAKE_IT = f"uv run {COMMAND} db upgrade"
-COMMANDS = ("list", "show x", "audit", "usage", "doctor", "create x", "rotate x", "revoke x")
+COMMANDS = ("list", "show x", "audit", "usage", "doctor", "create x", "update x", "revoke x")
 on_posix = pytest.mark.skipif(os.name == "nt", reason="Windows has other users and modes")
 
 
@@ -29,7 +29,7 @@ on_posix = pytest.mark.skipif(os.name == "nt", reason="Windows has other users a
 def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """For how long commands would have waited."""
     waits: list[float] = []
-    monkeypatch.setattr("app.auth.cli.commands.sleep", waits.append)
+    monkeypatch.setattr("app.auth.cli.context.sleep", waits.append)
     return waits
 
 
@@ -85,15 +85,29 @@ async def test_who_ends_a_secret_waits_for_servers(server: Server, waits: list[f
         (f"rotate {id} --drop new --no-new", "-+--", True),
         (f"rotate {id} --overlap 0s", "----+", True),
         (f"rotate {id} --overlap 2h", "----++", False),
+        (f"pause {id}", "------", True),
+        (f"resume {id}", "----++", True),
         (f"revoke {id}", "------", True),
         ("revoke --issued-before 2001-01-01", "------", True),
     ):
         result = run("keys", *command.split(), "--json")
-        assert ("Waiting 7.5 s: then no server accepts it" in result.stderr) == waited, command
+        assert ("Waiting 7.5 s: then every server follows" in result.stderr) == waited, command
         assert waits == [7.5] * waited, command
         waits.clear()
         issued += re.findall('"key": "(.+?)"', result.stdout)
         assert await server.admits(*issued) == signs, command
+
+
+def test_an_update_changes_what_it_names_and_is_told(server: Server) -> None:
+    options = "create x --scope a --scope b --owner acme --note old --expires-in 2d"
+    id = keys(*options.split())["id"]
+    options = f"update {id} --add-scope c --remove-scope a --name y --no-expiry --note"
+    keys(*options.split(), "")
+    shown = {"name": "y", "scopes": ["b", "c"], "owner": "acme", "note": "", "expires_at": None}
+    assert keys("show", id).items() >= shown.items()
+    assert "scopes: a b to b c" in run("keys", "audit", id).stdout
+    assert [key["id"] for key in keys("list", "--owner", "acme")] == [id]
+    assert keys("list", "--owner", "acm") == []
 
 
 # What fails changes nothing.
@@ -103,6 +117,7 @@ MISTAKES = {
     "create x --expires-in 90": DURATION,
     "create x --expires-at tomorrow": TIME,
     "create x --expires-at 2100-01-01 --expires-in 1d": "--expires-in or",
+    "update x --expires-in 1d --no-expiry": "--no-expiry or a time",
     "rotate x --overlap 1y": DURATION,
     "rotate x --drop both": "'old', 'new'",
     "rotate x --no-new": "--no-new goes with --drop alone",

@@ -19,8 +19,10 @@ from app.auth.usage.report import UsageView
 # The fields that a table leaves out.
 _DETAILS = {
     "restrictions",
+    "note",
     "created_by",
     "issued_at",
+    "paused_at",
     "revoked_at",
     "old_key_expires_at",
     "old_key_last_used_at",
@@ -118,6 +120,9 @@ def _readable(value: object) -> str:
         return f"{value:%Y-%m-%d %H:%MZ}"
     if isinstance(value, list):
         return " ".join(value) or "-"
+    if isinstance(value, dict):
+        changed = ((name, map(_readable, values)) for name, values in value.items())
+        return ", ".join(f"{name}: {' to '.join(values)}" for name, values in changed)
     return "-" if value in (None, "") else f"{value}"
 
 

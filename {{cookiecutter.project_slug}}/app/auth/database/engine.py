@@ -20,7 +20,7 @@ from app.constants import COMMAND
 
 TIMEOUT: Final = 5.0  # seconds until a database that does not answer counts as out of reach
 LONG_TIMEOUT: Final = 600.0  # seconds for a change to all keys, perhaps millions
-SCHEMA: Final = "0005"  # the version of the tables in `models` and of their rules
+SCHEMA: Final = "0006"  # the version of the tables in `models` and of their rules
 SCHEMA_TABLE: Final = "api_keys_schema"
 SCHEMAS: Final = sa.Table(
     SCHEMA_TABLE, sa.MetaData(), sa.Column("version_num", sa.String(32), primary_key=True)

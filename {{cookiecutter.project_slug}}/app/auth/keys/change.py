@@ -1,7 +1,6 @@
 """A transaction that changes keys and records the event."""
 
-import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from secrets import token_bytes
@@ -10,31 +9,7 @@ from typing import Any, Literal
 import sqlalchemy as sa
 
 from app.auth.database.models import api_key_events, api_key_secrets, api_keys
-from app.auth.errors import InvalidError
-from app.auth.key import is_scope
 from app.auth.keys.views import AT_ONCE, KeyView, get_view, select_views, shown
-
-# Characters that are printable in Unicode but invisible.
-_BLANK = frozenset("\u034f\u115f\u1160\u17b4\u17b5\u2800\u3164\uffa0")
-
-
-def check_name(name: str) -> str:
-    """Strip the name. Raises InvalidError if it is empty, too long or not visible."""
-    name = name.strip()
-    visible = any(unicodedata.category(character)[0] in "LNPS" for character in name)
-    if not (visible and name.isprintable() and len(name) <= 100 and _BLANK.isdisjoint(name)):
-        raise InvalidError("A name has 1 to 100 characters, all of them visible or spaces")
-    return name
-
-
-def check_scopes(scopes: Iterable[str]) -> list[str]:
-    """Sort the scopes and drop duplicates. Raises InvalidError for a malformed scope."""
-    for scope in scopes:
-        if not is_scope(scope):
-            raise InvalidError(
-                f"{scope!r} is not a scope; write one like reports:read or reports:*"
-            )
-    return sorted(set(scopes))
 
 
 @dataclass(frozen=True)
@@ -43,9 +18,10 @@ class Change:
 
     connection: sa.Connection
     now: datetime
+    owner: str | None = None  # with one, only its keys can be changed
 
     def view(self, id: str) -> KeyView:
-        return get_view(self.connection, id, self.now)
+        return get_view(self.connection, id, self.now, self.owner)
 
     def views(self, ids: Sequence[str]) -> list[KeyView]:
         found: list[KeyView] = []
@@ -55,10 +31,14 @@ class Change:
             found.extend(shown(row) for row in rows)
         return found
 
-    def add(self, id: str, name: str, scopes: Iterable[str], hashed: bytes, **more: Any) -> None:
-        values = {"id": id, "name": name, "scopes": " ".join(scopes), "created_at": self.now}
-        self.connection.execute(sa.insert(api_keys).values(**values, **more))
+    def add(self, id: str, hashed: bytes, fields: Mapping[str, Any], created_by: str) -> None:
+        values = {"id": id, "created_by": created_by, "created_at": self.now, **_stored(fields)}
+        self.connection.execute(sa.insert(api_keys).values(**values))
         self.issue(id, hashed)
+
+    def update(self, id: str, fields: Mapping[str, Any]) -> None:
+        statement = sa.update(api_keys).where(api_keys.c.id == id)
+        self.connection.execute(statement.values(**_stored(fields)))
 
     def issue(self, id: str, hashed: bytes) -> None:
         values = {"digest": hashed, "key_id": id, "created_at": self.now}
@@ -95,12 +75,17 @@ class Change:
         revoked = statement.values(revoked_at=self.now).returning(api_keys.c.id)
         return sorted(self.connection.scalars(revoked))
 
-    def record(self, action: str, actor: str, ids: Sequence[str]) -> None:
+    def record(self, action: str, actor: str, ids: Sequence[str], changes: Any = None) -> None:
         """Write one event per key. Servers learn of the change from these events."""
         if ids:
             event = {"at": self.now, "stamp": token_bytes(8), "action": action, "actor": actor}
+            event["changes"] = changes
             latest = self.connection.scalar(sa.select(sa.func.max(api_key_events.c.id))) or 0
             rows = [
                 {**event, "id": number, "key_id": id} for number, id in enumerate(ids, latest + 1)
             ]
             self.connection.execute(sa.insert(api_key_events), rows)
+
+
+def _stored(fields: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: " ".join(value) if name == "scopes" else value for name, value in fields.items()}

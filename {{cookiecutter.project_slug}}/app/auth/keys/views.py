@@ -23,11 +23,14 @@ class KeyView(BaseModel):
     name: str
     scopes: list[str]
     restrictions: dict[str, list[str]]  # by the name of the policy
-    status: Literal["active", "expired", "revoked"]
+    owner: str
+    note: str
+    status: Literal["active", "paused", "expired", "revoked"]
     created_by: str
     created_at: datetime
     issued_at: datetime  # of its newest secret
     expires_at: datetime | None
+    paused_at: datetime | None
     revoked_at: datetime | None
     last_used_at: datetime | None
     # Of the old secret, while a rotation overlaps.
@@ -46,18 +49,24 @@ class EventView(BaseModel):
     action: str
     actor: str
     key_id: str
+    changes: dict[str, tuple[Any, Any]] | None  # of an update: by field, before and after
 
 
 def is_active(now: datetime) -> sa.ColumnElement[bool]:
     unexpired = sa.or_(api_keys.c.expires_at.is_(None), api_keys.c.expires_at > now)
-    return sa.and_(api_keys.c.revoked_at.is_(None), unexpired)
+    return sa.and_(api_keys.c.revoked_at.is_(None), api_keys.c.paused_at.is_(None), unexpired)
 
 
 def select_views(now: datetime) -> sa.Select[Any]:
     """Select the columns of a KeyView, one row per key."""
     secret, latest = api_key_secrets.c, sa.func.max
-    revoked, active = api_keys.c.revoked_at.is_not(None), is_active(now)
-    status = sa.case((active, "active"), (revoked, "revoked"), else_="expired")
+    key, active = api_keys.c, is_active(now)
+    status = sa.case(
+        (active, "active"),
+        (key.revoked_at.is_not(None), "revoked"),
+        (key.expires_at <= now, "expired"),
+        else_="paused",
+    )
     old = sa.and_(active, secret.ended_at.is_(None), secret.expires_at > now)
     computed = {
         "status": status,
@@ -70,6 +79,13 @@ def select_views(now: datetime) -> sa.Select[Any]:
     return sa.select(api_keys, *columns).join(api_key_secrets).group_by(api_keys.c.id)
 
 
+def is_of(owner: str | None) -> sa.ColumnElement[bool]:
+    """Whether a key is one of this owner. No key is one of the owner ""; None is for all keys."""
+    if owner is None:
+        return sa.true()
+    return (api_keys.c.owner == owner) & (api_keys.c.owner != "")
+
+
 def active_keys(connection: sa.Connection, now: datetime) -> Iterator[KeyView]:
     """Stream the active keys, in batches of AT_ONCE."""
     rows = connection.execution_options(yield_per=AT_ONCE).execute(
@@ -78,10 +94,17 @@ def active_keys(connection: sa.Connection, now: datetime) -> Iterator[KeyView]:
     return map(shown, rows)
 
 
-def get_view(connection: sa.Connection, id: str, now: datetime) -> KeyView:
+def get_view(
+    connection: sa.Connection, id: str, now: datetime, owner: str | None = None
+) -> KeyView:
+    """The key with this id; with an owner, only if it is the key of this owner.
+
+    Raises NotFoundError.
+    """
     row = None
     if id.isascii() and id.isprintable():  # PostgreSQL rejects some other text
-        row = connection.execute(select_views(now).where(api_keys.c.id == id)).one_or_none()
+        which = (api_keys.c.id == id, is_of(owner))
+        row = connection.execute(select_views(now).where(*which)).one_or_none()
     if row is None:
         raise NotFoundError(f"No key has the id '{masked(id)}'; `keys list` shows the ids")
     return shown(row)
@@ -94,4 +117,4 @@ def shown(row: sa.Row[Any]) -> KeyView:
 
 def key_of(row: sa.Row[Any]) -> Key:
     """Return the Key for a row with the columns of `api_keys`."""
-    return Key(row.id, row.name, frozenset(row.scopes.split()), row.restrictions)
+    return Key(row.id, row.name, frozenset(row.scopes.split()), row.restrictions, row.owner)

@@ -162,6 +162,8 @@ class Queries:
             return Secret(key, 0.0, "revoked key")
         if row.ended_at:
             return Secret(key, 0.0, "replaced secret")
+        if row.paused_at:
+            return Secret(key, 0.0, "paused key")
         ends = [at.timestamp() for at in (row.expires_at, row.own_expires_at) if at]
         return Secret(key, min(ends, default=inf), "expired key")
 
