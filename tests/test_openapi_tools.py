@@ -17,7 +17,7 @@ from tests.reader import blocks, chapter, page
 pytestmark = [pytest.mark.slow, pytest.mark.add_ons]
 
 COMBINATIONS = {
-    "database": {"management": "yes", "limits": "yes"},
+    "database": {"management": "yes", "limits": "yes", "gateway": "yes"},
     "database-401": {"missing_key_status": "401", "api_key_header": "X-API-Key"},
     "env": {"key_store": "env"},
     "env-401": {

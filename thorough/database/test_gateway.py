@@ -64,6 +64,7 @@ async def test_every_method_is_answered_and_refused_alike(
         answer = await verify(service, key, query=query, method=method)
         assert answer.status == status, query
         assert answer.header("cache-control") == "no-store"
+        assert answer.header("x-key-owner") == ("" if status == 200 else None)
     assert (await verify(service, method=method)).status == MISSING_KEY_STATUS
 
 

@@ -88,7 +88,7 @@ def observe(record: RequestRecord) -> None:
         masked(sent.get(name, b"").partition(b"?")[0].decode("latin-1"))
         for name in (b"x-forwarded-method", b"x-forwarded-uri")
     )
-    if path:
+    if method and path:
         extra = {"asked_method": method, "asked_path": path}
         logger.info("Asked for %s %r: %d", method, path, record.status, extra=extra)
 
