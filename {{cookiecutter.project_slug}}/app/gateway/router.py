@@ -37,7 +37,10 @@ _SCOPE: Final = {
     "name": "scope",
     "in": "query",
     "description": "A scope that the caller needs; repeatable",
-    "schema": {"type": "array", "items": {"type": "string", "pattern": SCOPE_PATTERN}},
+    "schema": {
+        "type": "array",
+        "items": {"type": "string", "pattern": SCOPE_PATTERN, "maxLength": 100},
+    },
 }
 
 router = GuardedRouter()
