@@ -20,7 +20,8 @@ PARTS = {
         deploy/prometheus/kubernetes.yaml deploy/up.sh
     """,
     "database": """
-        app/auth/cli/database.py app/auth/cli/output.py app/auth/database app/auth/keys
+        app/auth/cli/changes.py app/auth/cli/context.py app/auth/cli/database.py
+        app/auth/cli/output.py app/auth/database app/auth/keys
         app/auth/store/cache.py app/auth/store/queries.py app/auth/store/usage_writer.py
         app/auth/usage app/database.py app/migrations app/models.py app/policies.py
         deploy/kubernetes/migration.yaml

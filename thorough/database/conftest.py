@@ -103,6 +103,12 @@ def service(database_url: sa.URL) -> GuardedAPI:
 
 
 @pytest.fixture
+def store(service: GuardedAPI) -> DatabaseKeyStore:
+    assert isinstance(service.keys, DatabaseKeyStore)
+    return service.keys
+
+
+@pytest.fixture
 def client_with(
     client_with: Callable[..., httpx.AsyncClient], monkeypatch: pytest.MonkeyPatch
 ) -> Callable[..., httpx.AsyncClient]:

@@ -33,6 +33,8 @@ def create_app(settings: Settings) -> GuardedAPI:
         policies=policies,
         observers=[store.observe],
         **ABOUT,
+        accept_bearer=settings.accept_bearer,
+        show_owners=settings.show_owners,
         openapi_url="/openapi.json" if settings.show_docs else None,
         docs_url=None,
         redoc_url=None,
@@ -49,7 +51,7 @@ def create_app(settings: Settings) -> GuardedAPI:
     app.include_router(console)  # part: management
     app.include_router(metrics.router)  # part: metrics
     app.add_observer(metrics.observe)  # part: metrics
-    metrics.prepare()  # part: metrics
+    metrics.prepare(settings.show_owners)  # part: metrics
     app.include_router(gateway.router)  # part: gateway
     app.add_observer(gateway.observe)  # part: gateway
     return app

@@ -48,9 +48,8 @@ async def test_the_console_loads_nothing_from_elsewhere(client: httpx.AsyncClien
     scripts = await scripts_of(client, script)
     assert len(scripts) > 1
     for text in scripts.values():
-        assert set(re.findall(r"https?://[^\"]+", text)) <= {"http://www.w3.org/2000/svg"}
         assert not re.search(r"innerHTML|outerHTML|insertAdjacent|document\.write|eval\(", text)
-        assert not re.search(r"cookie|localStorage|sessionStorage|indexedDB", text)
+        assert not re.search(r"https?://|cookie|localStorage|sessionStorage|indexedDB", text)
 
     policy = page.headers["content-security-policy"].split("; ")
     assert {"default-src 'none'", "frame-ancestors 'none'"} <= set(policy)

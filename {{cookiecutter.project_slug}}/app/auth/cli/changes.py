@@ -1,6 +1,6 @@
 """The commands `keys` that change keys."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from functools import partial
@@ -54,34 +54,21 @@ def create(
     as_json: AsJson = False,
 ) -> None:
     """Create a key and show it, this once."""
-    create_key(ctx, New(name, scope, owner, note, expires_in, expires_at), as_json)
+    fields = Fields(name=name, scopes=scope or [], owner=owner or "", note=note or "")
+    create_key(ctx, fields, expires_in, expires_at, as_json)
 
 
-@dataclass(frozen=True)
-class New:
-    """What `create` was given. Shared with the one of a part that adds options."""
-
-    name: str
-    scopes: Iterable[str] | None
-    owner: str | None
-    note: str | None
-    expires_in: timedelta | None
-    expires_at: datetime | None
-    restrictions: Mapping[str, Sequence[str]] | None = None
-
-
-def create_key(ctx: typer.Context, new: New, as_json: bool) -> None:
+def create_key(
+    ctx: typer.Context,
+    fields: Fields,
+    expires_in: timedelta | None,
+    expires_at: datetime | None,
+    as_json: bool,
+) -> None:
+    """Shared with the command of a part that adds options."""
     with changing(ctx) as service:
-        service.create(
-            new.name,
-            new.scopes or (),
-            restrictions=new.restrictions,
-            expires_at=_end(service, new.expires_in, new.expires_at),
-            owner=new.owner or "",
-            note=new.note or "",
-            actor=actor(),
-            show=partial(show, as_json=as_json),
-        )
+        fields["expires_at"] = _end(service, expires_in, expires_at)
+        service.create(**fields, actor=actor(), show=partial(show, as_json=as_json))
 
 
 def _end(
