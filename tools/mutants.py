@@ -2470,6 +2470,56 @@ DATABASE = [
         "key_id",
         "metrics",
     ),
+    # What a proxy is told that asks.
+    Mutant(
+        "a proxy that asks for a scope lets everybody with a key through",
+        "app/gateway/router.py",
+        "if lacking := caller.lacks(scopes):",
+        "if lacking := caller.lacks(()):",
+        "gateway",
+    ),
+    Mutant(
+        "a misspelled question lets everybody in",
+        "app/gateway/router.py",
+        'asked.keys() - {"scope"} or',
+        "False or",
+        "gateway",
+    ),
+    Mutant(
+        "a header of identity without a value is left out",
+        "app/gateway/router.py",
+        "zip(_IDENTITY, values, strict=True))}",
+        "filter(all, zip(_IDENTITY, values, strict=True)))}",
+        "gateway",
+    ),
+    Mutant(
+        "an owner breaks out of its header",
+        "app/gateway/router.py",
+        "quote(caller.owner, safe=_ASCII)",
+        "caller.owner",
+        "gateway",
+    ),
+    Mutant(
+        "a question with an unusual method is refused",
+        "app/gateway/router.py",
+        "router.add_route(PATH, verify, methods=[])",
+        'router.add_route(PATH, verify, methods=["POST"])',
+        "gateway",
+    ),
+    Mutant(
+        "anybody says for what request a proxy asks",
+        "app/gateway/router.py",
+        'record.scope["client"][1] != 0',
+        "False",
+        "gateway",
+    ),
+    Mutant(
+        "a question makes reasons of its own",
+        "app/gateway/router.py",
+        'f"missing scope at {PATH}"',
+        'f"missing scope {lacking}"',
+        "gateway",
+    ),
     # What `keys doctor` finds.
     Mutant(
         "scopes that a dependency asks for count as those of no endpoint",
