@@ -12,6 +12,7 @@ from contextlib import closing, contextmanager
 from datetime import UTC, datetime, timedelta, timezone
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
 
@@ -772,7 +773,7 @@ def test_a_file_that_cannot_be_made_is_said_in_one_line(tmp_path: Path, name: st
 def test_a_database_file_that_cannot_share_memory_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # The mode that SQLite falls back to.
-    monkeypatch.setattr("app.auth.database.engine._switch_to_wal", lambda *_: "delete")
+    fallen_back = SimpleNamespace(fetchone=lambda: ("delete",))
+    monkeypatch.setattr("app.auth.database.engine._insist", lambda *_: fallen_back)
     with pytest.raises(StoreUnavailableError, match="keep the file on a local disk"):
         upgrade(sa.URL.create("sqlite", database=str(tmp_path / "keys.db")))

@@ -528,6 +528,7 @@ def unframed(text: str) -> str:
         ("create x --expires-at 0001-01-01T00:00+23:59", TIME),
         ("revoke --issued-before 31.12.2030", TIME),
         ("create x --expires-at 2100-01-01 --expires-in 1d", "--expires-in or"),
+        ("update x --expires-in 1d --no-expiry", "--no-expiry or a time"),
         ("create x --expires-at 2100-01-01 --expires-in 0s", "--expires-in or"),
         ("update x --expires-at 2100-01-01 --expires-in 1d", "--expires-in or"),
         ("update x --expires-at 2100-01-01 --no-expiry", "--no-expiry"),

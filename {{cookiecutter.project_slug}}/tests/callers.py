@@ -101,7 +101,7 @@ class Keys:
     def __init__(self) -> None:
         self._keys: dict[bytes, Key] = {}
         self._in_use: set[bytes] = set()
-        self.asked = self.found = 0  # how often
+        self.found = 0  # how often one was looked up
 
     def issue(self, *scopes: str) -> bytes:
         """The secret of a new key."""
@@ -110,7 +110,6 @@ class Keys:
         return secret
 
     def cached(self, digest: bytes) -> Key | None:
-        self.asked += 1
         return self._keys[digest] if digest in self._in_use else None
 
     def may_exist(self, digest: bytes) -> bool:

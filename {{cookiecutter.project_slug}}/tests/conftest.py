@@ -142,11 +142,6 @@ def service(server: Server) -> GuardedAPI:
 
 
 @pytest.fixture
-def store(service: GuardedAPI) -> DatabaseKeyStore:
-    return Server(service).store
-
-
-@pytest.fixture
 def key_service(service: GuardedAPI) -> KeyService:
     return Server(service).keys
 

@@ -12,7 +12,7 @@ import sqlalchemy as sa
 from app.auth.access.policy import Denial, Headers
 from app.auth.errors import SettingsError
 from app.auth.key import Key
-from app.limits.limit import Limit, are_within, headers_of, parse_limits, with_default, written
+from app.limits.limit import Limit, are_within, headers_of, parse_limits, with_default
 from app.limits.limiter import Counter, Limiter, UsageSource
 from app.limits.sqlite_counter import SqliteCounter
 
@@ -53,7 +53,8 @@ class LimitPolicy:
     def check_within(self, inner: Sequence[str], outer: Sequence[str]) -> None:
         theirs = with_default(parse_limits(outer), self._default)
         if not are_within(with_default(parse_limits(inner), self._default), theirs):
-            raise ValueError(f"No key that you manage may send more than yours: {written(theirs)}")
+            bound = " ".join(map(str, theirs))
+            raise ValueError(f"No key that you manage may send more than yours: {bound}")
 
     def concerns(self, key: Key) -> bool:
         return bool(self._default or key.restrictions.get(self.name))

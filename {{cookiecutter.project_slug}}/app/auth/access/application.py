@@ -52,7 +52,8 @@ class GuardedAPI(FastAPI):
     of each request when its answer starts. `public_paths` are pages that packages add to the
     application itself and that need no key. The application's own documentation is public.
     Successful requests for `probes` have a line at the level DEBUG alone. With `accept_bearer`,
-    `Authorization: Bearer KEY` counts as the header of the key.
+    `Authorization: Bearer KEY` counts as the header of the key; with `show_owners`, the lines of
+    requests name the owner of the key.
     """
 
     def __init__(
@@ -64,6 +65,7 @@ class GuardedAPI(FastAPI):
         public_paths: Iterable[str] = (),
         probes: Iterable[str] = ("/health/live", "/health/ready"),
         accept_bearer: bool = False,
+        show_owners: bool = False,
         middleware: Sequence[Middleware] = (),
         routes: Iterable[BaseRoute] = (),
         **options: Any,
@@ -71,7 +73,7 @@ class GuardedAPI(FastAPI):
         self.keys: Final = keys
         self.policies: Final = tuple(policies)
         self._observers: Final = list(observers)
-        self._log: Final = RequestLog(self, self._observers, probes)
+        self._log: Final = RequestLog(self, self._observers, probes, show_owners)
         self._public_paths: Final = frozenset(public_paths)
         self._accept_bearer: Final = accept_bearer
         self._problem = ""  # the error that stopped the start-up

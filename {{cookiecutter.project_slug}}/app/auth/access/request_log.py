@@ -38,8 +38,11 @@ class RequestLog:
     `probes` are paths whose successful requests have a line at the level DEBUG alone.
     """
 
-    def __init__(self, api: Any, observers: Sequence[Observer], probes: Iterable[str]) -> None:
+    def __init__(
+        self, api: Any, observers: Sequence[Observer], probes: Iterable[str], show_owners: bool
+    ) -> None:
         self.api, self.observers, self.probes = api, observers, frozenset(probes)
+        self.show_owners = show_owners
         # At the first request, for a process may fork before it.
         self._bits: Callable[[int], int] | None = None
         self._paths: dict[int, str] | None = None  # declared paths, by the id() of the route
@@ -140,6 +143,7 @@ class Exchange(RequestRecord):
         if self.route is None:
             self.route = self._log.path_of(self.scope)
         key_id = self.key.id if self.key else ""
+        owner = self.key.owner if self.key and self._log.show_owners else ""
         line = logger.makeRecord(  # `logger.log` would search the stack for the caller of it
             *(logger.name, level, __file__, 0, "%s %s %s %d in %.1f ms%s"),
             (
@@ -148,7 +152,7 @@ class Exchange(RequestRecord):
                 self.route or repr(masked(self.scope["path"])),
                 self.status,
                 milliseconds,
-                key_id and f", key {key_id}",
+                (key_id and f", key {key_id}") + (owner and f" of {masked(owner)}"),
             ),
             None,
         )
@@ -160,6 +164,8 @@ class Exchange(RequestRecord):
             duration_ms=round(milliseconds, 1),
             key_id=key_id,
         )
+        if owner:
+            line.owner = masked(owner)
         logger.handle(line)
 
 

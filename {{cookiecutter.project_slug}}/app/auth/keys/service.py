@@ -155,13 +155,15 @@ class KeyService(KeyReader):
 
         Raises InvalidError, NotFoundError, ForbiddenError or ConflictError.
         """
-        if id.startswith(ENV_ID):
-            raise ConflictError(f"{id} lives in API_KEYS; create another key, then revoke this one")
         if not timedelta() <= overlap <= LONGEST:
             raise InvalidError("An overlap is between nothing and a hundred years")
         secret = new_secret()
         with self._change() as change:
             key = self._active(change, id, authorize)
+            if id.startswith(ENV_ID):
+                raise ConflictError(
+                    f"{id} lives in API_KEYS; create another key, then revoke this one"
+                )
             in_force = change.in_force(id)
             if len(in_force) == 2:
                 if not drop:

@@ -63,12 +63,13 @@ async function showUsage({ session }, parts, path) {
     pair("Refused", count(refused)),
     pair("Limited", count(limited)),
   );
-  const periods = everyPeriod(days, used.by_hour);
+  const hourly = days <= 7;
+  const periods = everyPeriod(hourly ? days * 24 : days, hourly, used.by_hour);
   const label = `${count(served)} served, ${count(refused)} refused, ${count(limited)} limited`;
-  parts.chart.replaceChildren(barChart(periods, `${label}; the table below has all of it`));
-  reveal(parts.periods, periods.filter(totalOf).reverse(), periodRow, 24);
-  parts.unused.hidden = used.by_secret.length > 0;
-  parts.secrets.replaceChildren(...used.by_secret.map(secretRow));
+  parts.chart.replaceChildren(...barChart(periods, `${label}; the table below has all of it`));
+  const none = "It was not used in this time.";
+  reveal(parts.periods, periods.filter(totalOf).reverse(), periodRow, none, 24);
+  reveal(parts.secrets, used.by_secret, secretRow, none);
 }
 
 function periodRow(period) {
@@ -86,5 +87,9 @@ function outcomeCells({ served, refused, limited }) {
 
 async function showEvents({ session }, { events }, path) {
   const done = await session.read(`${path}/events`);
-  reveal(events, done.reverse(), ({ at, action, actor }) => row(moment(at), cell(action), cell(actor)));
+  reveal(events, done.reverse(), eventRow, "Nothing was.");
+}
+
+function eventRow({ at, action, actor }) {
+  return row(moment(at), cell(action), cell(actor));
 }

@@ -31,7 +31,7 @@ export class Session {
   }
 
   async read(path = "", query = {}) {
-    const answer = await this.#ask("GET", path + written(query));
+    const answer = await this.#ask("GET", `${path}?${new URLSearchParams(query)}`);
     if (isRefusal(answer)) throw new KeyRefused(await reasonOf(answer));
     return resultOf(answer);
   }
@@ -55,13 +55,6 @@ export class Session {
       throw new Failure("The service does not answer. Try again.");
     }
   }
-}
-
-function written(query) {
-  const pairs = Object.entries(query).flatMap(([name, value]) =>
-    [value].flat().map((each) => [name, each]),
-  );
-  return pairs.length ? `?${new URLSearchParams(pairs)}` : "";
 }
 
 function isRefusal(answer) {
