@@ -117,10 +117,9 @@ def _readable(value: object) -> str:
         return f"{value:%Y-%m-%d %H:%MZ}"
     if isinstance(value, list):
         return " ".join(value) or "-"
-    if isinstance(value, tuple):  # before and after
-        return " to ".join(map(_readable, value))
-    if isinstance(value, dict):
-        return ", ".join(f"{name}: {_readable(each)}" for name, each in value.items()) or "-"
+    if isinstance(value, dict):  # by field, before and after
+        changed = ((name, " to ".join(map(_readable, each))) for name, each in value.items())
+        return ", ".join(f"{name}: {change}" for name, change in changed)
     return "-" if value in (None, "") else f"{value}"
 
 

@@ -111,9 +111,9 @@ class KeyService(KeyReader):
             if (updated := _with_owner(change.view(id))) != key:
                 self._keep_a_manager(change, managers, force)
                 authorize(change, updated)
-                before, after = (view.model_dump(mode="json") for view in (key, updated))
-                differ = {name for name in fields if before[name] != after[name]}
-                changes = {name: [before[name], after[name]] for name in sorted(differ)}
+                before, after = (_flat(self._filled(view)) for view in (key, updated))
+                differ = [name for name in sorted(after) if before.get(name) != after[name]]
+                changes = {name: [before.get(name), after[name]] for name in differ}
                 change.record("updated", actor, [id], changes)
             return self._filled(updated)
 
@@ -290,6 +290,12 @@ class KeyService(KeyReader):
         if show:
             show(issued)
         return issued
+
+
+def _flat(key: KeyView) -> dict[str, Any]:
+    """In JSON, with each restriction as a field of its own."""
+    dumped = key.model_dump(mode="json")
+    return {**dumped, **dumped.pop("restrictions")}
 
 
 def _with_owner(key: KeyView) -> KeyView:
