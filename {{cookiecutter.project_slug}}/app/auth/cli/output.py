@@ -117,9 +117,10 @@ def _readable(value: object) -> str:
         return f"{value:%Y-%m-%d %H:%MZ}"
     if isinstance(value, list):
         return " ".join(value) or "-"
+    if isinstance(value, tuple):  # before and after
+        return " to ".join(map(_readable, value))
     if isinstance(value, dict):
-        changed = ((name, map(_readable, values)) for name, values in value.items())
-        return ", ".join(f"{name}: {' to '.join(values)}" for name, values in changed)
+        return ", ".join(f"{name}: {_readable(each)}" for name, each in value.items()) or "-"
     return "-" if value in (None, "") else f"{value}"
 
 
