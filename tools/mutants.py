@@ -1382,7 +1382,6 @@ DATABASE = [
         "if not asking or asking.done() or",
         "if True or",
         "store",
-        lean=True,
     ),
     Mutant(
         "memory has no bound",
