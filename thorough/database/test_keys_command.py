@@ -264,6 +264,17 @@ async def test_an_update_changes_what_it_names_and_the_audit_tells_from_what_to_
 
 
 @on_both
+def test_keys_and_their_usage_are_told_by_owner() -> None:
+    key, *others = (keys("create", "billing", "--owner", each) for each in ("acme", "Acme", ""))
+    keys("pause", key["id"])
+    assert [each["id"] for each in keys("list", "--owner", "acme")] == [key["id"]]
+    assert [each["id"] for each in keys("usage", "--owner", "acme")["keys"]] == []
+    for nobody in ("", "nobody", "acm_", "%"):
+        assert keys("list", "--owner", nobody) == keys("usage", "--owner", nobody)["keys"] == []
+    assert len(keys("list")) == 2 + 1 + len(others)  # with those of API_KEYS
+
+
+@on_both
 async def test_a_paused_key_is_refused_until_it_is_resumed() -> None:
     first = keys("create", "billing")
     second = keys("rotate", first["id"])
