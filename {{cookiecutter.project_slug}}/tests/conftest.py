@@ -160,8 +160,8 @@ async def client_with(
     """Callers whose keys have the scopes that you name: `client_with("reports:read")`."""
     async with AsyncExitStack() as clients:
 
-        def client_with(*scopes: str) -> httpx.AsyncClient:
-            key = key_service.create("client", scopes, actor="tests").key
+        def client_with(*scopes: str, owner: str = "") -> httpx.AsyncClient:
+            key = key_service.create("client", scopes, owner=owner, actor="tests").key
             client = httpx.AsyncClient(
                 transport=httpx.ASGITransport(app=service),
                 base_url="http://service",
