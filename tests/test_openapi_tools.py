@@ -17,7 +17,7 @@ from tests.reader import blocks, chapter, page
 pytestmark = [pytest.mark.slow, pytest.mark.add_ons]
 
 COMBINATIONS = {
-    "database": {"management": "yes", "limits": "yes"},
+    "database": {"management": "yes", "limits": "yes", "gateway": "yes"},
     "database-401": {"missing_key_status": "401", "api_key_header": "X-API-Key"},
     "env": {"key_store": "env"},
     "env-401": {
@@ -215,8 +215,9 @@ def test_schemathesis_finds_nothing(service: Service) -> None:
     """With the file of the page, for a caller; then with all operations, and for a stranger."""
     key = service.keys[0]
     told = chapter(page("recipes.md"), "Check the service against its OpenAPI document")
-    (_, common), (_, managed) = blocks(told, "toml")
+    (_, common), (_, managed), (_, asked) = blocks(told, "toml")
     has_management = (service.path / "app/management").exists()
+    common += asked * (service.path / "app/gateway").exists()
     config = service.path / "schemathesis.toml"
     config.write_text(common + managed * has_management, "utf-8")
     service.schemathesis(key=key)

@@ -974,12 +974,11 @@ DATABASE = [
         lean=True,
     ),
     Mutant(
-        "the database lets a restriction be changed",
+        "the database lets the id of a key be changed",
         "app/auth/database/migrate.py",
-        " OR CAST(NEW.restrictions AS text) <> CAST(OLD.restrictions AS text)",
+        " OR NEW.id <> OLD.id",
         "",
         "changes",
-        lean=True,
     ),
     Mutant(
         "a policy does not run with the service",
@@ -1097,7 +1096,7 @@ DATABASE = [
     ),
     Mutant(
         "who revokes waits for the shortest bound of all servers",
-        "app/auth/keys/service.py",
+        "app/auth/keys/reader.py",
         "longest: float = max(",
         "longest: float = min(",
         "store",
@@ -1179,8 +1178,8 @@ DATABASE = [
     ),
     Mutant(
         "a restore does not wait for servers",
-        "app/auth/cli/database.py",
-        "        sleep(seconds)\n",
+        "app/auth/cli/context.py",
+        "    sleep(seconds)\n",
         "",
         "restore",
     ),
@@ -1196,7 +1195,7 @@ DATABASE = [
     Mutant(
         "the database lets a revocation be undone",
         "app/auth/database/migrate.py",
-        '"OLD.revoked_at IS NOT NULL AND NEW.revoked_at IS DISTINCT FROM OLD.revoked_at"',
+        '"OLD.revoked_at IS NOT NULL OR NEW.id <> OLD.id"',
         '"OLD.id = NEW.name"',
         "changes",
         lean=True,
@@ -1441,7 +1440,7 @@ DATABASE = [
     ),
     Mutant(
         "a variable says who did it",
-        "app/auth/cli/commands.py",
+        "app/auth/cli/context.py",
         "user = pwd.getpwuid(os.getuid()).pw_name",
         'user = os.environ.get("USER") or pwd.getpwuid(os.getuid()).pw_name',
         "keys_command",
@@ -1555,8 +1554,8 @@ DATABASE = [
     Mutant(
         "a manager takes over a key that may do more",
         "app/auth/keys/service.py",
-        "        authorize(change, key)\n",
-        "",
+        "        authorize(change, key)\n        if key.status",
+        "        if key.status",
         "api_keys",
     ),
     Mutant(
@@ -1566,6 +1565,100 @@ DATABASE = [
         "if not force and self._managers(change) > before:",
         "api_keys",
         lean=True,
+    ),
+    # A key changes, and what it loses is lost when the command returns.
+    Mutant(
+        "a paused key is let in",
+        "app/auth/store/queries.py",
+        '        if row.paused_at:\n            return Secret(key, 0.0, "paused key")\n',
+        "",
+        "access",
+    ),
+    Mutant(
+        "a revoked key can be resumed",
+        "app/auth/keys/service.py",
+        'if key.status not in ("active", "paused"):',
+        'if key.status == "expired":',
+        "changes",
+    ),
+    Mutant(
+        "an expired key can be updated",
+        "app/auth/keys/service.py",
+        'if key.status not in ("active", "paused"):',
+        'if key.status == "revoked":',
+        "changes",
+    ),
+    Mutant(
+        "a paused key can be rotated",
+        "app/auth/keys/service.py",
+        'if key.status == "paused":\n            raise ConflictError',
+        'if key.status == "ended":\n            raise ConflictError',
+        "keys_command",
+    ),
+    Mutant(
+        "the last manager can be paused",
+        "app/auth/keys/service.py",
+        "                self._keep_a_manager(change, managers, force)\n"
+        '                change.record("paused"',
+        '                change.record("paused"',
+        "changes",
+    ),
+    Mutant(
+        "the last manager can be narrowed",
+        "app/auth/keys/service.py",
+        "                self._keep_a_manager(change, managers, force)\n"
+        "                authorize(change, updated)\n",
+        "                authorize(change, updated)\n",
+        "changes",
+    ),
+    Mutant(
+        "an update is authorized for the key as it was alone",
+        "app/auth/keys/service.py",
+        "                authorize(change, updated)\n",
+        "",
+        "changes",
+    ),
+    Mutant(
+        "an update does not say what has changed",
+        "app/auth/keys/service.py",
+        'change.record("updated", actor, [id], changes)',
+        'change.record("updated", actor, [id])',
+        "changes",
+    ),
+    Mutant(
+        "an update that changes nothing leaves an event",
+        "app/auth/keys/service.py",
+        "if (updated := _with_owner(change.view(id))) != key:",
+        "if (updated := _with_owner(change.view(id))) is not key:",
+        "changes",
+    ),
+    Mutant(
+        "an update does not wait",
+        "app/auth/cli/changes.py",
+        "        show_when_all_follow(service, updated, as_json)",
+        "        show(updated, as_json)",
+        "keys_command",
+    ),
+    Mutant(
+        "a note may hold a key",
+        "app/auth/keys/fields.py",
+        "            if id:\n",
+        "            if not id and hashed == b'':\n",
+        "keys",
+    ),
+    Mutant(
+        "what a key used without a quota is forgotten",
+        "app/limits/policy.py",
+        "is_known = self._charged.get(id(key)) is key",
+        "is_known = True",
+        "limits",
+    ),
+    Mutant(
+        "in PostgreSQL a limit of another length ends in an error",
+        "app/limits/postgresql_counter.py",
+        "coalesce(oldest.time, now)",
+        "oldest.time",
+        "counters",
     ),
     # A secret is shown once; where it cannot be shown nothing has changed.
     Mutant(
@@ -1593,7 +1686,7 @@ DATABASE = [
     ),
     Mutant(
         "commands migrate",
-        "app/auth/cli/commands.py",
+        "app/auth/cli/context.py",
         "return open_service(settings, wiring_of(ctx).make_policies(settings))",
         "return open_service(settings, wiring_of(ctx).make_policies(settings), migrate=True)",
         "keys_command",
@@ -1601,7 +1694,7 @@ DATABASE = [
     ),
     Mutant(
         "a command shows the password of the place",
-        "app/auth/cli/database.py",
+        "app/auth/cli/context.py",
         "render_as_string()",
         "render_as_string(hide_password=False)",
         "keys_command",
@@ -1610,8 +1703,8 @@ DATABASE = [
     Mutant(
         "secrets are stored in the clear",
         "app/auth/keys/service.py",
-        'more = {"created_by": actor, ',
-        'more = {"created_by": secret, ',
+        "self._checked(change, fields), actor)",
+        "self._checked(change, fields), secret)",
         "secrecy",
         lean=True,
     ),
@@ -1915,8 +2008,8 @@ DATABASE = [
     Mutant(
         "each secret of a key has the limit for itself",
         "app/limits/policy.py",
-        "charge(key.id, limits)",
-        'charge(f"{id(key)}", limits)',
+        "charge(key.id, limits, ",
+        'charge(f"{id(key)}", limits, ',
         "limits",
     ),
     Mutant(
@@ -2246,8 +2339,8 @@ DATABASE = [
     Mutant(
         "back in reach a quota is what it was before",
         "app/limits/limiter.py",
-        "                knows = key_id not in self._apart\n",
-        "                knows = True\n",
+        "                knows = is_known and key_id not in self._apart\n",
+        "                knows = is_known\n",
         "counters",
     ),
     Mutant(
@@ -2376,6 +2469,56 @@ DATABASE = [
         'key_id if key_id in _keys else "others"',
         "key_id",
         "metrics",
+    ),
+    # What a proxy is told that asks.
+    Mutant(
+        "a proxy that asks for a scope lets everybody with a key through",
+        "app/gateway/router.py",
+        "if lacking := caller.lacks(scopes):",
+        "if lacking := caller.lacks(()):",
+        "gateway",
+    ),
+    Mutant(
+        "a misspelled question lets everybody in",
+        "app/gateway/router.py",
+        'asked.keys() - {"scope"} or',
+        "False or",
+        "gateway",
+    ),
+    Mutant(
+        "a header of identity without a value is left out",
+        "app/gateway/router.py",
+        "zip(_IDENTITY, values, strict=True))}",
+        "filter(all, zip(_IDENTITY, values, strict=True)))}",
+        "gateway",
+    ),
+    Mutant(
+        "an owner breaks out of its header",
+        "app/gateway/router.py",
+        "quote(caller.owner, safe=_ASCII)",
+        "caller.owner",
+        "gateway",
+    ),
+    Mutant(
+        "a question with an unusual method is refused",
+        "app/gateway/router.py",
+        "router.add_route(PATH, verify, methods=[])",
+        'router.add_route(PATH, verify, methods=["POST"])',
+        "gateway",
+    ),
+    Mutant(
+        "anybody says for what request a proxy asks",
+        "app/gateway/router.py",
+        'record.scope["client"][1] != 0',
+        "False",
+        "gateway",
+    ),
+    Mutant(
+        "a question makes reasons of its own",
+        "app/gateway/router.py",
+        'f"missing scope at {PATH}"',
+        'f"missing scope {lacking}"',
+        "gateway",
     ),
     # What `keys doctor` finds.
     Mutant(

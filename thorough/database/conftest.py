@@ -63,8 +63,8 @@ def postgresql_databases() -> Iterator[PostgreSQLDatabases]:
 OF_NO_DATABASE = {
     f"tests.thorough.test_{name}"
     for name in (
-        *("any_bytes", "charges", "guard", "guesses", "metrics", "networks", "openapi", "requests"),
-        *("scopes", "traces", "valkey"),
+        *("any_bytes", "charges", "gateway", "guard", "guesses", "metrics", "networks", "openapi"),
+        *("requests", "scopes", "traces", "valkey"),
     )
 }
 

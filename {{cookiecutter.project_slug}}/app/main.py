@@ -13,6 +13,7 @@ from app.auth.log import configure_logging
 from app.auth.store.cache import DatabaseKeyStore
 from app.console import router as console  # part: management
 from app.docs import router as docs
+from app.gateway import router as gateway  # part: gateway
 from app.management.router import TAG  # part: management
 from app.management.router import router as api_keys  # part: management
 from app.openapi import ABOUT
@@ -51,6 +52,8 @@ def create_app(settings: Settings) -> GuardedAPI:
     app.include_router(metrics.router)  # part: metrics
     app.add_observer(metrics.observe)  # part: metrics
     metrics.prepare(settings.show_owners)  # part: metrics
+    app.include_router(gateway.router)  # part: gateway
+    app.add_observer(gateway.observe)  # part: gateway
     return app
 
 

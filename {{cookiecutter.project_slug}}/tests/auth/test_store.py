@@ -210,16 +210,3 @@ async def test_what_cannot_be_written_is_kept_and_what_was_written_counts_once(
     assert all(server.keys.get(key.id).last_used_at for key in issued)
     used = [of_key(server.keys.engine, key.id, timedelta(days=1)).served for key in issued]
     assert used == [1, 1, 1]
-
-
-async def test_a_clock_that_goes_back_revives_no_key_in_a_process_that_starts_later(
-    clock: Clock, server: Server, start_server: Callable[[], Server]
-) -> None:
-    ends = datetime.fromtimestamp(clock.now + 7200, UTC)
-    key = server.keys.create("key", expires_at=ends, actor=ME)
-    clock.pass_time(7200)
-    assert await server.admits(key.key) == "-"
-    await server.store.flush()
-    clock.now -= 86_399
-    assert await start_server().admits(key.key) == "-"
-    assert server.keys.get(key.id).status == "expired"

@@ -32,9 +32,6 @@ _DETAILS = {
 class NotShownError(Exception):
     """Standard output is closed, or a write to it has failed."""
 
-    def __init__(self, reason: str) -> None:
-        super().__init__(f"Standard output: {reason}.")
-
 
 @contextmanager
 def one_line_errors(not_shown: str = "") -> Generator[None]:
@@ -43,12 +40,12 @@ def one_line_errors(not_shown: str = "") -> Generator[None]:
         if sys.stdout is None:
             raise NotShownError("it is closed")
         yield
+        return
+    except NotShownError as error:
+        note(f"Standard output: {error}.{not_shown}")
     except (SettingsError, KeyServiceError, StoreUnavailableError) as error:
         note(f"{error}")
-        raise typer.Exit(1) from None
-    except NotShownError as error:
-        note(f"{error}{not_shown}")
-        raise typer.Exit(1) from None
+    raise typer.Exit(1)
 
 
 def escape_what_cannot_be_encoded() -> None:
@@ -120,9 +117,10 @@ def _readable(value: object) -> str:
         return f"{value:%Y-%m-%d %H:%MZ}"
     if isinstance(value, list):
         return " ".join(value) or "-"
+    if isinstance(value, tuple):  # before and after
+        return " to ".join(map(_readable, value))
     if isinstance(value, dict):
-        changed = ((name, map(_readable, values)) for name, values in value.items())
-        return ", ".join(f"{name}: {' to '.join(values)}" for name, values in changed)
+        return ", ".join(f"{name}: {_readable(each)}" for name, each in value.items()) or "-"
     return "-" if value in (None, "") else f"{value}"
 
 

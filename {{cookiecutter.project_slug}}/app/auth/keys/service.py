@@ -6,6 +6,7 @@ Each change and its event are written in one transaction.
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime, timedelta
+from functools import partial
 from secrets import token_hex
 from typing import Any, Literal
 
@@ -249,7 +250,7 @@ class KeyService(KeyReader):
         return key
 
     def _checked(self, change: Change, fields: Fields) -> dict[str, Any]:
-        found = checked(fields, change.now, self.policies)
+        found = checked(fields, change.now, self.policies, partial(ids_of, change.connection))
         if self.owner is not None and found.get("owner", self.owner) != self.owner:
             raise ForbiddenError(f"The keys that you manage belong to {self.owner}")
         return found
