@@ -296,9 +296,7 @@ def test_an_update_says_what_changed_from_what_to_what_and_nothing_is_no_event(
         assert (after == before) is (expected is None)
         if expected and "owner" in update:
             expected["owner"] = [before.owner, after.owner]
-        told += (
-            [("ann", {name: tuple(each) for name, each in expected.items()})] if expected else []
-        )
+        told += [("ann", {name: list(each) for name, each in expected.items()})] if expected else []
     updated = [event for event in key_service.events(key.id) if event.action == "updated"]
     assert [(event.actor, event.changes) for event in updated] == told
 
