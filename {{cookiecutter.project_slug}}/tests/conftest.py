@@ -154,8 +154,9 @@ def client(service: FastAPI) -> httpx.AsyncClient:
 def client_with(service: FastAPI, key_service: KeyService) -> Callable[..., httpx.AsyncClient]:
     """Callers whose keys have the scopes that you name: `client_with("reports:read")`."""
 
-    def client_with(*scopes: str) -> httpx.AsyncClient:
-        return make_client(service, key_service.create("client", scopes, actor="tests").key)
+    def client_with(*scopes: str, owner: str = "") -> httpx.AsyncClient:
+        key = key_service.create("client", scopes, owner=owner, actor="tests").key
+        return make_client(service, key)
 
     return client_with
 
