@@ -98,6 +98,7 @@ class Exchange(RequestRecord):
         if not self._has_line:
             self._tell()
         request_id.reset(self._id_before)
+        del self.scope  # it holds this record: a cycle would wait for the garbage collector
 
     def _begin(self, status: int) -> None:
         self.status = status
