@@ -151,8 +151,9 @@ def _add_up() -> None:
                 if refusal:
                     _add_refusal(refusal)(len(seconds))
                 else:
+                    add = _add_seconds(route)
                     for each in seconds:
-                        _add_seconds(route)(each)
+                        add(each)
         _waiting.clear()
 
 

@@ -6,7 +6,7 @@ from typing import Any, Final, NamedTuple, NoReturn
 from fastapi import APIRouter, Request, Response, params
 from fastapi.dependencies.models import Dependant
 from fastapi.routing import APIRoute, APIWebSocketRoute
-from starlette.routing import BaseRoute
+from starlette.routing import BaseRoute, Match
 from starlette.types import Receive, Scope, Send
 
 from app.auth.access.dependencies import refusal_without, scopes_of
@@ -40,7 +40,33 @@ class GuardedRoute(APIRoute):
         return handle_if_covered
 
 
-class GuardedRouter(APIRouter):
+class _Router(APIRouter):
+    """Does not ask each of its routes where the end of a path tells that none matches."""
+
+    _ends: tuple[str, ...] = ()
+    _count = 0
+
+    def __init__(self, **options: Any) -> None:
+        options.setdefault("redirect_slashes", False)
+        super().__init__(**options)
+
+    def matches(self, scope: Scope) -> tuple[Match, Scope]:
+        """FastAPI calls this for an included router, twice if it is the one."""
+        if len(self.routes) != self._count:  # a cheap check: it runs per request
+            self._ends, self._count = tuple(map(_end_of, self.routes)), len(self.routes)
+        return super().matches(scope) if scope["path"].endswith(self._ends) else (Match.NONE, {})
+
+    frontend = refuse_frontend
+
+
+def _end_of(route: BaseRoute) -> str:
+    """Return the end of every path that matches. It may be included with any prefix."""
+    path = getattr(route, "path", "{")
+    is_usual = type(route).matches in (APIRoute.matches, APIWebSocketRoute.matches)
+    return path if is_usual and "{" not in path else ""
+
+
+class GuardedRouter(_Router):
     """Every route on it (HTTP, WebSocket, mounted apps, nested routers) needs a valid key.
 
     The scopes in its `dependencies`, and in those of `include_router`, apply to all of them.
@@ -48,13 +74,12 @@ class GuardedRouter(APIRouter):
 
     def __init__(self, **options: Any) -> None:
         options.setdefault("route_class", GuardedRoute)
-        options.setdefault("redirect_slashes", False)
         super().__init__(**options)
         self.scopes: Final = sorted(scopes_in(self.dependencies))
 
-    async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
+    def handle(self, scope: Scope, receive: Receive, send: Send) -> Coroutine[Any, Any, None]:
         """FastAPI calls this for an included router."""
-        await (self._refusal(scope) or super().handle)(scope, receive, send)
+        return (self._refusal(scope) or super().handle)(scope, receive, send)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Starlette calls this for a mounted router."""
@@ -72,20 +97,12 @@ class GuardedRouter(APIRouter):
         router, options = with_scopes_of(dependencies, router, options)
         super().include_router(router, **options)
 
-    frontend = refuse_frontend
-
 
 _NOBODY_ASKED: Final = Refusal("no GuardedAPI around it")
 
 
-class PublicRouter(APIRouter):
+class PublicRouter(_Router):
     """Routes on it need no key, except those on a GuardedRouter inside it."""
-
-    def __init__(self, **options: Any) -> None:
-        options.setdefault("redirect_slashes", False)
-        super().__init__(**options)
-
-    frontend = refuse_frontend
 
 
 def dependant_of(dependencies: Dependencies) -> Dependant:
