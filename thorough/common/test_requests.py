@@ -1,5 +1,6 @@
 """What is around every request: an id, headers of the answer, a line in the log."""
 
+import gc
 import logging
 import re
 from collections.abc import Sequence
@@ -63,6 +64,23 @@ def api(keys: Keys) -> GuardedAPI:
     api.include_router(both, prefix="/v1")
     api.include_router(both, prefix="/v2")
     return api
+
+
+async def test_a_request_leaves_nothing_to_the_collector_of_garbage(
+    api: GuardedAPI, keys: Keys
+) -> None:
+    secret = keys.issue()
+    await ask(api, secret, path="/guarded/items/1")
+    gc.collect()
+    gc.set_debug(gc.DEBUG_SAVEALL)
+    try:
+        await ask(api, secret, path="/guarded/items/1")
+        gc.collect()
+        left = [each for each in gc.garbage if isinstance(each, RequestRecord)]
+    finally:
+        gc.set_debug(0)
+        gc.garbage.clear()
+    assert left == []
 
 
 def lines(caplog: pytest.LogCaptureFixture) -> list[dict[str, Any]]:

@@ -151,9 +151,8 @@ def _add_up() -> None:
                 if refusal:
                     _add_refusal(refusal)(len(seconds))
                 else:
-                    add = _add_seconds(route)
                     for each in seconds:
-                        add(each)
+                        _add_seconds(route)(each)
         _waiting.clear()
 
 

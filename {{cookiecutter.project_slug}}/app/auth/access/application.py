@@ -68,8 +68,7 @@ class GuardedAPI(FastAPI):
     ) -> None:
         self.keys: Final = keys
         self.policies: Final = tuple(policies)
-        self._observers: Final = list(observers)
-        self._log: Final = RequestLog(self, self._observers, probes)
+        self._log: Final = RequestLog(self, observers, probes)
         self._public_paths: Final = frozenset(public_paths)
         self._problem = ""  # the error that stopped the start-up
         given = list(routes)
@@ -116,7 +115,7 @@ class GuardedAPI(FastAPI):
 
     def add_observer(self, observe: Observer) -> None:
         """Call `observe` for each request, when its answer starts."""
-        self._observers.append(observe)
+        self._log.observers.append(observe)
 
     def include_router(
         self, router: APIRouter, *, dependencies: Dependencies = None, **options: Any

@@ -14,6 +14,7 @@ from app.auth.access.rule import CALLER, Refusal
 from app.auth.errors import UnguardedRouteError
 
 _NO_SCOPES: Final[frozenset[str]] = frozenset()
+_BY_PATH: Final = (APIRoute.matches, APIWebSocketRoute.matches)
 
 Dependencies = Sequence[params.Depends] | None
 Handler = Callable[[Request], Coroutine[Any, Any, Response]]
@@ -41,29 +42,22 @@ class GuardedRoute(APIRoute):
 
 
 class _Router(APIRouter):
-    """Does not ask each of its routes where the end of a path tells that none matches."""
+    """Asks its routes only if a path ends like one of theirs; a prefix may stand before it."""
 
     _ends: tuple[str, ...] = ()
-    _count = 0
+    frontend = refuse_frontend
 
     def __init__(self, **options: Any) -> None:
         options.setdefault("redirect_slashes", False)
         super().__init__(**options)
 
     def matches(self, scope: Scope) -> tuple[Match, Scope]:
-        """FastAPI calls this for an included router, twice if it is the one."""
-        if len(self.routes) != self._count:  # a cheap check: it runs per request
-            self._ends, self._count = tuple(map(_end_of, self.routes)), len(self.routes)
+        """FastAPI calls this for an included router, and again for the one that it chooses."""
+        if len(self.routes) != len(self._ends):  # a cheap check: it runs per request
+            routes: list[Any] = self.routes
+            paths = [route.path if type(route).matches in _BY_PATH else "{" for route in routes]
+            self._ends = tuple("" if "{" in path else path for path in paths)
         return super().matches(scope) if scope["path"].endswith(self._ends) else (Match.NONE, {})
-
-    frontend = refuse_frontend
-
-
-def _end_of(route: BaseRoute) -> str:
-    """Return the end of every path that matches. It may be included with any prefix."""
-    path = getattr(route, "path", "{")
-    is_usual = type(route).matches in (APIRoute.matches, APIWebSocketRoute.matches)
-    return path if is_usual and "{" not in path else ""
 
 
 class GuardedRouter(_Router):
