@@ -411,8 +411,8 @@ ENV = [
     Mutant(
         "a request waits for the collector of garbage",
         "app/auth/access/request_log.py",
-        "        del self.scope  # it",
-        "        pass  # it",
+        "        del self.scope, self._send  #",
+        "        del self.scope  #",
         "requests",
     ),
     # A release of FastAPI that goes past the guard does not start.

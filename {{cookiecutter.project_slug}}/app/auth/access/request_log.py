@@ -97,7 +97,7 @@ class Exchange(RequestRecord):
         if not self._has_line:
             self._tell()
         request_id.reset(self._id_before)
-        del self.scope  # it holds this record: a cycle would wait for the garbage collector
+        del self.scope, self._send  # they hold this: a cycle waits for the garbage collector
 
     def _begin(self, status: int) -> None:
         self.status, self.seconds = status, perf_counter() - self._began_at
