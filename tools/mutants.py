@@ -314,8 +314,8 @@ ENV = [
     Mutant(
         "the body is read before the check",
         "app/auth/access/middleware.py",
-        "                caller = await self._decide(scope)",
-        "                await receive()\n                caller = await self._decide(scope)",
+        "                caller = await authenticate(",
+        "                await receive()\n                caller = await authenticate(",
         "guard",
         lean=True,
     ),
@@ -392,6 +392,28 @@ ENV = [
         "await super().__call__(scope, receive, send)",
         "guard",
         lean=True,
+    ),
+    Mutant(
+        "a route that chooses by more than the path is not asked",
+        "app/auth/access/routers.py",
+        "route.path if type(route).matches in _BY_PATH else",
+        "route.path if isinstance(route, APIRoute) else",
+        "guard",
+    ),
+    Mutant(
+        "a path with a parameter has to be written as it is declared",
+        "app/auth/access/routers.py",
+        '"" if "{" in path else path for path in paths',
+        "path for path in paths",
+        "guard",
+        lean=True,
+    ),
+    Mutant(
+        "a request waits for the collector of garbage",
+        "app/auth/access/request_log.py",
+        "        del self.scope, self._send  #",
+        "        del self.scope  #",
+        "requests",
     ),
     # A release of FastAPI that goes past the guard does not start.
     Mutant(
