@@ -15,7 +15,7 @@ from starlette.types import Message, Scope, Send
 from app.auth.access.clients import address_of
 from app.auth.access.policy import Headers
 from app.auth.access.rule import PRESENTED, KeyStore, route_of
-from app.auth.key import canonical, digest, masked, spelled_in
+from app.auth.key import canonical, digest, imported_in, masked, spelled_in
 from app.auth.log import RECORD, Observer, RequestRecord, request_id
 
 logger = logging.getLogger("app.requests")
@@ -28,6 +28,7 @@ _HEADERS: Final = (
     (b"x-content-type-options", b"nosniff"),
 )
 _NAMES: Final = frozenset({b"x-request-id", *(name for name, _ in _HEADERS)})
+_METHODS: Final = frozenset({"DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT"})
 _NO_STORE: Final = (b"cache-control", b"no-store")
 _FOR_WHOM: Final = re.compile(rb"private|public|s-maxage|no-store", re.IGNORECASE)
 
@@ -164,7 +165,8 @@ class Exchange(RequestRecord):
         logger.handle(line)
 
 
-_shown = lru_cache(100)(masked)
+def _shown(method: str) -> str:
+    return method if method in _METHODS else masked(method)
 
 
 @lru_cache(10_000)
@@ -177,7 +179,7 @@ def _believed(sent: bytes, scope: Scope, keys: KeyStore) -> str:
     id = sent.decode("latin-1")
     if not _BELIEVED.fullmatch(sent) or any(_is_key(text, scope, keys) for text in spelled_in(id)):
         return ""
-    return id
+    return "" if any(imported_in(id, 64)) else id
 
 
 def _is_key(text: str, scope: Scope, keys: KeyStore) -> bool:
