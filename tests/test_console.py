@@ -591,6 +591,7 @@ def test_a_manager_with_limits_makes_no_key_without_and_is_told_when_to_try_agai
     click(page, "Make it")
     assert service.status(keep_secret(page)) == 200
     click(page, "All keys", "link")
+    page.get_by_role("searchbox").fill("as free")
     expect(page.locator("#keys")).to_contain_text("as free")
 
     while service.status(manager["key"]) == 200:
