@@ -1090,8 +1090,8 @@ DATABASE = [
     Mutant(
         "a revocation over HTTP does not wait",
         "app/management/router.py",
-        "    await _until_all_follow(service)\n    return KeyView.of(changed)\n",
-        "    return KeyView.of(changed)\n",
+        "    if wait:\n",
+        "    if not wait:\n",
         "api_keys",
     ),
     Mutant(
@@ -1121,8 +1121,8 @@ DATABASE = [
     Mutant(
         "who revokes holds everybody up",
         "app/management/router.py",
-        "    await sleep(await run_in_threadpool(service.longest_staleness))",
-        '    __import__("time").sleep(service.longest_staleness())',
+        "        await sleep(await run_in_threadpool(service.longest_staleness))",
+        '        __import__("time").sleep(service.longest_staleness())',
         "api_keys",
     ),
     # A restore is followed, and a standby lets nobody in.
@@ -1532,8 +1532,8 @@ DATABASE = [
     Mutant(
         "a narrowed key is answered before all servers know",
         "app/management/router.py",
-        'if patch.model_fields_set <= {"name", "note"}:',
-        'if patch.model_fields_set <= {"name", "note", "scopes"}:',
+        'wait = not patch.model_fields_set <= {"name", "note"}',
+        'wait = not patch.model_fields_set <= {"name", "note", "scopes"}',
         "api_keys",
         lean=True,
     ),
