@@ -14,11 +14,9 @@ from app.auth.database import clock
 from app.auth.database.engine import LONG_TIMEOUT, transaction
 from app.auth.database.models import api_key_events, api_key_secrets, api_key_usage, api_keys
 from app.auth.errors import InvalidError, SettingsError
-from app.auth.keys.change import Change
-from app.auth.keys.fields import OWN, Fields, checked
-from app.auth.keys.reader import ids_of
+from app.auth.keys.change import OWN, Change, Fields
 from app.auth.keys.service import KeyService, open_service
-from app.auth.keys.views import AT_ONCE
+from app.auth.keys.views import AT_ONCE, ids_of
 from app.auth.usage import counts
 
 HEX: Final = Field(pattern="^[0-9a-f]{64}$")
@@ -156,7 +154,7 @@ def bring_in(
         new = [*_new(connection, lines)]
         for number, line in new:
             try:
-                _check(line, change.now, service.policies)
+                _check(line, change, service.policies)
             except InvalidError as error:
                 raise InvalidError(f"Line {number}: {error}") from None
         keys = [line for _, line in new]
@@ -191,12 +189,12 @@ def _is_past(end: datetime | None, now: datetime) -> bool:
     return end is not None and end <= now
 
 
-def _check(key: Line, now: datetime, policies: Sequence[Policy]) -> None:
+def _check(key: Line, change: Change, policies: Sequence[Policy]) -> None:
     fields = Fields(name=key.name, scopes=key.scopes, owner=key.owner, note=key.note)
     fields["restrictions"] = key.restrictions
-    if not _is_past(key.expires_at, now):
+    if not _is_past(key.expires_at, change.now):
         fields["expires_at"] = key.expires_at
-    found = checked(fields, now, policies)
+    found = change.checked(fields, policies)
     key.name, key.owner, key.note = found["name"], found["owner"], found["note"]
     key.scopes, key.restrictions = found["scopes"], found["restrictions"]
     if OWN in key.scopes and not key.owner:
