@@ -7,7 +7,7 @@ from typing import Any
 import httpx
 import pytest
 
-from app.auth.keys.fields import MANAGE, OWN
+from app.auth.keys.change import MANAGE, OWN
 from app.auth.keys.service import KeyService
 from app.auth.keys.views import IssuedKey
 from app.constants import API_KEY_HEADER, MISSING_KEY_STATUS
@@ -51,11 +51,6 @@ def manager(client_with: ClientWith) -> httpx.AsyncClient:
 
 def make(service: KeyService, *scopes: str, **options: Any) -> IssuedKey:
     return service.create("billing", scopes, actor="tests", **options)
-
-
-def calling(server: Server, key: IssuedKey) -> httpx.AsyncClient:
-    transport, headers = httpx.ASGITransport(app=server.api), {API_KEY_HEADER: key.key}
-    return httpx.AsyncClient(transport=transport, base_url="http://service", headers=headers)
 
 
 async def post(client: httpx.AsyncClient, path: str = "", json: Any = None) -> httpx.Response:
@@ -124,7 +119,10 @@ async def test_nobody_gives_or_ends_more_than_they_have(
 async def test_nobody_makes_renews_or_ends_what_outlives_them(server: Server) -> None:
     ends = datetime.now(UTC) + timedelta(days=1)
     caller, longer = make(server.keys, MANAGE, expires_at=ends), make(server.keys)
-    async with calling(server, caller) as client:
+    transport, headers = httpx.ASGITransport(app=server.api), {API_KEY_HEADER: caller.key}
+    async with httpx.AsyncClient(
+        transport=transport, base_url="http://service", headers=headers
+    ) as client:
         for path in ("", f"/{longer.id}/rotate", f"/{longer.id}/revoke"):
             answer = await post(client, path, {} if path else {"name": "x"})
             assert answer.status_code == 403
@@ -156,24 +154,26 @@ async def test_what_a_key_may_is_changed_and_paused(
     assert events[1]["changes"] == {"name": ["billing", "x"]}
 
 
-async def test_a_key_of_an_owner_manages_the_keys_of_this_owner_alone(server: Server) -> None:
-    own = make(server.keys, OWN, "reports:read", owner="acme")
+async def test_a_key_of_an_owner_manages_the_keys_of_this_owner_alone(
+    server: Server, client_with: ClientWith
+) -> None:
+    client = client_with(OWN, "reports:read", owner="acme")
+    (own,) = [key for key in server.keys.all() if key.owner]
     others = [make(server.keys, "reports:read", owner=owner) for owner in ("other", "")]
-    async with calling(server, own) as client:
-        made = (await post(client, "", {"name": "x", "scopes": ["reports:read"]})).json()
-        assert made["owner"] == "acme"
-        listed = (await client.get("/api-keys")).json()["items"]
-        assert [key["id"] for key in listed] == [own.id, made["id"]]
-        for body in ({"owner": "other"}, {"owner": None}, {"scopes": [MANAGE]}):
-            for id in (made["id"], own.id):
-                assert (await client.patch(f"/api-keys/{id}", json=body)).status_code == 403
-        for other in (others[0].id, others[1].id, "nobody"):
-            for method, path in ROUTES:
-                if "{id}" in path:
-                    path = f"/api-keys{path.format(id=other)}"
-                    answer = await client.request(method, path, json={})
-                    assert answer.status_code == 404
-                    assert answer.json()["detail"].startswith(f"No key has the id '{other}'")
+    made = (await post(client, "", {"name": "x", "scopes": ["reports:read"]})).json()
+    assert made["owner"] == "acme"
+    listed = (await client.get("/api-keys")).json()["items"]
+    assert [key["id"] for key in listed] == [own.id, made["id"]]
+    for body in ({"owner": "other"}, {"owner": None}, {"scopes": [MANAGE]}):
+        for id in (made["id"], own.id):
+            assert (await client.patch(f"/api-keys/{id}", json=body)).status_code == 403
+    for other in (others[0].id, others[1].id, "nobody"):
+        for method, path in ROUTES:
+            if "{id}" in path:
+                path = f"/api-keys{path.format(id=other)}"
+                answer = await client.request(method, path, json={})
+                assert answer.status_code == 404
+                assert answer.json()["detail"].startswith(f"No key has the id '{other}'")
 
 
 async def test_the_last_manager_needs_force(
