@@ -660,7 +660,7 @@ class LifeOfKeys(RuleBasedStateMachine):
         if not (model := self.models.get(secret)):
             return
         with self.change(model) as now:
-            fields = {name: update[name] for name in ("scopes", "owner") if name in update}
+            fields: Any = {name: update[name] for name in ("scopes", "owner") if name in update}
             if "networks" in update:
                 fields["restrictions"] = {"networks": update["networks"]}
             if "hours" in update:

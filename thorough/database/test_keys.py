@@ -228,7 +228,7 @@ def test_a_text_that_lists_and_logs_show_holds_no_secret(
     def check(secret: str) -> None:
         text = WRITTEN[way].format(secret)
         given: Any = {field: [secret] if field == "scopes" else text}
-        Change(Mock(), NOW).checked(Fields(**given), ())
+        Change(Mock(), NOW).checked(given, ())
 
     spellings = [EXAMPLE] if field == "scopes" else [EXAMPLE, EXAMPLE.upper(), PREFIXED]
     for secret in spellings:

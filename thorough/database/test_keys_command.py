@@ -27,7 +27,7 @@ from app.auth.database.engine import SCHEMA, SCHEMA_TABLE, connect, transaction
 from app.auth.database.models import LEAST_STALENESS, api_key_servers
 from app.auth.errors import SettingsError
 from app.auth.key import is_canonical
-from app.auth.keys.service import MANAGE
+from app.auth.keys.change import MANAGE
 from app.auth.store.cache import DatabaseKeyStore
 from app.cli import MIGRATIONS, main
 from app.constants import COMMAND

@@ -410,6 +410,7 @@ async def test_a_narrower_quota_counts_what_was_used_and_a_name_changes_nothing(
     bounds = {"limits": ["9/month", "8/hour"]}
     made = key_service.create("key", restrictions=bounds, actor="test")
     key = made.key.encode()
+    update: Any
     updates: list[tuple[Any, int]] = [
         ({"restrictions": {"limits": ["5/month", "8/hour"]}}, 3),
         ({"name": "another"}, 2),
@@ -417,7 +418,7 @@ async def test_a_narrower_quota_counts_what_was_used_and_a_name_changes_nothing(
     ]
     assert await status_of(service, key) == 200
     for update, left in updates:
-        key_service.update(made.id, lambda _, update=update: update, actor="test")
+        key_service.update(made.id, lambda _: update, actor="test")  # noqa: B023
         await store.refresh()
         lefts = re.findall(r"r=(\d+)", (await answer_of(service, key)).header("ratelimit") or "")
         assert min(map(int, lefts)) == left - (left == 1)
