@@ -23,7 +23,7 @@ from app.auth.key import (
     parse_secrets,
     with_prefix,
 )
-from app.auth.keys.change import Change, Fields
+from app.auth.keys.change import Change
 
 NOW = datetime(2030, 1, 1, tzinfo=UTC)
 SECRETS = st.uuids(version=4).map(str)
@@ -110,7 +110,8 @@ def test_a_bad_entry_is_named_by_its_place_without_its_text(entry: str) -> None:
 
 def stored(**fields: Any) -> Any:
     """What becomes of a field; no key is known."""
-    [value] = Change(Mock(), NOW).checked(Fields(**fields), ()).values()
+    given: Any = fields
+    [value] = Change(Mock(), NOW).checked(given, ()).values()
     return value
 
 
