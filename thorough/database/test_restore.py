@@ -289,7 +289,7 @@ def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
         pauses.append(seconds)
         time.sleep(min(seconds, 0.5))
 
-    monkeypatch.setattr("app.auth.cli.database.sleep", pause)
+    monkeypatch.setattr("app.auth.cli.context.sleep", pause)
     return pauses
 
 

@@ -17,7 +17,7 @@ NO_DATABASE = "Not every key is known here: DATABASE_URL: there is no "
 def test_the_keys_of_the_database_are_found_be_they_in_force_or_not(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("app.auth.cli.commands.sleep", lambda _: None)
+    monkeypatch.setattr("app.auth.cli.context.sleep", lambda _: None)
     first, revoked = keys("create", "first"), keys("create", "second")
     rotated = keys("rotate", first["id"])
     keys("revoke", revoked["id"])

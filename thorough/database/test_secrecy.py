@@ -16,7 +16,8 @@ from app.auth import Caller, GuardedAPI, GuardedRouter
 from app.auth.database.engine import connect
 from app.auth.errors import SettingsError
 from app.auth.key import digest, id_of, new_secret, with_prefix
-from app.auth.keys.service import MANAGE, KeyService
+from app.auth.keys.change import MANAGE
+from app.auth.keys.service import KeyService
 from app.auth.store.cache import DatabaseKeyStore
 from app.cli import main
 from app.constants import API_KEY_HEADER
@@ -60,7 +61,7 @@ def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
     async def sleep(_: float) -> None: ...
 
     monkeypatch.setattr("app.management.router.sleep", sleep)
-    monkeypatch.setattr("app.auth.cli.commands.sleep", lambda _: None)
+    monkeypatch.setattr("app.auth.cli.context.sleep", lambda _: None)
 
 
 @pytest.mark.usefixtures("debugging", "no_waiting")

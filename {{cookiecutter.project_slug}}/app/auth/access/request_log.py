@@ -15,7 +15,7 @@ from starlette.types import Message, Scope, Send
 from app.auth.access.clients import address_of
 from app.auth.access.policy import Headers
 from app.auth.access.rule import PRESENTED, KeyStore, route_of
-from app.auth.key import canonical, digest, masked, spelled_in
+from app.auth.key import canonical, digest, imported_in, masked, spelled_in
 from app.auth.log import RECORD, Observer, RequestRecord, request_id
 
 logger = logging.getLogger("app.requests")
@@ -28,6 +28,7 @@ _HEADERS: Final = (
     (b"x-content-type-options", b"nosniff"),
 )
 _NAMES: Final = frozenset({b"x-request-id", *(name for name, _ in _HEADERS)})
+_METHODS: Final = frozenset({"DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT"})
 _NO_STORE: Final = (b"cache-control", b"no-store")
 _FOR_WHOM: Final = re.compile(rb"private|public|s-maxage|no-store", re.IGNORECASE)
 
@@ -38,8 +39,11 @@ class RequestLog:
     `probes` are paths whose successful requests have a line at the level DEBUG alone.
     """
 
-    def __init__(self, api: Any, observers: Iterable[Observer], probes: Iterable[str]) -> None:
+    def __init__(
+        self, api: Any, observers: Iterable[Observer], probes: Iterable[str], show_owners: bool
+    ) -> None:
         self.api, self.observers, self.probes = api, list(observers), frozenset(probes)
+        self.show_owners = show_owners
 
     @cached_property  # at the first request, for a process may fork before it
     def bits(self) -> Callable[[int], int]:
@@ -135,6 +139,7 @@ class Exchange(RequestRecord):
             return
         milliseconds = 1000 * (perf_counter() - self._began_at)
         key_id = self.key.id if self.key else ""
+        owner = self.key.owner if self.key and self._log.show_owners else ""
         line = logger.makeRecord(  # `logger.log` would search the stack for the caller of it
             *(logger.name, level, __file__, 0, "%s %s %s %d in %.1f ms%s"),
             (
@@ -143,7 +148,7 @@ class Exchange(RequestRecord):
                 self.route or repr(masked(self.scope["path"])),
                 self.status,
                 milliseconds,
-                key_id and f", key {key_id}",
+                (key_id and f", key {key_id}") + (owner and f" of {masked(owner)}"),
             ),
             None,
         )
@@ -155,10 +160,13 @@ class Exchange(RequestRecord):
             duration_ms=round(milliseconds, 1),
             key_id=key_id,
         )
+        if owner:
+            line.owner = masked(owner)
         logger.handle(line)
 
 
-_shown = lru_cache(100)(masked)
+def _shown(method: str) -> str:
+    return method if method in _METHODS else masked(method)
 
 
 @lru_cache(10_000)
@@ -171,7 +179,7 @@ def _believed(sent: bytes, scope: Scope, keys: KeyStore) -> str:
     id = sent.decode("latin-1")
     if not _BELIEVED.fullmatch(sent) or any(_is_key(text, scope, keys) for text in spelled_in(id)):
         return ""
-    return id
+    return "" if any(imported_in(id, 64)) else id
 
 
 def _is_key(text: str, scope: Scope, keys: KeyStore) -> bool:

@@ -3,12 +3,12 @@
 import sqlite3
 from contextlib import closing
 from pathlib import Path
-from time import sleep
 from typing import Any
 
 import typer
 
-from app.auth.cli.output import note, one_line_errors, print_text
+from app.auth.cli.context import name_database, wait
+from app.auth.cli.output import one_line_errors, print_text, progress
 from app.auth.config.settings import AuthSettings
 from app.auth.database import clock, migrate
 from app.auth.database.engine import SCHEMA, SCHEMA_TABLE, transaction, uri_of
@@ -51,8 +51,7 @@ def restore(ctx: typer.Context, file: Path) -> None:
         path = _path_of(settings, f"pg_restore {options} {file}")
         seconds = KeyService(settings).longest_staleness()
         _copy(file, path, is_backup=False)
-        note(f"Waiting {seconds:g} s: then every server follows.")
-        sleep(seconds)
+        wait(seconds)
         print_text("The keys are those of the backup. What was revoked since then is valid again.")
 
 
@@ -63,13 +62,7 @@ def thin(ctx: typer.Context) -> None:
         service = open_service(ctx.obj.load_settings())
         with transaction(service.engine) as connection:
             now = clock.now(connection)
-        print_text(f"{sum(counts.thin(service.engine, now))} rows compacted.")
-
-
-def name_database(settings: AuthSettings) -> None:
-    """Name the database if it is not the default: a shell may have other settings."""
-    if settings.database_url != AuthSettings.model_fields["database_url"].default:
-        note(f"In {settings.database_url.set(query={}).render_as_string()}:")
+        print_text(f"{sum(progress(counts.thin(service.engine, now)))} rows compacted.")
 
 
 def _settings(ctx: typer.Context) -> Any:

@@ -1,8 +1,8 @@
 """The tables of the keys.
 
-Triggers and indexes in `migrate` enforce these rules: no key is deleted, a revocation is final, an
-ended secret stays ended, no key or secret gets more rights or a longer life, no key has more than
-two secrets in force, and the audit log is append-only.
+Triggers and indexes in `migrate` enforce these rules: no key is deleted, a revoked key stays as it
+is, an ended secret stays ended, no secret gets a longer life, no key has more than two secrets in
+force, and the audit log is append-only.
 """
 
 from datetime import UTC, datetime
@@ -42,9 +42,12 @@ api_keys = _table(
     sa.Column("name", sa.String(100), nullable=False),
     sa.Column("scopes", sa.Text, nullable=False),  # separated by spaces
     sa.Column("restrictions", sa.JSON, nullable=False, server_default="{}"),  # by their policy
+    sa.Column("owner", sa.String(100), nullable=False, server_default="", index=True),
+    sa.Column("note", sa.String(1000), nullable=False, server_default=""),
     sa.Column("created_by", sa.String(100), nullable=False),
     sa.Column("created_at", Instant, nullable=False),
     sa.Column("expires_at", Instant),
+    sa.Column("paused_at", Instant),
     sa.Column("revoked_at", Instant),
 )
 
@@ -70,6 +73,7 @@ api_key_events = _table(
     sa.Column("action", sa.String(20), nullable=False),
     sa.Column("actor", sa.String(100), nullable=False),
     sa.Column("key_id", sa.String(20), sa.ForeignKey("api_keys.id"), nullable=False, index=True),
+    sa.Column("changes", sa.JSON(none_as_null=True)),  # {"scopes": [before, after]}
 )
 
 # The servers that poll it: how long each trusts an answer, and the time of its last write.

@@ -1,47 +1,35 @@
-"""The key service: it creates, rotates, revokes and lists keys.
+"""The key service: it creates, changes, rotates and ends keys.
 
 Each change and its event are written in one transaction.
 """
 
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime, timedelta
 from secrets import token_hex
-from typing import Final, Literal
+from typing import Any, Literal
 
 import sqlalchemy as sa
 
-from app.auth.access.policy import Policy, parse_restrictions
+from app.auth.access.policy import Policy
 from app.auth.config.settings import AuthSettings
 from app.auth.database import clock
-from app.auth.database.engine import LONG_TIMEOUT, check_schema, connect, transaction
+from app.auth.database.engine import LONG_TIMEOUT, check_schema, transaction
 from app.auth.database.migrate import upgrade
-from app.auth.database.models import (
-    ENV_ID,
-    LEAST_STALENESS,
-    api_key_events,
-    api_key_secrets,
-    api_key_servers,
-    api_keys,
-)
-from app.auth.errors import ConflictError, InvalidError, SettingsError, StoreUnavailableError
-from app.auth.key import digest, id_of, new_secret, with_prefix
-from app.auth.keys.change import Change, check_name, check_scopes
+from app.auth.database.models import ENV_ID, api_key_secrets, api_keys
+from app.auth.errors import ConflictError, InvalidError, SettingsError
+from app.auth.key import digest, new_secret, with_prefix
+from app.auth.keys.change import MANAGE, OWN, Change, Fields
 from app.auth.keys.views import (
-    AT_ONCE,
     LONGEST,
     OVERLAP,
-    EventView,
     IssuedKey,
+    KeyReader,
     KeyView,
-    get_view,
+    ids_of,
     is_active,
-    select_views,
-    shown,
+    is_of,
 )
-
-MANAGE: Final = "keys:manage"  # the scope that at least one key must keep
-LONGEST_STALENESS: Final = 60.0  # seconds; the maximum in the settings
 
 Show = Callable[[IssuedKey], None]
 """Shows a new secret before the change is committed. If it raises, nothing changes."""
@@ -51,22 +39,22 @@ Authorize = Callable[[Change, KeyView], None]
 """Raises ForbiddenError if the caller may not make this change to this key."""
 
 
+Edit = Callable[[KeyView], Fields]
+"""Returns what an update sets, for the key as it is inside the transaction."""
+
+
 def anybody(_: Change, __: KeyView) -> None:
     """Allow every change, for callers with access to the database."""
 
 
-class KeyService:
-    """Manages the keys in the database. No server needs to run.
-
-    Every method raises StoreUnavailableError if the database is unreachable. `authorize` runs
-    inside the transaction. Pass it for callers without access to the database.
+class KeyService(KeyReader):
+    """Changes the keys as well. `authorize` runs inside the transaction. Pass it for callers
+    without access to the database.
     """
 
     def __init__(self, settings: AuthSettings, policies: Sequence[Policy] = ()) -> None:
-        self.engine = connect(settings.database_url)
-        self.policies = policies
+        super().__init__(settings, policies)
         self._prefix = settings.key_prefix
-        self._env_keys = {ENV_ID + id_of(hashed): hashed for hashed in settings.api_keys}
 
     def import_env_keys(self) -> None:
         """Add the keys of API_KEYS to the database. A key revoked there stays revoked."""
@@ -74,10 +62,11 @@ class KeyService:
         if len(self.ids_of(listed)) == len(listed):
             return
         with self._change() as change:
-            known = _ids_of(change.connection, listed)  # again: another server may have added them
+            known = ids_of(change.connection, listed)  # again: another server may have added them
             ids = sorted(id for id, hashed in self._env_keys.items() if hashed not in known)
             for id in ids:
-                change.add(id, "API_KEYS", "*", self._env_keys[id], created_by="API_KEYS")
+                fields = Fields(name="API_KEYS", scopes="*")
+                change.add(id, self._env_keys[id], fields, "API_KEYS")
             change.record("created", "API_KEYS", ids)
 
     def create(
@@ -87,26 +76,75 @@ class KeyService:
         *,
         restrictions: Mapping[str, Sequence[str]] | None = None,
         expires_at: datetime | None = None,
+        owner: str = "",
+        note: str = "",
         actor: str,
         authorize: Authorize = anybody,
         show: Show | None = None,
     ) -> IssuedKey:
         """Create a key. Raises InvalidError, or the error of `authorize`."""
-        name, scopes, secret = check_name(name), check_scopes(scopes), new_secret()
-        try:
-            bounds = parse_restrictions(restrictions or {}, self.policies)
-        except ValueError as error:
-            raise InvalidError(f"{error}") from None
+        secret, bounds = new_secret(), restrictions or {}
+        fields = Fields(name=name, scopes=scopes, restrictions=bounds, expires_at=expires_at)
+        fields |= {"owner": owner or self.owner or "", "note": note}
         with self._change() as change:
-            if expires_at and not change.now < expires_at < change.now + LONGEST:
-                raise InvalidError("A key expires in the future, and within a hundred years")
             # The milliseconds come first, so that ids sort by age.
             id = f"{int(change.now.timestamp() * 1000):011x}{token_hex(3)}"
-            more = {"created_by": actor, "expires_at": expires_at, "restrictions": bounds}
-            change.add(id, name, scopes, digest(secret.encode()), **more)
-            authorize(change, change.view(id))
+            change.add(id, digest(secret.encode()), change.checked(fields, self.policies), actor)
+            key = _with_owner(change.view(id))
+            authorize(change, key)
             change.record("created", actor, [id])
-            return self._issued(change.view(id), secret, show)
+            return self._issued(key, secret, show)
+
+    def update(
+        self,
+        id: str,
+        edit: Edit,
+        *,
+        force: bool = False,
+        actor: str,
+        authorize: Authorize = anybody,
+    ) -> KeyView:
+        """Change the fields that `edit` returns. `authorize` sees the key before and after.
+
+        Raises InvalidError, NotFoundError, ForbiddenError, or ConflictError if the key has ended or
+        no manager would be left.
+        """
+        with self._change() as change:
+            key = self._not_ended(change, id, authorize)
+            managers = self._managers(change)
+            if fields := change.checked(edit(key), self.policies):
+                change.update(id, fields)
+            if (updated := _with_owner(change.view(id))) != key:
+                self._keep_a_manager(change, managers, force)
+                authorize(change, updated)
+                before, after = (_flat(self._filled(view)) for view in (key, updated))
+                differ = [name for name in sorted(after) if before.get(name) != after[name]]
+                changes = {name: [before.get(name), after[name]] for name in differ}
+                change.record("updated", actor, [id], changes)
+            return self._filled(updated)
+
+    def pause(
+        self, id: str, *, force: bool = False, actor: str, authorize: Authorize = anybody
+    ) -> KeyView:
+        """Refuse a key until `resume`. Its end comes all the same.
+
+        Raises NotFoundError, ForbiddenError, or ConflictError as `update` does.
+        """
+        with self._change() as change:
+            key, managers = self._not_ended(change, id, authorize), self._managers(change)
+            if key.status == "active":
+                change.update(id, {"paused_at": change.now})
+                self._keep_a_manager(change, managers, force)
+                change.record("paused", actor, [id])
+            return self._filled(change.view(id))
+
+    def resume(self, id: str, *, actor: str, authorize: Authorize = anybody) -> KeyView:
+        """Accept a paused key again. Raises NotFoundError, ForbiddenError or ConflictError."""
+        with self._change() as change:
+            if self._not_ended(change, id, authorize).status == "paused":
+                change.update(id, {"paused_at": None})
+                change.record("resumed", actor, [id])
+            return self._filled(change.view(id))
 
     def rotate(
         self,
@@ -123,13 +161,15 @@ class KeyService:
 
         Raises InvalidError, NotFoundError, ForbiddenError or ConflictError.
         """
-        if id.startswith(ENV_ID):
-            raise ConflictError(f"{id} lives in API_KEYS; create another key, then revoke this one")
         if not timedelta() <= overlap <= LONGEST:
             raise InvalidError("An overlap is between nothing and a hundred years")
         secret = new_secret()
         with self._change() as change:
             key = self._active(change, id, authorize)
+            if id.startswith(ENV_ID):
+                raise ConflictError(
+                    f"{id} lives in API_KEYS; create another key, then revoke this one"
+                )
             in_force = change.in_force(id)
             if len(in_force) == 2:
                 if not drop:
@@ -180,56 +220,55 @@ class KeyService:
             return self._filled(change.view(id))
 
     def revoke_issued_before(
-        self, moment: datetime, *, force: bool = False, actor: str
+        self, moment: datetime, *, force: bool = False, dry_run: bool = False, actor: str
     ) -> list[KeyView]:
         """End every secret issued before `moment`, and revoke each key without a newer one.
 
-        Returns the revoked keys. Raises ConflictError if no manager would be left.
+        Returns the keys that have lost a secret. A dry run changes nothing. Raises ConflictError if
+        no manager would be left.
         """
         secret = api_key_secrets.c
         in_force = sa.select(secret.key_id).where(secret.ended_at.is_(None))
         renewed = in_force.where(secret.created_at >= moment)
         outdated = in_force.where(secret.created_at < moment)
-        alive = sa.select(api_keys.c.id).where(api_keys.c.revoked_at.is_(None))
-        which = api_keys.c.id.in_(outdated) & api_keys.c.id.not_in(renewed)
+        alive = sa.select(api_keys.c.id).where(api_keys.c.revoked_at.is_(None), is_of(self.owner))
+        which = api_keys.c.id.in_(outdated) & api_keys.c.id.not_in(renewed) & is_of(self.owner)
         with self._change(timeout=LONG_TIMEOUT) as change:
             revoked = self._revoke(change, which, force, actor)
             rotated = change.end(secret.created_at < moment, secret.key_id.in_(alive))
             change.record("dropped old", actor, rotated)
-            return [self._filled(view) for view in change.views(revoked)]
-
-    def longest_staleness(self) -> float:
-        """Seconds until every server knows the changes committed before this call."""
-        try:
-            with transaction(self.engine) as connection:
-                servers = connection.execute(sa.select(api_key_servers)).all()
-                now = clock.now(connection)
-        except StoreUnavailableError:
-            return LONGEST_STALENESS
-        # A server that was not seen for a day has stopped, unless this clock is days ahead.
-        latest = max((server.seen_at for server in servers), default=now)
-        alive = (server for server in servers if server.seen_at > min(now, latest) - clock.DAY)
-        longest: float = max((server.max_staleness for server in alive), default=0.0)
-        return max(longest, LEAST_STALENESS)
+            ended = [self._filled(view) for view in change.views(sorted({*revoked, *rotated}))]
+            if dry_run:
+                change.connection.rollback()
+            return ended
 
     def _active(self, change: Change, id: str, authorize: Authorize) -> KeyView:
+        key = self._not_ended(change, id, authorize)
+        if key.status == "paused":
+            raise ConflictError(f"{id} is paused; resume it first")
+        return key
+
+    def _not_ended(self, change: Change, id: str, authorize: Authorize) -> KeyView:
         key = change.view(id)
         authorize(change, key)
-        if key.status != "active":
+        if key.status not in ("active", "paused"):
             raise ConflictError(f"{id} is {key.status}; create another key")
         return key
 
     def _revoke(
         self, change: Change, which: sa.ColumnElement[bool], force: bool, actor: str
     ) -> list[str]:
-        before = self._managers(change)
+        managers = self._managers(change)
         ids = change.revoke(which)
+        self._keep_a_manager(change, managers, force)
+        change.record("revoked", actor, ids)
+        return ids
+
+    def _keep_a_manager(self, change: Change, before: int, force: bool) -> None:
         if not force and self._managers(change) < before:
             raise ConflictError(
                 f"No key with {MANAGE} and without an end would be left; force it if that is meant"
             )
-        change.record("revoked", actor, ids)
-        return ids
 
     def _managers(self, change: Change) -> int:
         """2 if a key without expiry can manage keys, 1 if only expiring keys can, 0 if none can."""
@@ -241,54 +280,10 @@ class KeyService:
         query = query.where(is_active(change.now), named, sa.or_(*manages))
         return change.connection.scalar(query) or 0
 
-    def get(self, id: str) -> KeyView:
-        """Return one key. Raises NotFoundError."""
-        with transaction(self.engine) as connection:
-            return self._filled(get_view(connection, id, clock.now(connection)))
-
-    def page(
-        self, after: str = "", limit: int = 100, *conditions: sa.ColumnElement[bool]
-    ) -> list[KeyView]:
-        """Return keys after the id `after`, oldest first; keys of API_KEYS come last."""
-        with transaction(self.engine) as connection:
-            query = select_views(clock.now(connection)).where(api_keys.c.id > after, *conditions)
-            rows = connection.execute(query.order_by(api_keys.c.id).limit(limit))
-            return [self._filled(shown(row)) for row in rows]
-
-    def all(self) -> Iterator[KeyView]:
-        after = ""
-        while page := self.page(after, AT_ONCE):
-            yield from page
-            after = page[-1].id
-
-    def ids_of(self, digests: Sequence[bytes]) -> dict[bytes, str]:
-        """Return the key ids of the secrets that the database has, valid or ended."""
-        with transaction(self.engine) as connection:
-            return _ids_of(connection, digests)
-
-    def is_named(self, id: str) -> bool:
-        """Whether API_KEYS still names this key. True for keys from elsewhere."""
-        return not id.startswith(ENV_ID) or id in self._env_keys
-
-    def events(self, id: str | None = None) -> list[EventView]:
-        """Return the events, oldest first. Raises NotFoundError."""
-        query = sa.select(api_key_events).order_by(api_key_events.c.id)
-        with transaction(self.engine) as connection:
-            if id is not None:
-                found = get_view(connection, id, clock.now(connection))
-                query = query.where(api_key_events.c.key_id == found.id)
-            rows = connection.execute(query)
-            return [EventView.model_validate(row, from_attributes=True) for row in rows]
-
     @contextmanager
     def _change(self, timeout: float | None = None) -> Generator[Change]:
         with transaction(self.engine, write=True, timeout=timeout) as connection:
-            yield Change(connection, clock.now(connection))
-
-    def _filled(self, view: KeyView) -> KeyView:
-        """The view, with an empty list for each restriction that the key does not have."""
-        empty = {policy.name: list[str]() for policy in self.policies}
-        return view.model_copy(update={"restrictions": empty | view.restrictions})
+            yield Change(connection, clock.now(connection), self.owner)
 
     def _issued(self, view: KeyView, secret: str, show: Show | None) -> IssuedKey:
         issued = IssuedKey(**self._filled(view).model_dump(), key=with_prefix(secret, self._prefix))
@@ -297,10 +292,16 @@ class KeyService:
         return issued
 
 
-def _ids_of(connection: sa.Connection, digests: Sequence[bytes]) -> dict[bytes, str]:
-    secret = api_key_secrets.c
-    query = sa.select(secret.digest, secret.key_id).where(secret.digest.in_(digests))
-    return {row.digest: row.key_id for row in connection.execute(query)}
+def _flat(key: KeyView) -> dict[str, Any]:
+    """In JSON, with each restriction as a field of its own."""
+    dumped = key.model_dump(mode="json")
+    return {**dumped, **dumped.pop("restrictions")}
+
+
+def _with_owner(key: KeyView) -> KeyView:
+    if OWN in key.scopes and not key.owner:
+        raise InvalidError(f"A key with {OWN} needs an owner")
+    return key
 
 
 def open_service(

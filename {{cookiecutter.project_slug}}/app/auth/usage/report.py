@@ -15,7 +15,7 @@ from app.auth.database.models import (
     api_key_usage,
     api_keys,
 )
-from app.auth.keys.views import get_view
+from app.auth.keys.views import get_view, is_of
 from app.auth.usage.counts import OUTCOMES
 
 MOST_LISTED: Final = 1000  # keys, and networks with a reason
@@ -26,6 +26,7 @@ class KeyUse(BaseModel):
 
     id: str
     name: str
+    owner: str
     served: int
     refused: int
     limited: int
@@ -78,12 +79,12 @@ class AllUsage(BaseModel):
     strangers_refused: int
 
 
-def of_key(engine: sa.Engine, id: str, since: timedelta) -> UsageView:
+def of_key(engine: sa.Engine, id: str, since: timedelta, owner: str | None = None) -> UsageView:
     """The use of a key from this long ago until now. Raises NotFoundError."""
     secret = api_key_secrets.c
     with transaction(engine) as connection:
         now = clock.now(connection)
-        key, begin = get_view(connection, id, now), now - since
+        key, begin = get_view(connection, id, now, owner), now - since
         used = sa.select(*sums()).join(api_key_secrets, secret.digest == api_key_usage.c.digest)
         used = used.where(secret.key_id == key.id, _is_since(api_key_usage, begin))
         is_current = sa.or_(secret.expires_at.is_(None), secret.expires_at > now)
@@ -98,6 +99,7 @@ def of_key(engine: sa.Engine, id: str, since: timedelta) -> UsageView:
     return UsageView(
         id=key.id,
         name=key.name,
+        owner=key.owner,
         since=begin,
         total=sum(in_all.values()),
         **in_all,
@@ -107,19 +109,22 @@ def of_key(engine: sa.Engine, id: str, since: timedelta) -> UsageView:
     )
 
 
-def of_all(engine: sa.Engine, since: timedelta) -> AllUsage:
-    """The use of all keys from this long ago until now, and the refusals."""
+def of_all(engine: sa.Engine, since: timedelta, owner: str | None = None) -> AllUsage:
+    """The use of all keys from this long ago until now, and the refusals. With an owner: the use of
+    the keys of this owner, and no refusals, for nobody knows whose those are."""
     secret, refusal = api_key_secrets.c, api_key_refusals.c
     last_used_at = sa.func.max(secret.last_used_at).label("last_used_at")
-    keys = sa.select(api_keys.c.id, api_keys.c.name, *sums(), last_used_at)
+    key = api_keys.c
+    keys = sa.select(key.id, key.name, key.owner, *sums(), last_used_at)
     keys = keys.join(api_key_secrets).join(api_key_usage, secret.digest == api_key_usage.c.digest)
-    keys = keys.group_by(api_keys.c.id)
+    keys = keys.where(is_of(owner)).group_by(api_keys.c.id)
     kind = (refusal.network, refusal.reason)
     strangers = sa.select(*kind, sa.func.sum(refusal.refused).label("refused")).group_by(*kind)
     with transaction(engine) as connection:
         begin = clock.now(connection) - since
         used = keys.where(_is_since(api_key_usage, begin)).subquery()
-        refused = strangers.where(_is_since(api_key_refusals, begin)).subquery()
+        counted = (_is_since(api_key_refusals, begin), sa.literal(owner is None))
+        refused = strangers.where(*counted).subquery()
         by_use = (used.c.served.desc(), used.c.id)
         by_refusals = (refused.c.refused.desc(), refused.c.network, refused.c.reason)
         first_keys, more_keys, *in_all = _first(connection, used, by_use, *OUTCOMES)
