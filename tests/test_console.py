@@ -69,6 +69,8 @@ keys = [  # and the requests of a busy hour, and how many of them are refused
 ]
 service.rotate(keys[0][0], overlap=timedelta(hours=30), actor="cli:ada")
 service.revoke(keys[-1][0], actor="cli:grace")
+of = {"owner": "W" * 100, "note": "w" * 300}
+service.update(keys[0][0], lambda key: of, actor="cli:ada")
 with transaction(service.engine, write=True) as connection:
     for number, (id, busy, refused) in enumerate(keys):
         secret = api_key_secrets.c
@@ -321,6 +323,81 @@ def test_the_life_of_a_key(service: Service, page: Page) -> None:
     assert complaints == []
 
 
+def test_a_key_is_changed_paused_and_resumed(service: Service, page: Page) -> None:
+    complaints = watched(page)
+    bounds = ("--scope", "reports:read", "--limit", "9/minute")
+    bounds += ("--expires-at", "2040-12-31T23:59:59")
+    made = service.manage_keys("create", "kiosk", *bounds)
+    unlock(page, service.console(), service.keys[0])
+    open_key(page, "kiosk")
+    facts, status = page.locator("#facts"), page.locator("#status")
+    expect(status).to_have_text("active")
+    expect(page.get_by_role("button", name="Resume")).to_have_count(0)
+
+    click(page, "Change")
+    dialog = page.get_by_role("dialog", name="Change “kiosk”")
+    expect(dialog.get_by_label("Scopes optional")).to_have_value("reports:read")
+    dialog.get_by_label("Scopes optional").fill("reports:read orders:read")
+    dialog.get_by_label("Owner optional").fill("acme")
+    dialog.get_by_label("Note optional").fill("at the <b>entrance</b>")
+    click(page, "Change it")
+    waited(page)
+    for fact in ("orders:read reports:read", "Owneracme", "Noteat the <b>entrance</b>"):
+        expect(facts).to_contain_text(fact)
+    now = service.manage_keys("show", made["id"])
+    assert now["expires_at"] == "2040-12-31T23:59:59Z"  # what nobody has typed stays
+    assert now["limits"] == ["9/minute"]
+
+    click(page, "Change")
+    for label in ("Note optional", "Ends optional", "Limits optional"):
+        dialog.get_by_label(label).fill("")
+    click(page, "Change it")
+    expect(facts).to_contain_text("Endsnever")
+    expect(facts).not_to_contain_text("Limits")
+    expect(facts).not_to_contain_text("Note")
+
+    click(page, "Pause")
+    click(page, "Pause kiosk")
+    waited(page)
+    expect(status).to_have_text("paused")
+    expect(facts).to_contain_text("Paused")
+    assert service.status(made["key"]) == 403
+    expect(page.get_by_role("button", name="Rotate")).to_have_count(0)
+    click(page, "Resume")
+    click(page, "Resume kiosk")
+    waited(page)
+    expect(status).to_have_text("active")
+    assert service.status(made["key"]) == 200
+    events = page.get_by_role("table", name="What was done to the key")
+    expect(events.locator("td:first-of-type")).to_have_text(
+        ["resumed", "paused", "updated", "updated", "created"]
+    )
+    expect(events).to_contain_text('scopes: ["reports:read"] → ["orders:read","reports:read"]')
+    expect(events).to_contain_text("owner: “” → “acme”")
+    click(page, "All keys", "link")
+    expect(page.get_by_role("row", name="kiosk")).to_contain_text("acme")
+    assert complaints == []
+
+
+def test_a_key_of_an_owner_shows_the_keys_of_this_owner(service: Service, page: Page) -> None:
+    of = ("--owner", "beta")
+    own = service.manage_keys("create", "beta's page", "--scope", "keys:own", *of)
+    service.manage_keys("create", "beta's shop", *of)
+    unlock(page, service.console(), own["key"])
+    expect(page.locator("#keys th a")).to_have_text(["beta's page", "beta's shop"])
+    expect(page.locator("#findings")).to_have_text("")
+    click(page, "New key")
+    page.get_by_label(NAME).fill("beta's till")
+    click(page, "Make it")
+    keep_secret(page)
+    expect(page.locator("#facts")).to_contain_text("Ownerbeta")
+    for billing in service.manage_keys("list"):
+        if billing["name"] == "billing":
+            page.goto(f"{service.console()}#{billing['id']}")
+    expect(page.locator("#message")).to_contain_text("No key has the id")
+    service.manage_keys("revoke", own["id"])
+
+
 def test_limits_and_networks_hold_and_are_shown(service: Service, page: Page) -> None:
     unlock(page, service.console(), service.keys[0])
     click(page, "New key")
@@ -514,6 +591,7 @@ def test_a_manager_with_limits_makes_no_key_without_and_is_told_when_to_try_agai
     click(page, "Make it")
     assert service.status(keep_secret(page)) == 200
     click(page, "All keys", "link")
+    page.get_by_role("searchbox").fill("as free")
     expect(page.locator("#keys")).to_contain_text("as free")
 
     while service.status(manager["key"]) == 200:
@@ -557,7 +635,7 @@ def test_the_last_manager_is_revoked_with_a_second_confirmation(
         unlock(page, service.console(), last["key"])
         open_key(page, "last")
         click(page, "Revoke")
-        force = page.get_by_label("End it all the same")
+        force = page.get_by_label("Do it all the same")
         expect(force).to_be_hidden()
         click(page, "Revoke last")
         expect(page.get_by_role("dialog").get_by_role("status")).to_contain_text("would be left")
@@ -628,6 +706,12 @@ def visit(page: Page, service: Service) -> Iterator[str]:
     expect(page.locator("#secrets tr")).not_to_have_count(0)
     page.get_by_text("As a table").click()
     yield "key"
+    click(page, "Change")
+    yield "change"
+    click(page, "Cancel")
+    click(page, "Pause")
+    yield "pause"
+    click(page, "Keep it")
     click(page, "Rotate")
     expect(page.get_by_label("The old one")).to_be_focused()
     yield "rotate"

@@ -18,7 +18,7 @@ from app.auth.cli.changes import (
     update_key,
 )
 from app.auth.cli.context import AsJson, ExpiresAt, ExpiresIn, Force, Id, Note, Owner
-from app.auth.keys.fields import Fields
+from app.auth.keys.change import Fields
 from app.auth.keys.views import KeyView
 
 Limits = Annotated[
@@ -90,6 +90,7 @@ def update(
             bounds["networks"] = [*filter(None, networks)]
         return bounds
 
+    _limits(filter(None, limit or ()), filter(None, quota or ()))  # complains before all else
     texts = {"name": name, "owner": owner, "note": note}
     edit = Update(texts, add_scope, remove_scope, expires_in, expires_at, no_expiry)
     if not limit is quota is networks is None:

@@ -1,4 +1,5 @@
-"""The routes of `/api-keys`, for callers with the scope `keys:manage`."""
+"""The routes of `/api-keys`, for callers with `keys:manage` or, for keys of their owner,
+`keys:own`."""
 
 from asyncio import sleep
 from collections.abc import Callable
@@ -8,17 +9,18 @@ from functools import partial
 from http import HTTPStatus
 from typing import Annotated, Any, Final, TypeVar
 
-from fastapi import Body, Depends, Query, Request, Response
+from fastapi import Body, Query, Request, Response, Security
 from fastapi.concurrency import run_in_threadpool
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from fastapi.routing import APIRoute
 from pydantic import StringConstraints
 from starlette.exceptions import HTTPException  # FastAPI raises this one as well
 
-from app.auth.access.dependencies import Caller, require
+from app.auth.access.dependencies import get_caller, refusal_without
 from app.auth.access.openapi import described
-from app.auth.access.routers import GuardedRoute, GuardedRouter, Handler
-from app.auth.access.rule import PROBLEM_JSON
+from app.auth.access.routers import GuardedRouter, Handler
+from app.auth.access.rule import CALLER, PROBLEM_JSON
 from app.auth.errors import (
     ConflictError,
     ForbiddenError,
@@ -27,8 +29,7 @@ from app.auth.errors import (
     StoreUnavailableError,
 )
 from app.auth.key import Key
-from app.auth.keys import views
-from app.auth.keys.fields import MANAGE
+from app.auth.keys.change import MANAGE, OWN
 from app.auth.keys.service import KeyService
 from app.auth.keys.views import LONGEST, EventView
 from app.auth.usage import report
@@ -37,9 +38,11 @@ from app.auth.usage.report import AllUsage, UsageView
 from app.management.bodies import (
     DayOfUse,
     IssuedKey,
+    KeyPatch,
     KeyView,
     NewKey,
     Page,
+    Pause,
     Revocation,
     Rotation,
 )
@@ -55,11 +58,20 @@ _STATUSES: Final[dict[type[KeyServiceError], int]] = {
 }
 
 
-class _ManagementRoute(GuardedRoute):
+class _ManagementRoute(APIRoute):
+    def __init__(self, *args: Any, **options: Any) -> None:
+        either = [{get_caller.scheme_name: [scope]} for scope in (MANAGE, OWN)]
+        options["openapi_extra"] = {**(options["openapi_extra"] or {}), "security": either}
+        super().__init__(*args, **options)
+
     def get_route_handler(self) -> Handler:
         handle = super().get_route_handler()
 
-        async def explain(request: Request) -> Response:
+        async def explain(request: Request) -> Any:  # a Refusal works as a Response
+            if not request.scope[CALLER].covers(OWN) and (
+                refusal := refusal_without([MANAGE], request.scope)
+            ):
+                return refusal
             try:
                 answer: Response = await handle(request)
                 return answer
@@ -79,13 +91,12 @@ class _ManagementRoute(GuardedRoute):
         return explain
 
 
-TAG: Final = {"name": "API keys", "description": "To manage them: `keys:manage`."}
+TAG: Final = {"name": "API keys", "description": "`keys:manage` or, for your owner's, `keys:own`."}
 
 router = GuardedRouter(
     prefix="/api-keys",
     tags=[TAG["name"]],
     route_class=_ManagementRoute,
-    dependencies=[require(MANAGE)],
 )
 
 
@@ -94,45 +105,40 @@ def _problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
 
 
 async def get_service(request: Request) -> Any:
-    return request.app.state.key_service
+    """The keys that the caller manages: for all others this is a service without them."""
+    caller: Key = request.scope[CALLER]
+    owner = None if caller.covers(MANAGE) else caller.owner
+    return request.app.state.key_service.of_owner(owner)
 
 
-Service = Annotated[KeyService, Depends(get_service)]
+# The scopes are for the doctor. The route asks for one of them.
+Service = Annotated[KeyService, Security(get_service, scopes=[MANAGE, OWN])]
+Pausing = Annotated[Pause, Body(default_factory=Pause)]
+Ending = Annotated[Revocation, Body(default_factory=Revocation)]
 Id = Annotated[str, StringConstraints(pattern="^[ -~]*$")]
 
 
-async def _changed(request: Request, change: Callable[[], T]) -> T:
-    """Make a change in a thread. This server then accepts or refuses the key at once."""
-    changed = await run_in_threadpool(change)
+async def _change(
+    request: Request, change: Callable[..., T], *what: Any, wait: bool = True, **how: Any
+) -> T:
+    """Make a change in a thread. This server follows at once, and in the end every server."""
+    service, caller = request.app.state.key_service, request.scope[CALLER].id
+    by = {"actor": caller, "authorize": Delegation(caller, service.policies)}
+    changed = await run_in_threadpool(partial(change, *what, **how, **by))
     with suppress(StoreUnavailableError):  # the change is made, and its answer must arrive
         await request.app.keys.refresh()
+    if wait:
+        await sleep(await run_in_threadpool(service.longest_staleness))
     return changed
 
 
-def _by(caller: Key, service: KeyService) -> dict[str, Any]:
-    """The actor of a change, and its authorization."""
-    return {"actor": caller.id, "authorize": Delegation(caller, service.policies)}
-
-
-async def _until_all_follow(service: KeyService) -> None:
-    await sleep(await run_in_threadpool(service.longest_staleness))
-
-
 @router.post("", status_code=201, responses=_problems(400))
-async def create_key(new: NewKey, caller: Caller, service: Service, request: Request) -> IssuedKey:
+async def create_key(new: NewKey, service: Service, request: Request) -> IssuedKey:
     """Make a key with scopes that you have yourself, and which ends no later than yours.
 
-    The secret is shown this once.
+    The secret is shown this once. With `keys:own` the key belongs to your owner.
     """
-    change = partial(
-        service.create,
-        new.name,
-        new.scopes,
-        restrictions=new.restrictions(),
-        expires_at=new.expires_at,
-        **_by(caller, service),
-    )
-    return IssuedKey.of(await _changed(request, change))
+    return IssuedKey.of(await _change(request, service.create, wait=False, **new.fields({})))
 
 
 @router.get("")
@@ -153,8 +159,9 @@ def list_keys(
 
 @router.get("/findings")
 def list_findings(service: Service, request: Request) -> list[Finding]:
-    """Problems of keys and of the service as a whole, each with advice."""
-    return diagnose(service, request.app.routes)
+    """Problems of keys, each with advice; with `keys:manage` also of the service as a whole."""
+    found = diagnose(service, request.app.routes)
+    return [each for each in found if each.id or service.owner is None]
 
 
 @router.get("/usage")
@@ -162,8 +169,9 @@ def show_all_usage(
     service: Service,
     days: Annotated[int, Query(ge=1, le=LONGEST.days)] = 7,
 ) -> AllUsage:
-    """How often keys were used in the last days, and who was refused without one."""
-    return report.of_all(service.engine, timedelta(days=days))
+    """How often keys were used in the last days; with `keys:manage` also who was refused without
+    one."""
+    return report.of_all(service.engine, timedelta(days=days), service.owner)
 
 
 @router.get("/usage/daily")
@@ -173,7 +181,7 @@ def list_days_of_use(
     days: Annotated[int, Query(ge=1, le=31)] = 14,
 ) -> list[DayOfUse]:
     """How often these keys were used on each of the last days, up to today, in UTC."""
-    return use_by_day(service.engine, id, timedelta(days=days - 1))
+    return use_by_day(service.engine, id, timedelta(days=days - 1), service.owner)
 
 
 @router.get("/{id}", responses=_problems(404))
@@ -182,11 +190,42 @@ def show_key(id: str, service: Service) -> KeyView:
     return KeyView.of(service.get(id))
 
 
+@router.patch("/{id}", responses=_problems(400, 404, 409))
+async def update_key(
+    id: str,
+    patch: Annotated[KeyPatch, Body(media_type="application/merge-patch+json")],
+    service: Service,
+    request: Request,
+    force: bool = False,
+) -> KeyView:
+    """Change a key, to no more than you have: what is absent stays, and null clears.
+
+    When this answers, every server follows. `force` also narrows the last one that may manage keys.
+    """
+    how: dict[str, Any] = {"edit": lambda key: patch.fields(key.restrictions), "force": force}
+    wait = not patch.model_fields_set <= {"name", "note"}  # by these no server decides
+    return KeyView.of(await _change(request, service.update, id, wait=wait, **how))
+
+
+@router.post("/{id}/pause", responses=_problems(400, 404, 409))
+async def pause_key(id: str, pause: Pausing, service: Service, request: Request) -> KeyView:
+    """Let no server accept a key until it is resumed; its end comes all the same.
+
+    You need all scopes of the key. The last one that may manage keys needs `force`.
+    """
+    return KeyView.of(await _change(request, service.pause, id, force=pause.force))
+
+
+@router.post("/{id}/resume", responses=_problems(404, 409))
+async def resume_key(id: str, service: Service, request: Request) -> KeyView:
+    """Let every server accept a paused key again."""
+    return KeyView.of(await _change(request, service.resume, id))
+
+
 @router.post("/{id}/rotate", responses=_problems(400, 404, 409))
 async def rotate_key(
     id: str,
     rotation: Annotated[Rotation, Body(default_factory=Rotation)],
-    caller: Caller,
     service: Service,
     request: Request,
 ) -> IssuedKey | KeyView:
@@ -194,37 +233,22 @@ async def rotate_key(
 
     You need all scopes of the key. While two secrets are in force, say which one to `drop`.
     """
-    if not (rotation.issue or rotation.drop):
+    overlap, drop = rotation.overlap, rotation.drop
+    if rotation.issue:
+        how: dict[str, Any] = {"overlap": overlap, "drop": drop, "wait": bool(drop or not overlap)}
+        return IssuedKey.of(await _change(request, service.rotate, id, **how))
+    if not drop:
         raise HTTPException(400, "Say which secret to drop, or let one be issued")
-
-    def change() -> views.KeyView:
-        overlap, drop = rotation.overlap, rotation.drop
-        if drop and not rotation.issue:
-            return service.drop(id, drop, **_by(caller, service))
-        return service.rotate(id, overlap=overlap, drop=drop, **_by(caller, service))
-
-    rotated = await _changed(request, change)
-    if rotation.drop or not rotation.overlap:
-        await _until_all_follow(service)
-    return (IssuedKey if isinstance(rotated, views.IssuedKey) else KeyView).of(rotated)
+    return KeyView.of(await _change(request, service.drop, id, drop))
 
 
 @router.post("/{id}/revoke", responses=_problems(400, 404, 409))
-async def revoke_key(
-    id: str,
-    revocation: Annotated[Revocation, Body(default_factory=Revocation)],
-    caller: Caller,
-    service: Service,
-    request: Request,
-) -> KeyView:
+async def revoke_key(id: str, revocation: Ending, service: Service, request: Request) -> KeyView:
     """End a key for good; when this answers, no server accepts it any more.
 
     You need all scopes of the key. The last one that may manage keys needs `force`.
     """
-    change = partial(service.revoke, id, force=revocation.force, **_by(caller, service))
-    revoked = await _changed(request, change)
-    await _until_all_follow(service)
-    return KeyView.of(revoked)
+    return KeyView.of(await _change(request, service.revoke, id, force=revocation.force))
 
 
 @router.get("/{id}/usage", responses=_problems(404))
@@ -234,7 +258,7 @@ def show_usage(
     days: Annotated[int, Query(ge=1, le=LONGEST.days)] = 7,
 ) -> UsageView:
     """How often the key was used in the last days, up to now, by hour."""
-    return report.of_key(service.engine, id, timedelta(days=days))
+    return report.of_key(service.engine, id, timedelta(days=days), service.owner)
 
 
 @router.get("/{id}/events", responses=_problems(404))

@@ -48,17 +48,8 @@ _METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "O
 _BUCKETS: Final = (0.005, 0.025, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0)  # seconds
 
 
-class _Waiting(Collector):
-    """Adds up what waits, before anything else is collected."""
-
-    def collect(self) -> Iterator[Metric]:
-        _add_up()
-        return iter(())
-
-
 disable_created_metrics()  # they would double the series
 _ours: Final = CollectorRegistry()  # an open exporter of yours must not publish these
-_ours.register(_Waiting())
 _requests = Counter(
     "api_requests", "Requests that were answered", ["route", "method", "status"], registry=_ours
 )
@@ -252,6 +243,7 @@ def metrics(request: Request) -> Response:
     shared = FOLDER in os.environ
     if not shared and _is_one_of_several():
         raise HTTPException(503, f"One of several processes is asked for all: set {FOLDER}")
+    _add_up()
     registry = CollectorRegistry()
     for collector in [_Sums()] if shared else [_ours, REGISTRY]:
         registry.register(collector)

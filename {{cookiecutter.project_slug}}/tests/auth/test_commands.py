@@ -179,9 +179,3 @@ def test_no_command_uses_another_schema(database_url: sa.URL, schema: str, fix: 
         connection.execute(sa.update(table).values(version_num=schema))
     for command in COMMANDS:
         assert fix in complaint("keys", *command.split())
-
-
-def test_what_is_changed_elsewhere_than_usual_names_the_place(database_url: sa.URL) -> None:
-    for command in ("keys create x", "db upgrade"):
-        assert run(*command.split()).stderr.startswith(f"In {database_url}:\n")
-    assert run("keys", "list").stderr == ""

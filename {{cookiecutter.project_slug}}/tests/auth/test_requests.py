@@ -1,7 +1,6 @@
 """What a request leaves behind: a line in the log, headers; no key, and nothing in caches."""
 
 import logging
-import re
 import traceback
 from pathlib import Path
 
@@ -14,32 +13,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from app.auth import GuardedAPI, GuardedRouter, PublicRouter
 from app.auth.key import new_secret, with_prefix
 from app.constants import API_KEY_HEADER
-from tests.callers import Keys, answer_of, application, ask, endpoint, on, with_every_kind
-
-
-async def test_a_request_has_one_line_with_its_route_and_its_key(
-    api: GuardedAPI, keys: Keys, caplog: pytest.LogCaptureFixture
-) -> None:
-    caplog.set_level(logging.INFO, "app")
-    router, secret = with_every_kind(GuardedRouter()), keys.issue()
-    router.add_api_route("/items/{id}", endpoint)
-    on(api, router, prefix="/v1")
-    fields = ("method", "route", "status", "client", "key_id")
-    for path, method, route, status in (
-        ("/v1/items/7", "GET", "/v1/items/{id}", 200),
-        ("/v1/mount/x/y", "GET", "/v1/mount/{path}", 200),
-        ("/nothing/here", "GET", "", 404),
-        ("/v1/x", "WS", "/v1/x", 101),
-    ):
-        caplog.clear()
-        type = "websocket" if method == "WS" else "http"
-        await ask(api, secret, path=path, type=type, body=b"", query_string=b"q=1")
-        (line,) = caplog.records
-        told = [vars(line)[name] for name in fields]
-        assert told == [method, route, status, "127.0.0.1", "key-0"]
-        said = re.escape(f"127.0.0.1 {method} {route or repr(path)} {status} in ")
-        assert re.fullmatch(rf"{said}\d+\.\d ms, key key-0", line.message)
-
+from tests.callers import Keys, answer_of, application, ask, on
 
 # No key, wherever somebody looks.
 

@@ -1,12 +1,10 @@
 """The rule of access: exactly one key, spelled as it was issued, and one answer to all others."""
 
 import logging
-from unittest.mock import patch
 
 import pytest
 
 from app.auth import GuardedAPI
-from app.auth.errors import StoreUnavailableError
 from app.auth.key import digest, id_of, new_secret, parse_secrets, with_prefix
 from app.constants import MISSING_KEY_STATUS
 from tests.callers import PROBE, Keys, answer_of, status_of, with_probe
@@ -60,10 +58,3 @@ async def test_refusals_look_alike_whatever_the_reason(
     # Only the log tells them apart.
     refusals = [each for each in caplog.messages if each.startswith("Refused")]
     assert refusals == [f"Refused http {PROBE!r}: {reason.rstrip('.')}." for reason in callers]
-
-
-async def test_out_of_reach_callers_are_told_to_try_again(api: GuardedAPI, keys: Keys) -> None:
-    with patch.object(keys, "lookup", side_effect=StoreUnavailableError("no route to host")):
-        answer = await answer_of(api, keys.issue())
-    assert (answer.status, answer.header("retry-after")) == (503, "1")
-    assert b"no route" not in answer.body

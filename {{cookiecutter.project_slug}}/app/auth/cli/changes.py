@@ -28,7 +28,7 @@ from app.auth.cli.output import show
 from app.auth.database import clock
 from app.auth.database.engine import transaction
 from app.auth.errors import InvalidError
-from app.auth.keys.fields import Fields
+from app.auth.keys.change import Fields
 from app.auth.keys.service import KeyService
 from app.auth.keys.views import OVERLAP, KeyView
 
@@ -66,9 +66,17 @@ def create_key(
     as_json: bool,
 ) -> None:
     """Shared with the command of a part that adds options."""
+    _give_one_end(expires_in, expires_at)
     with changing(ctx) as service:
         fields["expires_at"] = _end(service, expires_in, expires_at)
         service.create(**fields, actor=actor(), show=partial(show, as_json=as_json))
+
+
+def _give_one_end(
+    expires_in: timedelta | None, expires_at: datetime | None, no_expiry: bool = False
+) -> None:
+    if (expires_in is not None) + bool(expires_at) + no_expiry > 1:
+        raise typer.BadParameter("give --no-expiry or a time, with --expires-in or --expires-at")
 
 
 def _end(
@@ -76,8 +84,6 @@ def _end(
 ) -> datetime | None:
     if expires_in is None:
         return expires_at
-    if expires_at:
-        raise typer.BadParameter("give --expires-in or --expires-at")
     with transaction(service.engine) as connection:
         return clock.now(connection) + expires_in
 
@@ -121,7 +127,8 @@ class Update:
         }
         if self.added or self.removed:
             if absent := {*(self.removed or ())} - {*key.scopes}:
-                raise InvalidError(f"{key.id} has no scope {min(absent)}: {' '.join(key.scopes)}")
+                held = " ".join(key.scopes) or "none"
+                raise InvalidError(f"{key.id} has no scope {min(absent)}; it has {held}")
             fields["scopes"] = {*key.scopes, *(self.added or ())} - {*(self.removed or ())}
         if self.expires_at or self.no_expiry:
             fields["expires_at"] = self.expires_at
@@ -131,8 +138,7 @@ class Update:
 
 
 def update_key(ctx: typer.Context, id: str, edit: Update, force: bool, as_json: bool) -> None:
-    if edit.no_expiry and (edit.expires_at or edit.expires_in is not None):
-        raise typer.BadParameter("give --no-expiry or a time")
+    _give_one_end(edit.expires_in, edit.expires_at, edit.no_expiry)
     with changing(ctx) as service:
         edit = replace(edit, expires_at=_end(service, edit.expires_in, edit.expires_at))
         updated = service.update(id, edit, force=force, actor=actor())

@@ -3,10 +3,11 @@
 import json
 import sys
 from collections import Counter
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime, timedelta
 from math import ceil
+from typing import TypeVar
 
 import typer
 from pydantic import BaseModel
@@ -15,6 +16,8 @@ from app.auth.errors import KeyServiceError, SettingsError, StoreUnavailableErro
 from app.auth.keys.views import IssuedKey
 from app.auth.usage.counts import OUTCOMES
 from app.auth.usage.report import UsageView
+
+T = TypeVar("T")
 
 # The fields that a table leaves out.
 _DETAILS = {
@@ -32,9 +35,6 @@ _DETAILS = {
 class NotShownError(Exception):
     """Standard output is closed, or a write to it has failed."""
 
-    def __init__(self, reason: str) -> None:
-        super().__init__(f"Standard output: {reason}.")
-
 
 @contextmanager
 def one_line_errors(not_shown: str = "") -> Generator[None]:
@@ -43,12 +43,12 @@ def one_line_errors(not_shown: str = "") -> Generator[None]:
         if sys.stdout is None:
             raise NotShownError("it is closed")
         yield
+        return
+    except NotShownError as error:
+        note(f"Standard output: {error}.{not_shown}")
     except (SettingsError, KeyServiceError, StoreUnavailableError) as error:
         note(f"{error}")
-        raise typer.Exit(1) from None
-    except NotShownError as error:
-        note(f"{error}{not_shown}")
-        raise typer.Exit(1) from None
+    raise typer.Exit(1)
 
 
 def escape_what_cannot_be_encoded() -> None:
@@ -115,14 +115,21 @@ def note(text: str) -> None:
         sys.stderr = None  # otherwise Python flushes it at exit and exits with 120
 
 
+def progress(work: Iterable[T], length: int | None = None) -> Iterator[T]:
+    """The same work, with a bar on standard error if that is a terminal."""
+    hidden = sys.stderr is None or not sys.stderr.isatty()
+    with typer.progressbar(work, length, file=sys.stderr, hidden=hidden) as bar:
+        yield from bar
+
+
 def _readable(value: object) -> str:
     if isinstance(value, datetime):
         return f"{value:%Y-%m-%d %H:%MZ}"
     if isinstance(value, list):
         return " ".join(value) or "-"
-    if isinstance(value, dict):
-        changed = ((name, map(_readable, values)) for name, values in value.items())
-        return ", ".join(f"{name}: {' to '.join(values)}" for name, values in changed)
+    if isinstance(value, dict):  # by field, before and after
+        changed = ((name, " to ".join(map(_readable, each))) for name, each in value.items())
+        return ", ".join(f"{name}: {change}" for name, change in changed)
     return "-" if value in (None, "") else f"{value}"
 
 

@@ -29,7 +29,7 @@ from app.auth.database.models import (
     api_key_usage,
 )
 from app.auth.key import Key
-from app.auth.keys.fields import MANAGE
+from app.auth.keys.change import MANAGE
 from app.auth.keys.service import KeyService
 from app.auth.keys.views import KeyView
 
@@ -130,13 +130,13 @@ def _problems(
     if not key.last_used_at and key.created_at < now - UNUSED:
         yield "never used", "revoke it if nobody has it"
     if key.expires_at and key.expires_at < now + EXPIRING:
-        yield f"expires on {key.expires_at:%Y-%m-%d}", "create another key and move its caller"
+        yield f"expires on {key.expires_at:%Y-%m-%d}", "give it a later end if it is still needed"
     if key.issued_at < now - ROTATION:
         yield f"not rotated since {key.issued_at:%Y-%m-%d}", "rotate it"
     if "*" in key.scopes:
-        yield "too many scopes: all there are", "create a key with the ones that it needs"
+        yield "too many scopes: all there are", "leave it the ones that it needs"
     elif unasked := [scope for scope in key.scopes if not _cover([scope], asked_for)]:
-        yield f"scopes that no endpoint asks for: {' '.join(unasked)}", "create a key without them"
+        yield f"scopes that no endpoint asks for: {' '.join(unasked)}", "take them away"
 
 
 def _cover(scopes: Iterable[str], asked_for: Iterable[str]) -> bool:

@@ -1,7 +1,7 @@
 // One key: what it is, what it was used for, and what was done to it.
 
 import { barChart, everyPeriod, totalOf } from "./charts.js";
-import { revokeKey, rotateKey } from "./dialogs.js";
+import { changeKey, rotateKey, turnKey } from "./dialogs.js";
 import {
   ago, cell, count, countCell, element, moment, pair, reveal, row, statusOf,
 } from "./elements.js";
@@ -10,15 +10,18 @@ import {
 export function openKey(desk, parts, id) {
   const path = `/${encodeURIComponent(id)}`;
   const show = () => desk.run(() => showKey(desk, parts, path));
-  const showRevoked = () => {
+  const showTurned = () => {
     parts.name.focus(); // or the focus would go with the button
     show();
   };
-  const change = (dialog, done) => () =>
-    desk.run(async () => dialog(desk, await desk.session.read(path), done));
+  const change = (dialog, done, ...what) => () =>
+    desk.run(async () => dialog(desk, await desk.session.read(path), done, ...what));
   parts.name.textContent = id;
   parts.rotate.addEventListener("click", change(rotateKey, show));
-  parts.revoke.addEventListener("click", change(revokeKey, showRevoked));
+  parts.change.addEventListener("click", change(changeKey, show));
+  for (const verb of ["Pause", "Resume", "Revoke"]) {
+    parts[verb.toLowerCase()].addEventListener("click", change(turnKey, showTurned, verb));
+  }
   parts.days.addEventListener("change", () => desk.run(() => showUsage(desk, parts, path)));
   show();
   return parts.name;
@@ -29,7 +32,9 @@ async function showKey(desk, parts, path) {
   parts.name.textContent = key.name;
   parts.status.replaceChildren(statusOf(key));
   parts.facts.replaceChildren(...factsOf(key));
-  parts.rotate.hidden = key.status !== "active";
+  parts.rotate.hidden = parts.pause.hidden = key.status !== "active";
+  parts.resume.hidden = key.status !== "paused";
+  parts.change.hidden = parts.rotate.hidden && parts.resume.hidden;
   parts.revoke.hidden = key.status === "revoked";
   await Promise.all([showUsage(desk, parts, path), showEvents(desk, parts, path)]);
 }
@@ -43,6 +48,9 @@ function factsOf(key) {
     pair("Ends", moment(key.expires_at, "never")),
     pair("Last use", ago(key.last_used_at, "never")),
   ];
+  if (key.owner) facts.push(pair("Owner", key.owner));
+  if (key.note) facts.push(pair("Note", key.note));
+  if (key.paused_at) facts.push(pair("Paused", moment(key.paused_at)));
   if (key.limits.length) facts.push(pair("Limits", key.limits.join(", "))); // part: limits
   if (key.networks.length) facts.push(pair("Networks", key.networks.join(", "))); // part: limits
   if (key.revoked_at) facts.push(pair("Revoked", moment(key.revoked_at)));
@@ -90,6 +98,12 @@ async function showEvents({ session }, { events }, path) {
   reveal(events, done.reverse(), eventRow, "Nothing was.");
 }
 
-function eventRow({ at, action, actor }) {
-  return row(moment(at), cell(action), cell(actor));
+function eventRow({ at, action, actor, changes }) {
+  const fields = Object.entries(changes ?? {});
+  const differ = fields.map(([name, values]) => `${name}: ${values.map(told).join(" → ")}`);
+  return row(moment(at), cell(action), cell(actor), cell(differ.join("; ")));
+}
+
+function told(value) {
+  return typeof value === "string" ? `“${value}”` : JSON.stringify(value);
 }

@@ -58,7 +58,9 @@ async function showDays(session, keys, rows) {
 
 function keyRow(key) {
   return row(
-    element("span", {}, linkTo(key.id, key.name), element("code", {}, key.id)),
+    element(
+      "span", {}, linkTo(key.id, key.name), element("code", {}, key.id), element("small", {}, key.owner),
+    ),
     cell(element("code", {}, key.scopes.join(" ") || "none"), "roomy"),
     cell(statusOf(key)),
     cell(moment(key.expires_at, "never"), "roomy"),

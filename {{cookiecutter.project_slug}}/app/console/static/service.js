@@ -36,8 +36,8 @@ export class Session {
     return resultOf(answer);
   }
 
-  async change(path, body) {
-    const answer = await this.#ask("POST", path, body);
+  async change(path, body, method = "POST") {
+    const answer = await this.#ask(method, path, body);
     // Was it this change, or is it the key that may nothing any more? Then this fails as well.
     if (isRefusal(answer)) await this.read("", { limit: 1 });
     return resultOf(answer);
