@@ -13,6 +13,7 @@ PARTS = {
     "limits": "app/limits tests/limits",
     "management": "app/console app/management tests/management",
     "metrics": "app/metrics deploy/grafana deploy/prometheus tests/metrics",
+    "gateway": "app/gateway tests/gateway",
     "transfer": "app/transfer tests/transfer",
     "vaults": "app/vaults tests/vaults",
     "deploy": """
@@ -20,7 +21,8 @@ PARTS = {
         deploy/prometheus/kubernetes.yaml deploy/up.sh
     """,
     "database": """
-        app/auth/cli/database.py app/auth/cli/output.py app/auth/database app/auth/keys
+        app/auth/cli/changes.py app/auth/cli/context.py app/auth/cli/database.py
+        app/auth/cli/output.py app/auth/database app/auth/keys
         app/auth/store/cache.py app/auth/store/queries.py app/auth/store/usage_writer.py
         app/auth/usage app/database.py app/migrations app/models.py app/policies.py
         deploy/kubernetes/migration.yaml
@@ -33,7 +35,7 @@ MARK = re.compile(rb"[ \t]*(?:#|//|<!--) part: ([a-z, ]+?)(?: -->)?(?=\r?\n|\Z)"
 
 # As JSON in a raw string an answer stays data, whatever it holds.
 # fmt: off
-ANSWERS = json.loads(r'''{{ dict(key_store=cookiecutter.key_store, limits=cookiecutter.limits, management=cookiecutter.management, metrics=cookiecutter.metrics, transfer=cookiecutter.transfer, vaults=cookiecutter.vaults, deploy=cookiecutter.deploy) | tojson }}''')
+ANSWERS = json.loads(r'''{{ dict(key_store=cookiecutter.key_store, limits=cookiecutter.limits, management=cookiecutter.management, metrics=cookiecutter.metrics, gateway=cookiecutter.gateway, transfer=cookiecutter.transfer, vaults=cookiecutter.vaults, deploy=cookiecutter.deploy) | tojson }}''')
 # fmt: on
 SLUG = "{{ cookiecutter.project_slug }}"
 HEADER = "{{ cookiecutter.api_key_header }}"

@@ -69,6 +69,8 @@ keys = [  # and the requests of a busy hour, and how many of them are refused
 ]
 service.rotate(keys[0][0], overlap=timedelta(hours=30), actor="cli:ada")
 service.revoke(keys[-1][0], actor="cli:grace")
+of = {"owner": "W" * 100, "note": "w" * 300}
+service.update(keys[0][0], lambda key: of, actor="cli:ada")
 with transaction(service.engine, write=True) as connection:
     for number, (id, busy, refused) in enumerate(keys):
         secret = api_key_secrets.c
@@ -108,7 +110,7 @@ from hashlib import sha256
 import sqlalchemy as sa
 
 from app.auth.database.engine import transaction
-from app.auth.database.models import api_key_secrets, api_keys
+from app.auth.database.models import api_key_events, api_key_secrets, api_keys
 from app.auth.keys.service import open_service
 from app.settings import load_settings
 
@@ -124,6 +126,10 @@ secrets = [
 with transaction(open_service(load_settings(), migrate=True).engine, write=True) as connection:
     connection.execute(sa.insert(api_keys), keys)
     connection.execute(sa.insert(api_key_secrets), secrets)
+    latest = connection.scalar(sa.select(sa.func.max(api_key_events.c.id))) or 0
+    event = {"at": now, "stamp": b"8 random", "action": "created", "actor": "x"}
+    events = [{**event, "id": id, "key_id": key["id"]} for id, key in enumerate(keys, latest + 1)]
+    connection.execute(sa.insert(api_key_events), events)
 """
 
 
@@ -216,7 +222,7 @@ def test_what_was_used_is_drawn_and_told(service: Service, page: Page) -> None:
     row = page.get_by_role("row", name="mobile app")
     label = row.get_by_role("img").get_attribute("aria-label") or ""
     assert re.fullmatch(r"[\d,]+ requests in 14 days, [\d,]+ of them served", label)
-    assert row.locator("svg g").count() == 14
+    assert row.get_by_role("img").locator("> *").count() == 14
     expect(page.locator("#findings")).to_contain_text("expires on")
     expect(page.locator("#strangers tr").first).to_contain_text("203.0.113.0/24")
     show(page)
@@ -224,11 +230,11 @@ def test_what_was_used_is_drawn_and_told(service: Service, page: Page) -> None:
     open_key(page, "mobile app")
     told = page.locator("#totals dd")
     expect(told).to_have_text([f"{used['served']:,}", f"{used['refused']:,}", "0"])
-    assert page.locator("#chart svg g").count() == 7 * 24 + 1
+    assert page.locator(".bars > *").count() == 7 * 24 + 1
     hours = {}
     for days, unit in (("24 hours", 25), ("31 days", 32), ("90 days", 91)):
         page.get_by_label("Of how many days").select_option(days)
-        expect(page.locator("#chart svg g")).to_have_count(unit)
+        expect(page.locator(".bars > *")).to_have_count(unit)
         hours[days] = int(told.first.inner_text().replace(",", ""))
     assert hours["24 hours"] < used["served"] < hours["31 days"] == hours["90 days"]
     page.get_by_text("As a table").click()
@@ -239,7 +245,7 @@ def test_what_was_used_is_drawn_and_told(service: Service, page: Page) -> None:
 
 def show(page: Page) -> None:
     """Keep a picture, as `docs/console.png` is one: of the page as it is seen without scrolling."""
-    pages = page.locator(".pages").bounding_box()
+    pages = page.get_by_role("navigation").bounding_box()
     assert pages
     page.set_viewport_size({"width": 1280, "height": int(pages["y"] + pages["height"]) + 24})
     folder = ROOT / ".cache"
@@ -315,6 +321,81 @@ def test_the_life_of_a_key(service: Service, page: Page) -> None:
     expect(page.get_by_label("Key", exact=True)).to_have_value("")
     expect(page.get_by_role("button", name="Lock", exact=True)).to_have_count(0)
     assert complaints == []
+
+
+def test_a_key_is_changed_paused_and_resumed(service: Service, page: Page) -> None:
+    complaints = watched(page)
+    bounds = ("--scope", "reports:read", "--limit", "9/minute")
+    bounds += ("--expires-at", "2040-12-31T23:59:59")
+    made = service.manage_keys("create", "kiosk", *bounds)
+    unlock(page, service.console(), service.keys[0])
+    open_key(page, "kiosk")
+    facts, status = page.locator("#facts"), page.locator("#status")
+    expect(status).to_have_text("active")
+    expect(page.get_by_role("button", name="Resume")).to_have_count(0)
+
+    click(page, "Change")
+    dialog = page.get_by_role("dialog", name="Change “kiosk”")
+    expect(dialog.get_by_label("Scopes optional")).to_have_value("reports:read")
+    dialog.get_by_label("Scopes optional").fill("reports:read orders:read")
+    dialog.get_by_label("Owner optional").fill("acme")
+    dialog.get_by_label("Note optional").fill("at the <b>entrance</b>")
+    click(page, "Change it")
+    waited(page)
+    for fact in ("orders:read reports:read", "Owneracme", "Noteat the <b>entrance</b>"):
+        expect(facts).to_contain_text(fact)
+    now = service.manage_keys("show", made["id"])
+    assert now["expires_at"] == "2040-12-31T23:59:59Z"  # what nobody has typed stays
+    assert now["limits"] == ["9/minute"]
+
+    click(page, "Change")
+    for label in ("Note optional", "Ends optional", "Limits optional"):
+        dialog.get_by_label(label).fill("")
+    click(page, "Change it")
+    expect(facts).to_contain_text("Endsnever")
+    expect(facts).not_to_contain_text("Limits")
+    expect(facts).not_to_contain_text("Note")
+
+    click(page, "Pause")
+    click(page, "Pause kiosk")
+    waited(page)
+    expect(status).to_have_text("paused")
+    expect(facts).to_contain_text("Paused")
+    assert service.status(made["key"]) == 403
+    expect(page.get_by_role("button", name="Rotate")).to_have_count(0)
+    click(page, "Resume")
+    expect(page.locator("#message")).to_have_text("Waiting until every server follows…")
+    expect(status).to_have_text("active")
+    expect(page.locator("#message")).to_have_text("")
+    assert service.status(made["key"]) == 200
+    events = page.get_by_role("table", name="What was done to the key")
+    expect(events.locator("td:first-of-type")).to_have_text(
+        ["resumed", "paused", "updated", "updated", "created"]
+    )
+    expect(events).to_contain_text('scopes: ["reports:read"] → ["orders:read","reports:read"]')
+    expect(events).to_contain_text("owner: “” → “acme”")
+    click(page, "All keys", "link")
+    expect(page.get_by_role("row", name="kiosk")).to_contain_text("acme")
+    assert complaints == []
+
+
+def test_a_key_of_an_owner_shows_the_keys_of_this_owner(service: Service, page: Page) -> None:
+    of = ("--owner", "beta")
+    own = service.manage_keys("create", "beta's page", "--scope", "keys:own", *of)
+    service.manage_keys("create", "beta's shop", *of)
+    unlock(page, service.console(), own["key"])
+    expect(page.locator("#keys th a")).to_have_text(["beta's page", "beta's shop"])
+    expect(page.locator("#findings")).to_have_text("")
+    click(page, "New key")
+    page.get_by_label(NAME).fill("beta's till")
+    click(page, "Make it")
+    keep_secret(page)
+    expect(page.locator("#facts")).to_contain_text("Ownerbeta")
+    for billing in service.manage_keys("list"):
+        if billing["name"] == "billing":
+            page.goto(f"{service.console()}#{billing['id']}")
+    expect(page.locator("#message")).to_contain_text("No key has the id")
+    service.manage_keys("revoke", own["id"])
 
 
 def test_limits_and_networks_hold_and_are_shown(service: Service, page: Page) -> None:
@@ -501,12 +582,12 @@ def test_a_manager_with_limits_makes_no_key_without_and_is_told_when_to_try_agai
     page.get_by_label(NAME).fill("as free")
     said = page.get_by_role("dialog").get_by_role("status")
     click(page, "Make it")
-    expect(said).to_have_text("No key that you manage may send more than yours: 60/hour.")
-    page.get_by_label("Limits optional").fill("60/hour")
-    click(page, "Make it")
     elsewhere = "No key that you manage may be used from elsewhere than yours: 127.0.0.0/8."
     expect(said).to_have_text(elsewhere)
     page.get_by_label("Networks optional").fill("127.0.0.1")
+    click(page, "Make it")
+    expect(said).to_have_text("No key that you manage may send more than yours: 60/hour.")
+    page.get_by_label("Limits optional").fill("60/hour")
     click(page, "Make it")
     assert service.status(keep_secret(page)) == 200
     click(page, "All keys", "link")
@@ -542,15 +623,18 @@ def test_a_database_out_of_reach_is_said(service: Service, page: Page) -> None:
 def test_the_last_manager_is_revoked_with_a_second_confirmation(
     project: Project, page: Page, tmp_path: Path
 ) -> None:
-    place: Any = {"DATABASE_URL": f"sqlite:///{tmp_path}/last.db", "API_KEYS": ""}
+    place: Any = {"DATABASE_URL": f"sqlite:///{tmp_path}/last.db"}
     project.run("uv", "run", "--no-sync", project.command, "db", "upgrade", **place)
     last = project.manage_keys("create", "last", "--scope", "keys:manage", **place)
+    for key in project.manage_keys("list", **place):
+        if key["id"] != last["id"]:
+            project.manage_keys("revoke", key["id"], **place)
     with project.serving(*SERVER, **place) as url:
         service = Service(project.path, url)
         unlock(page, service.console(), last["key"])
         open_key(page, "last")
         click(page, "Revoke")
-        force = page.get_by_label("End it all the same")
+        force = page.get_by_label("Do it all the same")
         expect(force).to_be_hidden()
         click(page, "Revoke last")
         expect(page.get_by_role("dialog").get_by_role("status")).to_contain_text("would be left")
@@ -621,6 +705,12 @@ def visit(page: Page, service: Service) -> Iterator[str]:
     expect(page.locator("#secrets tr")).not_to_have_count(0)
     page.get_by_text("As a table").click()
     yield "key"
+    click(page, "Change")
+    yield "change"
+    click(page, "Cancel")
+    click(page, "Pause")
+    yield "pause"
+    click(page, "Keep it")
     click(page, "Rotate")
     expect(page.get_by_label("The old one")).to_be_focused()
     yield "rotate"

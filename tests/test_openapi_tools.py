@@ -17,7 +17,7 @@ from tests.reader import blocks, chapter, page
 pytestmark = [pytest.mark.slow, pytest.mark.add_ons]
 
 COMBINATIONS = {
-    "database": {"management": "yes", "limits": "yes"},
+    "database": {"management": "yes", "limits": "yes", "gateway": "yes"},
     "database-401": {"missing_key_status": "401", "api_key_header": "X-API-Key"},
     "env": {"key_store": "env"},
     "env-401": {
@@ -143,8 +143,8 @@ assert not isinstance(let_in, KeyProblem)
 print(let_in["message"])
 """
 MANAGE_IN_PYTHON = """
-from client.api.api_keys import create_key, list_keys, revoke_key, rotate_key
-from client.models import IssuedKey, NewKey, Page, Rotation
+from client.api.api_keys import create_key, list_keys, revoke_key, rotate_key, update_key
+from client.models import IssuedKey, KeyPatch, KeyView, NewKey, Page, Rotation
 
 made = create_key.sync(client=caller(key), body=NewKey(name="made", scopes=["reports:read"]))
 assert isinstance(made, IssuedKey)
@@ -153,6 +153,10 @@ assert isinstance(rotated, IssuedKey)
 page = list_keys.sync(client=caller(key), limit=1000)
 assert isinstance(page, Page)
 assert made.id in {each.id for each in page.items}
+patch = KeyPatch(note="of the shop", scopes=None)
+changed = update_key.sync(made.id, client=caller(key), body=patch)
+assert isinstance(changed, KeyView)
+assert (changed.name, changed.note, changed.scopes) == ("made", "of the shop", [])
 revoke_key.sync(made.id, client=caller(key))
 for secret in (made.key, rotated.key):
     assert isinstance(secure_endpoint.sync(client=caller(secret)), KeyProblem)
@@ -211,15 +215,16 @@ def test_schemathesis_finds_nothing(service: Service) -> None:
     """With the file of the page, for a caller; then with all operations, and for a stranger."""
     key = service.keys[0]
     told = chapter(page("recipes.md"), "Check the service against its OpenAPI document")
-    (_, common), (_, managed) = blocks(told, "toml")
+    (_, common), (_, managed), (_, asked) = blocks(told, "toml")
     has_management = (service.path / "app/management").exists()
+    common += asked * (service.path / "app/gateway").exists()
     config = service.path / "schemathesis.toml"
     config.write_text(common + managed * has_management, "utf-8")
     service.schemathesis(key=key)
     assert service.is_let_in(key)
     if has_management:
         everything, left_out, _ = managed.partition(
-            '[[operations]]\ninclude-operation-id = "revoke_key"'
+            '[[operations]]\ninclude-operation-id = ["update_key", "pause_key", "revoke_key"]'
         )
         assert left_out
         config.write_text(common + everything, "utf-8")

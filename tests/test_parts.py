@@ -91,6 +91,7 @@ WORDS = {
     "limits": r"new-(limits|networks)|key\.(limits|networks)|rate_limit|valkey|\bquota",
     "management": r"/api-keys|/console|app[./](management|console)",
     "metrics": r"prometheus|/metrics|app[./]metrics",
+    "gateway": r"gateway|/verify\b",
     "vaults": r"hvac|boto3|azure|app[./]vaults|vault_",
     "deploy": r"compose\.yaml|docker-compose|haproxy|deploy/(kubernetes|up)",
 }

@@ -417,7 +417,8 @@ def is_ready(url: str) -> bool:
 
 @pytest.fixture(scope="module")
 def project(template: Path, tmp_path_factory: pytest.TempPathFactory) -> Project:
-    project = render(template, tmp_path_factory.mktemp("prometheus"), PARTS)
+    answers = {**PARTS, "management": "yes"}
+    project = render(template, tmp_path_factory.mktemp("prometheus"), answers)
     routes = project.path / "app" / "routes.py"
     routes.write_text(routes.read_text("utf-8") + ENDPOINTS, "utf-8")
     project.run("uv", "sync", "--quiet")

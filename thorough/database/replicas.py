@@ -1,6 +1,7 @@
 """The service as processes of their own, which are called over real sockets."""
 
 import http.client
+import json
 import multiprocessing
 import os
 import socket
@@ -53,10 +54,12 @@ class Line:
         self.port = port
         self._http = http.client.HTTPConnection("127.0.0.1", port, timeout=PATIENCE)
 
-    def request(self, key: str, method: str = "GET", path: str = PROBE) -> int:
+    def request(self, key: str, method: str = "GET", path: str = PROBE, patch: Any = None) -> int:
         """The status; 0 where nobody answers."""
+        headers = {API_KEY_HEADER: key}
+        headers |= {"Content-Type": "application/merge-patch+json"} if patch else {}
         try:
-            self._http.request(method, path, headers={API_KEY_HEADER: key})
+            self._http.request(method, path, patch and json.dumps(patch), headers)
             answer = self._http.getresponse()
             answer.read()
         except (OSError, http.client.HTTPException):
@@ -123,9 +126,9 @@ class Replica(Line):
             else _fork((*server, *options), settings)
         )
 
-    def request(self, key: str, method: str = "GET", path: str = PROBE) -> int:
+    def request(self, key: str, method: str = "GET", path: str = PROBE, patch: Any = None) -> int:
         assert self.process.poll() is None, "the server has ended"
-        return super().request(key, method, path)
+        return super().request(key, method, path, patch)
 
     def stop(self) -> None:
         self.process.terminate()
@@ -146,16 +149,16 @@ def started(*replicas: Replica) -> Iterator[list[Replica]]:
 class Poller(Line):
     """Calls a server again and again, and notes what came back."""
 
-    def __init__(self, replica: Replica) -> None:
+    def __init__(self, replica: Replica, path: str = PROBE) -> None:
         super().__init__(replica.port)
-        self.key, self._is_over = new_secret(), False
+        self.key, self.path, self._is_over = new_secret(), path, False
         self.answers: list[tuple[float, str, int]] = []  # when a key was sent, and the status
         self._thread = threading.Thread(target=self._poll)
 
     def _poll(self) -> None:
         while not self._is_over:
             key, sent_at = self.key, time.monotonic()
-            if status := self.request(key):
+            if status := self.request(key, path=self.path):
                 self.answers.append((sent_at, key, status))
             time.sleep(0.01)  # for others
 

@@ -2,14 +2,18 @@
 
 import os
 from math import inf
+from typing import Final
 
-from app.auth import GuardedAPI
+from fastapi import HTTPException
+
+from app.auth import Caller, GuardedAPI, GuardedRouter, require
 from app.auth.access import clients
 from app.auth.store import cache
 from app.limits import connections, sqlite_counter
 from app.settings import Settings, load_settings
 from tests import callers
 
+RIGHTS: Final = "/rights-of-the-tests"  # for the keys of acme with the scope `rights`
 MADE: list[GuardedAPI] = []  # for whoever has to close them
 
 
@@ -31,4 +35,12 @@ def start() -> GuardedAPI:
     for module in (connections, sqlite_counter):
         vars(module)["TIMEOUT"] = 30.0  # no busy machine decides a test
     cache.FLUSH_EVERY = float(os.environ.get("TEST_FLUSH_EVERY", cache.FLUSH_EVERY))
-    return make_service(load_settings())
+    service, router = make_service(load_settings()), GuardedRouter(dependencies=[require("rights")])
+    router.add_api_route(RIGHTS, rights)
+    service.include_router(router)
+    return service
+
+
+async def rights(caller: Caller) -> None:
+    if caller.owner != "acme":
+        raise HTTPException(404)

@@ -33,11 +33,12 @@ from app.auth import Caller, GuardedAPI, GuardedRouter, get_caller
 from app.auth.database.clock import DAY
 from app.auth.database.engine import connect
 from app.auth.database.models import ENV_ID, api_key_events, api_key_servers
-from app.auth.errors import ConflictError
+from app.auth.errors import ConflictError, InvalidError
 from app.auth.key import Key, digest, id_of, new_secret, with_prefix
 from app.auth.keys.service import KeyService
 from app.auth.store.cache import DatabaseKeyStore
 from app.constants import MISSING_KEY_STATUS
+from app.policies import make_policies
 from app.settings import load_settings
 from tests.callers import PROBE, Answer, ask, status_of
 from tests.thorough.databases import Backup
@@ -109,6 +110,44 @@ def revoked(key_service: KeyService, clock: Clock, env: list[str]) -> str:
     return issued.key
 
 
+def paused(key_service: KeyService, clock: Clock, env: list[str]) -> str:
+    issued = key_service.create("key", actor="test")
+    key_service.pause(issued.id, actor="test")
+    return issued.key
+
+
+def resumed(key_service: KeyService, clock: Clock, env: list[str]) -> str:
+    issued = key_service.create("key", actor="test")
+    key_service.pause(issued.id, actor="test")
+    key_service.resume(issued.id, actor="test")
+    return issued.key
+
+
+def prolonged(key_service: KeyService, clock: Clock, env: list[str]) -> str:
+    issued = key_service.create("key", expires_at=in_two_hours(clock), actor="test")
+    later = in_two_hours(clock) + timedelta(hours=1)
+    key_service.update(issued.id, lambda _: {"expires_at": later}, actor="test")
+    clock.now += 7200
+    return issued.key
+
+
+def shortened(key_service: KeyService, clock: Clock, env: list[str]) -> str:
+    issued = key_service.create("key", actor="test")
+    end = in_two_hours(clock)
+    key_service.update(issued.id, lambda _: {"expires_at": end}, actor="test")
+    clock.now += 7200
+    return issued.key
+
+
+def prolonged_while_overlapping(key_service: KeyService, clock: Clock, env: list[str]) -> str:
+    """The old secret ends when it was to end, whatever becomes of the key."""
+    issued = key_service.create("key", expires_at=in_two_hours(clock), actor="test")
+    key_service.rotate(issued.id, overlap=timedelta(hours=48), actor="test")
+    key_service.update(issued.id, lambda _: {"expires_at": None}, actor="test")
+    clock.now += 7200
+    return issued.key
+
+
 def rotated(key_service: KeyService, clock: Clock, env: list[str]) -> str:
     id = key_service.create("key", actor="test").id
     return key_service.rotate(id, actor="test").key
@@ -175,6 +214,8 @@ STANDINGS: dict[Callable[[KeyService, Clock, list[str]], str], bool] = {
     created: True,
     rotated: True,
     overlapping: True,
+    resumed: True,
+    prolonged: True,
     within_its_bounds: True,
     from_elsewhere: False,
     restricted_by_what_nothing_enforces: False,
@@ -183,6 +224,9 @@ STANDINGS: dict[Callable[[KeyService, Clock, list[str]], str], bool] = {
     expired: False,
     expired_while_overlapping: False,
     revoked: False,
+    paused: False,
+    shortened: False,
+    prolonged_while_overlapping: False,
     overlapped: False,
     dropped_old: False,
     dropped_new: False,
@@ -220,6 +264,24 @@ async def test_a_key_that_api_keys_no_longer_names_ends(
         monkeypatch.setenv("API_KEYS", ",".join(named))
         service = make_service(patient_settings())
         assert await status_of(service, secrets[0].encode()) == status
+
+
+async def test_a_key_of_api_keys_that_was_paused_or_narrowed_stays_so_whoever_names_it(
+    key_service: KeyService, secrets: list[str], ids: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key_service.pause(ids[0], actor="test")
+    key_service.update(ids[1], lambda _: {"scopes": ["a"]}, force=True, actor="test")
+    for named in (secrets, [], secrets):
+        monkeypatch.setenv("API_KEYS", ",".join(named))
+        service = make_service(patient_settings())
+        is_named = bool(named)
+        for secret, expected in zip(secrets, (MISSING_KEY_STATUS, 200), strict=True):
+            status = await status_of(service, secret.encode())
+            assert status == (expected if is_named else MISSING_KEY_STATUS)
+        status = await status_of(service, secrets[1].encode(), path="/api-keys")
+        assert status == (403 if is_named else MISSING_KEY_STATUS)
+    key_service.resume(ids[0], actor="test")
+    assert await status_of(make_service(patient_settings()), secrets[0].encode()) == 200
 
 
 async def test_a_managed_key_that_api_keys_names_too_stays_what_it_is(
@@ -336,6 +398,16 @@ def test_scopes_are_in_the_document(service: GuardedAPI) -> None:
 # The whole life of a key.
 
 BEGINNING = datetime(2030, 1, 1, tzinfo=UTC).timestamp()
+HERE, ELSEWHERE = "127.0.0.1/32", "10.0.0.0/8"
+UPDATES = st.fixed_dictionaries(
+    {},
+    optional={
+        "scopes": st.frozensets(st.sampled_from(["a", "b:*", "keys:manage"])),
+        "hours": st.none() | st.integers(-1, 48),  # from now to its end; None for none
+        "networks": st.sampled_from([(), (HERE,), (ELSEWHERE,), (ELSEWHERE, HERE)]),
+        "owner": st.sampled_from(["", "acme"]),
+    },
+)
 MINUTES = st.one_of(
     st.integers(-10, 10),
     st.integers(-24 * 60, 48 * 60),
@@ -359,10 +431,17 @@ class Model:
     id: str
     expires_at: float
     secrets: dict[str, Secret]  # in the order of their issue
+    scopes: frozenset[str] = frozenset()
+    networks: tuple[str, ...] = ()
+    owner: str = ""
+    is_paused: bool = False
     is_revoked: bool = False
 
+    def has_ended(self, now: float) -> bool:
+        return self.is_revoked or self.expires_at <= now
+
     def is_active(self, now: float) -> bool:
-        return not self.is_revoked and self.expires_at > now
+        return not (self.has_ended(now) or self.is_paused)
 
     def in_force(self, now: float) -> list[str]:
         valid = (s for s, is_ in self.secrets.items() if not is_.has_ended and is_.expires_at > now)
@@ -399,11 +478,12 @@ class LifeOfKeys(RuleBasedStateMachine):
         self.server_time = self.command_time = BEGINNING
         self.is_commanding = False
         self.ending.enter_context(patch("app.auth.database.clock.time", self.time))
-        self.key_service = KeyService(self.settings)
+        self.key_service = KeyService(self.settings, make_policies(self.settings))
         self.key_service.engine = connect(self.url, pooled=True)
         self.ending.callback(self.key_service.engine.dispose)
         self.open_service()
-        in_api_keys = Model(ENV_ID + id_of(hashed), inf, {secret: Secret(BEGINNING)})
+        secrets, scopes = {secret: Secret(BEGINNING)}, frozenset("*")
+        in_api_keys = Model(ENV_ID + id_of(hashed), inf, secrets, scopes)
         self.models = {secret: in_api_keys}  # of those that the database knows, by their secrets
         self.issued = [secret]
         self.backups: list[tuple[Backup, dict[str, Model]]] = []
@@ -475,6 +555,8 @@ class LifeOfKeys(RuleBasedStateMachine):
     def call(self, secret: str, copies: int, spell: Callable[[str], str]) -> None:
         right = copies == 1 and spell in (SPELLINGS["canonical"], SPELLINGS["with a prefix"])
         granted = right and self.is_in_force(secret, self.refresh())
+        if granted and (networks := self.models[secret].networks):
+            granted = HERE in networks
         status = self.runner.run(status_of(self.service, *[spell(secret).encode()] * copies))
         assert status == (200 if granted else MISSING_KEY_STATUS)
 
@@ -484,6 +566,10 @@ class LifeOfKeys(RuleBasedStateMachine):
         for secret in self.issued:
             found = self.runner.run(self.store.lookup(digest(secret.encode())))
             assert isinstance(found, Key) == self.is_in_force(secret, now)
+            if isinstance(found, Key):  # with its rights as they are now
+                model, networks = self.models[secret], found.restrictions.get("networks", ())
+                assert (found.scopes, found.owner) == (model.scopes, model.owner)
+                assert {*networks} == {*model.networks}
 
     def refresh(self) -> float:
         """What counts as now for the service, which has heard of everything."""
@@ -493,7 +579,7 @@ class LifeOfKeys(RuleBasedStateMachine):
     def is_in_force(self, secret: str, now: float) -> bool:
         return secret in self.models and secret in self.models[secret].in_force(now)
 
-    # Changes, from the command line.
+    # Changes, from the command line. What brings keys adds their models, as `create_key` does.
 
     @rule(target=secrets, hours=st.none() | st.integers(1, 48))
     def create(self, hours: int | None) -> str:
@@ -558,6 +644,52 @@ class LifeOfKeys(RuleBasedStateMachine):
             self.key_service.drop(model.id, which, actor="test")
         self.put_down_what_has_expired(model, now)
         model.secrets[in_force[0 if which == "old" else 1]].has_ended = True
+
+    @contextmanager
+    def change(self, model: Model) -> Iterator[float]:
+        """A command that a key which has ended refuses; the model changes only without an error."""
+        with self.command() as now:
+            if model.has_ended(now):
+                with pytest.raises(ConflictError, match="create another key"):
+                    yield now
+            else:
+                yield now
+
+    @rule(secret=secrets, update=UPDATES)
+    def update(self, secret: str, update: dict[str, Any]) -> None:
+        if not (model := self.models.get(secret)):
+            return
+        with self.change(model) as now:
+            fields = {name: update[name] for name in ("scopes", "owner") if name in update}
+            if "networks" in update:
+                fields["restrictions"] = {"networks": update["networks"]}
+            if "hours" in update:
+                hours = update["hours"]
+                end = inf if hours is None else now + hours * 3600
+                fields["expires_at"] = None if hours is None else datetime.fromtimestamp(end, UTC)
+                if end <= now and not model.has_ended(now):
+                    with pytest.raises(InvalidError, match="in the future"):
+                        self.key_service.update(model.id, lambda _: fields, force=True, actor="")
+                    return
+            self.key_service.update(model.id, lambda _: fields, force=True, actor="test")
+            model.scopes = update.get("scopes", model.scopes)
+            model.owner = update.get("owner", model.owner)
+            model.networks = update.get("networks", model.networks)
+            model.expires_at = end if "hours" in update else model.expires_at
+
+    @rule(secret=secrets)
+    def pause(self, secret: str) -> None:
+        if model := self.models.get(secret):
+            with self.change(model):
+                self.key_service.pause(model.id, force=True, actor="test")
+                model.is_paused = True
+
+    @rule(secret=secrets)
+    def resume(self, secret: str) -> None:
+        if model := self.models.get(secret):
+            with self.change(model):
+                self.key_service.resume(model.id, actor="test")
+                model.is_paused = False
 
     @rule(secret=secrets)
     def revoke(self, secret: str) -> None:
@@ -638,13 +770,15 @@ async def test_refusals_look_alike_whatever_the_reason(
 ) -> None:
     caplog.set_level(logging.INFO, "app")
     valid, unknown = secrets[0].encode(), new_secret().encode()
-    gone, late = (f(key_service, clock, secrets).encode() for f in (revoked, expired))
+    standings = (revoked, expired, paused)
+    gone, late, resting = (f(key_service, clock, secrets).encode() for f in standings)
     ids = {key.status: key.id for key in key_service.all()}
     callers: dict[str, list[bytes]] = {
         "no key": [],
         f"unknown key ({id_of(digest(unknown))})": [unknown],
         f"revoked key ({ids['revoked']})": [gone],
         f"expired key ({ids['expired']})": [late],
+        f"paused key ({ids['paused']})": [resting],
         "not a key": [b"\xe9\x00"],
         "more than one key": [valid, valid],
     }

@@ -14,14 +14,24 @@ import pytest
 import sqlalchemy as sa
 from fastapi import FastAPI
 from fastapi.routing import APIRoute
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from pydantic import BaseModel
 
 from app.auth import GuardedAPI, GuardedRouter
 from app.auth.database import clock
 from app.auth.database.engine import connect, transaction
-from app.auth.database.models import LEAST_STALENESS, api_key_servers
+from app.auth.database.models import (
+    LEAST_STALENESS,
+    api_key_refusals,
+    api_key_secrets,
+    api_key_servers,
+    api_key_usage,
+    api_keys,
+)
 from app.auth.key import Key, canonical, is_canonical, with_prefix
-from app.auth.keys.service import MANAGE, KeyService
+from app.auth.keys.fields import MANAGE, OWN
+from app.auth.keys.service import KeyService
 from app.auth.keys.views import OVERLAP, IssuedKey
 from app.auth.store.cache import DatabaseKeyStore
 from app.constants import API_KEY_HEADER, MISSING_KEY_STATUS
@@ -34,7 +44,7 @@ Call = Callable[..., Coroutine[Any, Any, httpx.Response]]
 FIELDS = {
     *("id", "name", "scopes", "status", "created_by", "created_at", "issued_at", "expires_at"),
     *("revoked_at", "last_used_at", "old_key_expires_at", "old_key_last_used_at"),
-    *("limits", "networks"),
+    *("limits", "networks", "owner", "note", "paused_at"),
 }
 ROUTES = {  # and what each answers to a caller who may use it
     ("GET", ""): 200,
@@ -43,6 +53,9 @@ ROUTES = {  # and what each answers to a caller who may use it
     ("GET", "/usage"): 200,
     ("GET", "/usage/daily"): 200,
     ("GET", "/{id}"): 200,
+    ("PATCH", "/{id}"): 200,
+    ("POST", "/{id}/pause"): 200,
+    ("POST", "/{id}/resume"): 200,
     ("POST", "/{id}/rotate"): 200,
     ("POST", "/{id}/revoke"): 200,
     ("GET", "/{id}/events"): 200,
@@ -51,8 +64,8 @@ ROUTES = {  # and what each answers to a caller who may use it
 JSON = {"content-type": "application/json"}
 
 
-def make(key_service: KeyService, *scopes: str, expires_at: datetime | None = None) -> IssuedKey:
-    return key_service.create("billing", scopes, expires_at=expires_at, actor="the tests")
+def make(key_service: KeyService, *scopes: str, **options: Any) -> IssuedKey:
+    return key_service.create("billing", scopes, actor="the tests", **options)
 
 
 @pytest.fixture(autouse=True)
@@ -145,9 +158,14 @@ async def test_samples_of_bodies_do_what_the_defaults_do(
         overlap = datetime.fromisoformat(until) - datetime.now(UTC)
         assert overlap.total_seconds() == pytest.approx(OVERLAP.total_seconds(), abs=60)
         assert (await call("POST", f"/{id}/rotate", body)).status_code == 409
-    revocation = schemas["Revocation"]["properties"]
-    sample = {name: each["default"] for name, each in revocation.items()}
-    assert sample == {"force": False}
+    for name in ("Revocation", "Pause"):
+        properties = schemas[name]["properties"].items()
+        assert {name: each["default"] for name, each in properties} == {"force": False}
+    assert not any("default" in each for each in schemas["KeyPatch"]["properties"].values())
+    (patch,) = schemas["KeyPatch"]["examples"]
+    key = make(key_service, "a:b").id
+    before = (await call("GET", f"/{key}")).json()
+    assert (await call("PATCH", f"/{key}", patch)).json() == before | patch
 
 
 async def test_the_list_comes_in_pages(call: Call, key_service: KeyService, ids: list[str]) -> None:
@@ -282,6 +300,13 @@ async def test_a_revoked_key_ends_for_good_and_events_tell_by_whom(
 # Who may.
 
 
+def without_owner(key_service: KeyService, key: IssuedKey) -> IssuedKey:
+    """As nobody can make one."""
+    with transaction(key_service.engine, write=True) as connection:
+        connection.execute(sa.update(api_keys).where(api_keys.c.id == key.id).values(owner=""))
+    return key
+
+
 def test_the_table_of_routes_is_complete() -> None:
     routes = [route for route in router.routes if isinstance(route, APIRoute)]
     there = {(method, route.path) for route in routes for method in route.methods or ()}
@@ -289,20 +314,35 @@ def test_the_table_of_routes_is_complete() -> None:
     assert len(routes) == len(router.routes)
 
 
-@pytest.mark.parametrize("role", ["stranger", "client", "manager", "key of API_KEYS"])
+@pytest.mark.parametrize(
+    "role",
+    [
+        "stranger",
+        "client",
+        "manager",
+        "key of API_KEYS",
+        "own of it",
+        "own of another",
+        "own of none",
+    ],
+)
 async def test_every_route_asks_for_the_scope(
     call: Call, key_service: KeyService, secrets: list[str], role: str
 ) -> None:
     caller = {
         "stranger": "",
-        "client": make(key_service, "reports:*", "keys:managers", "keys").key,
+        "client": make(key_service, "reports:*", "keys:managers", "keys", owner="acme").key,
         "manager": make(key_service, MANAGE).key,
         "key of API_KEYS": secrets[1],
+        "own of it": make(key_service, OWN, owner="acme").key,
+        "own of another": make(key_service, OWN, owner="other").key,
+        "own of none": without_owner(key_service, make(key_service, OWN, owner="other")).key,
     }[role]
-    paths = {route: route[1].format(id=make(key_service).id) for route in ROUTES}
+    paths = {route: route[1].format(id=make(key_service, owner="acme").id) for route in ROUTES}
     before = key_service.events()
 
-    bodies = {("POST", ""): {"name": "billing"}}
+    bodies: dict[tuple[str, str], Any] = {("POST", ""): {"name": "billing"}}
+    bodies |= {("PATCH", "/{id}"): {"note": "changed"}}
     queries = {("GET", "/usage/daily"): {"id": "env-"}}
     answers = {
         route: await call(
@@ -317,6 +357,11 @@ async def test_every_route_asks_for_the_scope(
         detail = f"Missing scope: {MANAGE}" if caller else "Invalid or missing API Key"
         assert all(answer.json() == {"detail": detail} for answer in answers.values())
         assert key_service.events() == before
+    elif role in ("own of another", "own of none"):
+        makes_some = role == "own of another"
+        made = {("POST", ""): 201 if makes_some else 404}
+        assert statuses == {it: 404 if "{id}" in it[1] else 200 for it in ROUTES} | made
+        assert len(key_service.events()) == len(before) + makes_some
     else:
         assert statuses == ROUTES
 
@@ -325,15 +370,19 @@ async def test_without_the_scope_the_body_is_not_even_read(
     service: GuardedAPI, call: Call, key_service: KeyService
 ) -> None:
     client, manager = make(key_service).key, make(key_service, MANAGE).key
-    for path in ("", "/0123456789abcdef/rotate", "/0123456789abcdef/revoke"):
+    for method, path in (
+        ("POST", ""),
+        ("PATCH", "/0123456789abcdef"),
+        *(("POST", f"/0123456789abcdef/{name}") for name in ("rotate", "pause", "revoke")),
+    ):
         broken = {"content": b"{broken", "headers": JSON}
-        assert (await call("POST", path, by=client, **broken)).status_code == 403
-        assert (await call("POST", path, by=manager, **broken)).status_code == 422
-        unreadable = await call("POST", path, content=b"\xff", headers=JSON)
+        assert (await call(method, path, by=client, **broken)).status_code == 403
+        assert (await call(method, path, by=manager, **broken)).status_code == 422
+        unreadable = await call(method, path, content=b"\xff", headers=JSON)
         assert unreadable.status_code == 400
         assert unreadable.headers["content-type"] == "application/problem+json"
         # Whoever reads this body gets an error: of FastAPI, a 400.
-        options = {"path": f"/api-keys{path}", "method": "POST"}
+        options = {"path": f"/api-keys{path}", "method": method}
         assert await status_of(service, client.encode(), **options) == 403
         assert await status_of(service, manager.encode(), **options) == 400
 
@@ -356,13 +405,16 @@ async def test_nobody_grants_or_takes_over_what_he_lacks(
         before = key_service.events()
         created = await call("POST", "", {"name": "billing", "scopes": asked}, by=caller)
         rotated = await call("POST", f"/{stronger.id}/rotate", by=caller)
+        weaker = make(key_service)
+        given = await call("PATCH", f"/{weaker.id}", {"scopes": asked}, by=caller)
         if missing is None:
             assert (created.status_code, rotated.status_code) == (201, 200)
+            assert given.json()["scopes"] == sorted(asked)
             continue
         refused = (403, {"detail": f"Missing scope: {missing}"})
-        for answer in (created, rotated):
+        for answer in (created, rotated, given):
             assert (answer.status_code, answer.json()) == refused
-        assert key_service.events() == before
+        assert [event.action for event in key_service.events()[len(before) :]] == ["created"]
 
 
 async def test_nobody_ends_or_renews_what_has_more_than_he_has(
@@ -371,16 +423,21 @@ async def test_nobody_ends_or_renews_what_has_more_than_he_has(
     weak = make(key_service, MANAGE, "reports:read")
     strong = make(key_service, "reports:*")
     key_service.rotate(strong.id, actor="the tests")
+    key_service.pause((paused := make(key_service, "reports:*")).id, actor="the tests")
     before = key_service.events()
-    for path, body in (
-        ("revoke", None),
-        ("revoke", {"force": True}),
-        ("rotate", {"drop": "old"}),
-        ("rotate", {"drop": "old", "issue": False}),
+    for method, path, body in (
+        ("POST", "/revoke", None),
+        ("POST", "/revoke", {"force": True}),
+        ("POST", "/rotate", {"drop": "old"}),
+        ("POST", "/rotate", {"drop": "old", "issue": False}),
+        ("POST", "/pause", {"force": True}),
+        ("PATCH", "", {"name": "other"}),
+        ("PATCH", "", {"scopes": None}),
     ):
-        answer = await call("POST", f"/{strong.id}/{path}", body, by=weak.key)
+        answer = await call(method, f"/{strong.id}{path}", body, by=weak.key)
         refused = {"detail": "Missing scope: reports:*"}
         assert (answer.status_code, answer.json()) == (403, refused), (path, body)
+    assert (await call("POST", f"/{paused.id}/resume", by=weak.key)).status_code == 403
     assert key_service.events() == before
     equal = make(key_service, "reports:read")
     assert (await call("POST", f"/{equal.id}/revoke", by=weak.key)).status_code == 200
@@ -409,6 +466,9 @@ async def test_nobody_makes_or_renews_what_outlives_him(
         ):
             answer = await call("POST", path, body, by=caller.key)
             assert (answer.status_code, answer.json()) == (403, refused), (path, body)
+        for id in (equal.id, caller.id):
+            answer = await call("PATCH", f"/{id}", {"expires_at": at}, by=caller.key)
+            assert (answer.status_code, answer.json()) == (403, refused)
     assert key_service.events() == before
 
     allowed = {"name": "billing", "expires_at": ends.isoformat()}
@@ -421,7 +481,7 @@ async def test_nobody_makes_or_renews_what_outlives_him(
         assert (answer.status_code, answer.json()) == (403, refused)
 
 
-@pytest.mark.parametrize("state", ["revoked", "expired"])
+@pytest.mark.parametrize("state", ["revoked", "expired", "paused"])
 async def test_a_key_that_has_ended_a_moment_ago_changes_nothing(
     service: GuardedAPI,
     call: Call,
@@ -431,24 +491,320 @@ async def test_a_key_that_has_ended_a_moment_ago_changes_nothing(
 ) -> None:
     ends = datetime.now(UTC) + timedelta(hours=1)
     caller, other = make(key_service, MANAGE, expires_at=ends), make(key_service, expires_at=ends)
-    if state == "revoked":
-        key_service.revoke(caller.id, actor="the tests")
+    if state != "expired":
+        {"revoked": key_service.revoke, "paused": key_service.pause}[state](
+            caller.id, actor="the tests"
+        )
     else:
         monkeypatch.setattr("app.auth.database.clock.time", ends.timestamp)
     before = key_service.events()
     # As a guard that has not heard of it yet.
     known = Key(caller.id, caller.name, frozenset(caller.scopes))
     monkeypatch.setattr(service.keys, "cached", lambda _: known)
-    for path, body in (
-        ("", {"name": "billing"}),
-        (f"/{other.id}/rotate", None),
-        (f"/{other.id}/rotate", {"drop": "old", "issue": False}),
-        (f"/{other.id}/revoke", None),
-        (f"/{caller.id}/revoke", {"force": True}),
+    for method, path, body in (
+        ("POST", "", {"name": "billing"}),
+        ("POST", f"/{other.id}/rotate", None),
+        ("POST", f"/{other.id}/rotate", {"drop": "old", "issue": False}),
+        ("POST", f"/{other.id}/revoke", None),
+        ("POST", f"/{caller.id}/revoke", {"force": True}),
+        ("POST", f"/{caller.id}/resume", None),
+        ("PATCH", f"/{caller.id}", {"expires_at": None}),
     ):
-        answer = await call("POST", path, body, by=caller.key)
+        answer = await call(method, path, body, by=caller.key)
         assert (answer.status_code, answer.json()) == (403, {"detail": f"Your key is {state}"})
     assert key_service.events() == before
+
+
+@pytest.mark.parametrize("held", [MANAGE, OWN])
+async def test_nobody_widens_himself(call: Call, key_service: KeyService, held: str) -> None:
+    ends = datetime.now(UTC) + timedelta(days=1)
+    bounds = {"limits": ["90/minute"], "networks": ["127.0.0.0/8"]}
+    options: Any = {"owner": "acme", "expires_at": ends, "restrictions": bounds}
+    caller = make(key_service, held, "reports:read", **options)
+    before = key_service.events()
+    for body in (
+        {"scopes": ["*"]},
+        {"scopes": [held, "reports:*"]},
+        {"scopes": [held, "reports:write"]},
+        {"expires_at": None},
+        {"expires_at": (ends + timedelta(seconds=1)).isoformat()},
+        {"limits": None},
+        {"limits": ["91/minute"]},
+        {"networks": None},
+        {"networks": ["0.0.0.0/0"]},
+    ):
+        answer = await call("PATCH", f"/{caller.id}", body, by=caller.key)
+        assert answer.status_code == 403, body
+    assert key_service.events() == before
+    narrower = {"limits": ["5/minute"], "networks": ["127.0.0.1"], "scopes": [held]}
+    answer = await call("PATCH", f"/{caller.id}", narrower, by=caller.key)
+    assert answer.status_code == 200
+
+
+async def test_what_a_manager_lost_a_moment_ago_it_does_not_use(
+    service: GuardedAPI, call: Call, key_service: KeyService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The guard may not have heard of it yet; the transaction decides."""
+    soon = datetime.now(UTC) + timedelta(hours=1)
+    for held, change, detail in (
+        ([MANAGE, "a:b"], {"scopes": ["a:b"]}, f"Missing scope: {MANAGE}"),
+        ([MANAGE, "a:b"], {"scopes": [MANAGE]}, "Missing scope: a:b"),
+        ([MANAGE, "a:b"], {"scopes": [OWN, "a:b"]}, f"Missing scope: {MANAGE}"),
+        ([MANAGE, "a:b"], {"expires_at": soon}, "outlive yours"),
+        ([MANAGE, "a:b"], {"restrictions": {"networks": ["192.0.2.1"]}}, "from elsewhere"),
+        ([OWN, "a:b"], {"scopes": ["a:b"]}, f"Missing scope: {MANAGE}"),
+        ([OWN, "a:b"], {"scopes": [OWN]}, "Missing scope: a:b"),
+        ([OWN, "a:b"], {"owner": "other"}, f"Missing scope: {MANAGE}"),
+        ([OWN, "a:b"], {"owner": "other", "scopes": ["a:b"]}, f"Missing scope: {MANAGE}"),
+    ):
+        caller, key = (make(key_service, *each, owner="acme") for each in (held, ["a:b"]))
+        known = Key(caller.id, caller.name, frozenset(held), owner="acme")
+        key_service.update(caller.id, lambda _: change, actor="the tests")  # noqa: B023
+        before = key_service.events()
+        for method, path, body in (
+            ("POST", "", {"name": "x", "scopes": ["a:b"]}),
+            ("PATCH", f"/{key.id}", {"name": "other"}),
+            ("POST", f"/{key.id}/pause", None),
+            ("POST", f"/{key.id}/revoke", None),
+            ("POST", f"/{key.id}/rotate", None),
+        ):
+            with monkeypatch.context() as patch:
+                patch.setattr(service.keys, "cached", lambda _: known)  # noqa: B023
+                answer = await call(method, path, body, by=caller.key)
+            assert answer.status_code == 403
+            assert detail in answer.json()["detail"], (held, change, path)
+        assert key_service.events() == before
+
+
+# Those of an owner.
+
+
+@pytest.fixture
+def own(key_service: KeyService) -> IssuedKey:
+    """A key that manages those of acme."""
+    return make(key_service, OWN, "reports:read", owner="acme")
+
+
+async def test_no_other_key_can_be_named(
+    service: GuardedAPI,
+    call: Call,
+    key_service: KeyService,
+    own: IssuedKey,
+    ids: list[str],
+) -> None:
+    """Each answer is the one for a key that is not there."""
+    mine, theirs, nobodys = (make(key_service, owner=owner) for owner in ("acme", "other", ""))
+    near = make(key_service, owner="acme ltd")
+    made = [key_service.rotate(key.id, actor="the tests").id for key in (theirs, nobodys)]
+    others, nowhere = [*made, near.id, ids[0]], ["0123456789abcdef", "env-0123456789ab"]
+    assert await get_in(service, mine.key, theirs.key, nobodys.key, own.key) == [True] * 4
+    with transaction(key_service.engine, write=True) as connection:
+        now = clock.now(connection)
+        hour = {"starts_at": now.replace(minute=0, second=0, microsecond=0), "hours": 1}
+        for digest, id in connection.execute(
+            sa.select(api_key_secrets.c.digest, api_key_secrets.c.key_id)
+        ).all():
+            row = {"digest": digest, **hour, "served": 7 if id == mine.id else 1000, "refused": 500}
+            connection.execute(sa.insert(api_key_usage).values(row))
+        flood = {"network": "192.0.2.0/24", "reason": "no key", **hour, "refused": 10_000}
+        connection.execute(sa.insert(api_key_refusals).values(flood))
+        # No manager has no end: a finding about the service.
+        end = sa.update(api_keys).where(api_keys.c.id != mine.id, api_keys.c.id != own.id)
+        connection.execute(end.values(expires_at=now + timedelta(days=1)))
+    before = key_service.events()
+
+    for method, path in (route for route in ROUTES if "{id}" in route[1]):
+        for body in ({}, {"name": "x"}, {"force": True}, {"drop": "old", "issue": False}):
+            said = set()
+            for id in [*others, *nowhere]:
+                answer = await call(method, path.format(id=id), body, by=own.key)
+                told = answer.text.replace(id, "ID")
+                said.add((answer.status_code, told, answer.headers["content-length"], len(id)))
+            assert len({each[:2] for each in said}) == 1
+            (status, *_), *_ = said
+            known = (await call(method, path.format(id=nowhere[0]), body)).status_code
+            assert status == known
+            assert status in (404, 422)
+    listed = (await call("GET", by=own.key)).json()["items"]
+    assert [key["id"] for key in listed] == [own.id, mine.id]
+    for after in (*others, "", "0" * 16):
+        for search in (*others, "billing", "acme", ""):
+            query = {"after": after, "search": search, "limit": 1}
+            page = (await call("GET", params=query, by=own.key)).json()
+            assert {key["owner"] for key in page["items"]} <= {"acme"}
+            assert page["next"] in (None, own.id)
+            assert not (search in others and page["items"])
+    daily = (
+        await call("GET", "/usage/daily", params={"id": [*others, mine.id]}, by=own.key)
+    ).json()
+    assert [(day["id"], day["served"]) for day in daily] == [(mine.id, 7)]
+    used = (await call("GET", "/usage", by=own.key)).json()
+    assert {key["id"] for key in used["keys"]} == {own.id, mine.id}
+    assert (used["served"], used["refused"]) == (1007, 1000)
+    assert (used["strangers"], used["strangers_refused"]) == ([], 0)
+    found = (await call("GET", "/findings", by=own.key)).json()
+    assert {each["id"] for each in found} == {own.id, mine.id}
+    everything = (await call("GET", "/findings")).json()
+    assert len([each for each in everything if not each["id"]]) >= 1
+    assert {each["id"] for each in everything} >= {theirs.id, nobodys.id, near.id}
+    assert key_service.events() == before
+
+
+async def test_what_a_key_of_an_owner_makes_is_of_this_owner(
+    call: Call, key_service: KeyService, own: IssuedKey
+) -> None:
+    for owner, status in ((None, 201), ("acme", 201), ("", 201), ("other", 403), ("Acme", 403)):
+        new = {"name": "x", "scopes": [OWN, "reports:read"], "owner": owner}
+        answer = await call("POST", "", new, by=own.key)
+        assert answer.status_code == status
+        if status == 201:
+            assert (answer.json()["owner"], answer.json()["created_by"]) == ("acme", own.id)
+        else:
+            assert answer.json() == {"detail": "The keys that you manage belong to acme"}
+    before = key_service.events()
+    mine = make(key_service, "reports:read", owner="acme")
+    for owner in ("other", "", None):
+        for id in (mine.id, own.id):
+            answer = await call("PATCH", f"/{id}", {"owner": owner}, by=own.key)
+            assert (answer.status_code, answer.json()["detail"]) == (
+                403,
+                "The keys that you manage belong to acme",
+            )
+    for scope in (MANAGE, "keys:*", "*", "reports:write"):
+        for method, path in (("POST", ""), ("PATCH", f"/{mine.id}")):
+            body = {"name": "x", "scopes": [scope]}
+            answer = await call(method, path, body, by=own.key)
+            assert (answer.status_code, answer.json()) == (
+                403,
+                {"detail": f"Missing scope: {scope}"},
+            )
+    wider = make(key_service, "reports:*", owner="acme")
+    assert (await call("GET", f"/{wider.id}", by=own.key)).status_code == 200
+    for path in ("revoke", "rotate", "pause"):
+        assert (await call("POST", f"/{wider.id}/{path}", by=own.key)).status_code == 403
+    actions = [event.action for event in key_service.events()[len(before) :]]
+    assert actions == ["created", "created"]
+
+
+async def test_a_key_changes_hands(call: Call, key_service: KeyService, own: IssuedKey) -> None:
+    key = make(key_service, owner="other")
+    for owner, status in (("acme", 200), ("other", 404), ("acme", 200), (None, 404)):
+        assert (await call("PATCH", f"/{key.id}", {"owner": owner})).status_code == 200
+        for path in ("", "/events", "/usage"):
+            assert (await call("GET", f"/{key.id}{path}", by=own.key)).status_code == status
+    refused = await call("PATCH", f"/{own.id}", {"owner": None})
+    detail = f"A key with {OWN} needs an owner"
+    assert (refused.status_code, refused.json()) == (400, {"detail": detail})
+
+
+# What is changed.
+
+OF_A_PATCH = {
+    "name": st.sampled_from(["billing", "Ren\u00e9"]),
+    "scopes": st.none() | st.lists(st.sampled_from(["a:b", "c", "a:*"]), unique=True).map(sorted),
+    "limits": st.none() | st.sampled_from([[], ["9/minute"], ["5/second", "7/day"]]),
+    "networks": st.none() | st.sampled_from([[], ["10.0.0.0/8"], ["192.0.2.1/32", "::1/128"]]),
+    "expires_at": st.none() | st.sampled_from(["2060-01-01T00:00:00Z", "2070-06-01T12:00:00Z"]),
+    "owner": st.none() | st.sampled_from(["", "acme", "other"]),
+    "note": st.none() | st.sampled_from(["", "of the shop"]),
+}
+EMPTY = {"scopes": [], "limits": [], "networks": [], "owner": "", "note": "", "expires_at": None}
+
+
+def merged(target: Any, patch: Any) -> Any:
+    """The algorithm of RFC 7396, section 2."""
+    if not isinstance(patch, dict):
+        return patch
+    target = {**target} if isinstance(target, dict) else {}
+    for name, value in patch.items():
+        if value is None:
+            target.pop(name, None)
+        else:
+            target[name] = merged(target.get(name), value)
+    return target
+
+
+@settings(max_examples=40, suppress_health_check=[*HealthCheck])
+@given(st.lists(st.fixed_dictionaries({}, optional=OF_A_PATCH), min_size=1, max_size=4))
+async def test_a_patch_changes_what_it_names_and_nothing_else(
+    call: Call, key_service: KeyService, patches: list[dict[str, Any]]
+) -> None:
+    id = make(key_service).id
+    for patch in patches:
+        before = (await call("GET", f"/{id}")).json()
+        answer = await call("PATCH", f"/{id}", patch)
+        assert answer.status_code == 200
+        assert answer.json() == EMPTY | merged(before, patch)
+        assert (await call("GET", f"/{id}")).json() == answer.json()
+        event = (await call("GET", f"/{id}/events")).json()[-1]
+        if answer.json() == before:
+            assert event["action"] == "created" or event["at"] < answer.headers.get("date", "z")
+            continue
+        assert event["action"] == "updated"
+        differ = {name for name in before if before[name] != answer.json()[name]}
+        changes = {name: [before[name], answer.json()[name]] for name in differ}
+        assert event["changes"] == changes
+
+
+@pytest.mark.parametrize("kind", ["application/merge-patch+json", "application/json"])
+async def test_a_patch_is_json(call: Call, key_service: KeyService, kind: str) -> None:
+    id = make(key_service).id
+    options: Any = {"content": b'{"note": "EU"}', "headers": {"content-type": kind}}
+    assert (await call("PATCH", f"/{id}", **options)).json()["note"] == "EU"
+    for other in ("text/plain", "application/x-www-form-urlencoded", ""):
+        options["headers"] = {"content-type": other} if other else {}
+        assert (await call("PATCH", f"/{id}", **options)).status_code == 422
+
+
+async def test_a_patch_that_is_none_changes_nothing(call: Call, key_service: KeyService) -> None:
+    id = make(key_service, "a:b").id
+    before = key_service.events()
+    bodies: list[Any] = [[], "x", 1, {"name": None}, {"name": 5}, {"id": "x"}, {"scopes": "a:b"}]
+    bodies += [{"status": "revoked"}, {"force": True}, {"limits": "9/minute"}, {"key": "x"}]
+    bodies += [{"expires_at": 4102444800}, {"expires_at": "2060-01-01T00:00"}, {"owner": 5}]
+    for body in bodies:
+        assert (await call("PATCH", f"/{id}", body)).status_code == 422, body
+    for body in (
+        *({"name": name} for name in ("", " ", "x" * 101, "a\u202eb")),
+        *({"owner": name} for name in (" ", "x" * 101, "a\x00b")),
+        *({"note": text} for text in (" ", "x" * 1001, "a\nb")),
+        *({"scopes": [scope]} for scope in ("", "Reports", "a b")),
+        *({"limits": [text]} for text in ("", "many", "0/minute")),
+        *({"networks": [text]} for text in ("", "here", "10.0.0.1/8")),
+        *({"expires_at": at} for at in ("2001-01-01T00:00Z", "2999-01-01T00:00Z")),
+    ):
+        answer = await call("PATCH", f"/{id}", body)
+        assert answer.status_code == 400, body
+        assert answer.json()["detail"]
+    assert (await call("PATCH", f"/{id}")).status_code == 422
+    assert (await call("PATCH", f"/{id}", {})).status_code == 200
+    assert (await call("PATCH", f"/{id}", {"name": "billing"})).status_code == 200
+    assert key_service.events() == before
+    key_service.revoke(id, actor="the tests")
+    ended = await call("PATCH", f"/{id}", {"name": "x"})
+    detail = f"{id} is revoked; create another key"
+    assert (ended.status_code, ended.json()) == (409, {"detail": detail})
+
+
+async def test_a_paused_key_comes_back(
+    service: GuardedAPI, call: Call, key_service: KeyService
+) -> None:
+    key = make(key_service, "a:b")
+    assert await get_in(service, key.key) == [True]
+    for _ in range(2):
+        paused = await call("POST", f"/{key.id}/pause")
+        assert (paused.status_code, paused.json()["status"]) == (200, "paused")
+        assert paused.json()["paused_at"]
+        assert await get_in(service, key.key) == [False]
+    refused = await call("POST", f"/{key.id}/rotate")
+    detail = f"{key.id} is paused; resume it first"
+    assert (refused.status_code, refused.json()) == (409, {"detail": detail})
+    for _ in range(2):
+        resumed = await call("POST", f"/{key.id}/resume")
+        assert (resumed.json()["status"], resumed.json()["paused_at"]) == ("active", None)
+        assert await get_in(service, key.key) == [True]
+    told = [event.action for event in key_service.events(key.id)]
+    assert told == ["created", "paused", "resumed"]
 
 
 @pytest.fixture
@@ -470,6 +826,18 @@ async def test_the_last_manager_is_revoked_by_force_alone(
     detail = "No key with keys:manage and without an end would be left; force it if that is meant"
     assert refused.json() == {"detail": detail}
     assert await get_in(service, last.key) == [True]
+
+    for method, path, body in (
+        ("POST", f"/{last.id}/pause", None),
+        ("PATCH", f"/{last.id}", {"scopes": None}),
+        ("PATCH", f"/{last.id}", {"scopes": [OWN], "owner": "acme"}),
+        ("PATCH", f"/{last.id}", {"expires_at": "2060-01-01T00:00:00Z"}),
+        ("PATCH", f"/{last.id}?force=false", {"scopes": None}),
+    ):
+        refused = await call(method, path, body, by=last.key)
+        assert (refused.status_code, refused.json()) == (409, {"detail": detail})
+    ends = {"expires_at": "2060-01-01T00:00:00Z"}
+    assert (await call("PATCH", f"/{last.id}?force=true", ends, by=last.key)).status_code == 200
 
     forced = await call("POST", f"/{last.id}/revoke", {"force": True}, by=last.key)
     assert forced.status_code == 200
@@ -516,11 +884,28 @@ async def test_what_takes_access_away_waits_for_the_slowest_server(
         ("rotate", {"drop": "old"}),
         ("rotate", {"drop": "new", "issue": False}),
         ("rotate", {"overlap": "PT0S"}),
+        ("pause", None),
+        ("pause", None),
+        ("resume", None),
         ("revoke", None),
     ):
         assert (await call("POST", f"/{id}/{path}", body)).status_code == 200
         assert waits.pop() == 7.5
         assert waits == []
+    id = make(key_service, "a:b").id
+    for field, waited in {
+        "name": ("x", []),
+        "note": ("x", []),
+        "scopes": (None, [7.5]),
+        "expires_at": ("2060-01-01T00:00:00Z", [7.5]),
+        "owner": ("acme", [7.5]),
+        "limits": (["9/minute"], [7.5]),
+        "networks": (["127.0.0.1"], [7.5]),
+    }.items():
+        value, seconds = waited
+        assert (await call("PATCH", f"/{id}", {"note": "y", field: value})).status_code == 200
+        assert waits == seconds
+        waits.clear()
 
 
 async def test_the_wait_is_over_before_the_answer(
@@ -685,7 +1070,8 @@ async def test_what_is_no_key_is_explained_and_changes_nothing(
         assert (answer.status_code, answer.json()) == (400, {"detail": detail})
     for id in ("0123456789abcdef", "%00", "%ff", "%F0%9F%94%91", "x" * 5000, "'"):
         for method, path in (route for route in ROUTES if "{id}" in route[1]):
-            answer = await call(method, path.format(id=id))
+            body = {} if method == "PATCH" else None
+            answer = await call(method, path.format(id=id), body)
             assert answer.status_code == 404
             assert "`keys list` shows the ids" in answer.json()["detail"]
     assert key_service.events() == before
@@ -731,20 +1117,24 @@ async def test_no_body_makes_the_service_fail(
     for body, path, caller, headers in product(
         (
             *(b"null", b"\xff", b'{"name": NaN}', b'{"overlap": Infinity}'),
+            *(rb'{"owner": "\ud800"}', rb'{"note": "\ud800"}'),
             *(rb'{"name": "\ud800"}', rb'{"drop": "\ud800"}', rb'{"\ud800": 1}'),
             rb'{"name": "billing", "scopes": ["\ud800"]}',
             b'{"name": "billing", "expires_at": 1e999}',
             b'{"name": "billing", "expires_at": ' + b"9" * 5000 + b"}",
             b'{"force": ' + b"[" * 100_000 + b"}",
         ),
-        ("", f"/{id}/rotate", f"/{id}/revoke"),
+        (
+            *(("POST", path) for path in ("", f"/{id}/rotate", f"/{id}/pause", f"/{id}/revoke")),
+            ("PATCH", f"/{id}"),
+        ),
         (manager, secrets[0]),
         (JSON, {}),
     ):
         options: Any = {"content": body, "headers": headers}
-        answer = await call("POST", path, by=caller, **options)
+        answer = await call(*path, by=caller, **options)
         if not 400 <= answer.status_code < 500:
-            failures.append((path, body[:50], headers))
+            failures.append((*path, body[:50], headers))
     assert failures == []
     assert key_service.events() == before
 

@@ -9,8 +9,10 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime, timedelta, timezone
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
 
@@ -27,10 +29,12 @@ from app.auth.database.engine import (
 )
 from app.auth.database.migrate import create_tables, make_file, upgrade
 from app.auth.database.models import api_key_events, api_key_secrets, api_keys, metadata
-from app.auth.errors import ConflictError, SettingsError, StoreUnavailableError
+from app.auth.errors import ConflictError, ForbiddenError, SettingsError, StoreUnavailableError
 from app.auth.key import digest, new_secret
+from app.auth.keys.change import Change
+from app.auth.keys.fields import Fields
 from app.auth.keys.service import KeyService, open_service
-from app.auth.keys.views import IssuedKey
+from app.auth.keys.views import IssuedKey, KeyView
 from app.constants import COMMAND
 from app.settings import load_settings
 from tests.thorough.databases import Databases
@@ -38,6 +42,7 @@ from tests.thorough.databases import Databases
 ROOT = Path(__file__).parents[2]
 AT = datetime(2030, 1, 1, tzinfo=UTC)
 LATER = datetime(2999, 1, 1, tzinfo=UTC)
+LATER_TODAY = datetime.now(UTC) + timedelta(hours=1)
 
 
 @pytest.fixture
@@ -268,6 +273,170 @@ def test_each_change_leaves_one_event_that_says_who_and_what(
     assert len(key_service.events()) == 6
 
 
+def test_an_update_says_what_changed_from_what_to_what_and_nothing_is_no_event(
+    key_service: KeyService, key: IssuedKey
+) -> None:
+    end = datetime(2099, 1, 1, tzinfo=timezone(timedelta(hours=2)))
+    changes: list[tuple[Any, Any]] = [
+        (
+            {"scopes": ["b", "a", "b"], "name": " another "},
+            {"name": ["key", "another"], "scopes": [["a"], ["a", "b"]]},
+        ),
+        ({"scopes": ["b", "a"], "name": "another", "note": "", "owner": ""}, None),
+        ({}, None),
+        ({"expires_at": end, "owner": "acme"}, {"expires_at": [None, "2098-12-31T22:00:00Z"]}),
+        ({"expires_at": end.astimezone(UTC)}, None),
+        ({"expires_at": None, "owner": ""}, {"expires_at": ["2098-12-31T22:00:00Z", None]}),
+    ]
+    told = []
+    for update, expected in changes:
+        before = key_service.get(key.id)
+        after = key_service.update(key.id, lambda _, update=update: update, actor="ann")
+        assert after == key_service.get(key.id)
+        assert (after == before) is (expected is None)
+        if expected and "owner" in update:
+            expected["owner"] = [before.owner, after.owner]
+        told += [("ann", expected)] if expected else []
+    updated = [event for event in key_service.events(key.id) if event.action == "updated"]
+    assert [(event.actor, event.changes) for event in updated] == told
+
+
+def test_an_update_is_authorized_for_the_key_as_it_was_and_as_it_becomes(
+    engine: sa.Engine, key_service: KeyService, key: IssuedKey
+) -> None:
+    seen: list[list[str]] = []
+    before = everything(engine)
+
+    def refuse(_: Change, view: KeyView) -> None:
+        seen.append(view.scopes)
+        if refused in view.scopes:
+            raise ForbiddenError(refused)
+
+    change = partial(key_service.update, key.id, lambda _: {"scopes": ["b"]}, actor="test")
+    for refused in ("a", "b"):
+        with pytest.raises(ForbiddenError, match=refused):
+            change(authorize=refuse)
+    assert seen == [["a"], ["a"], ["b"]]
+    refused = "a"
+    for pause in (key_service.pause, key_service.resume):
+        with pytest.raises(ForbiddenError, match="a"):
+            pause(key.id, actor="test", authorize=refuse)
+    assert everything(engine) == before
+
+
+@pytest.mark.parametrize("by_rotation", [False, True])
+def test_of_many_updates_at_once_none_is_lost(
+    engine: sa.Engine, key_service: KeyService, key: IssuedKey, by_rotation: bool
+) -> None:
+    start = threading.Barrier(4)
+
+    def add(scope: str) -> None:
+        start.wait()
+        if by_rotation and scope == "d":
+            key_service.rotate(key.id, actor="test")
+        key_service.update(key.id, lambda now: {"scopes": [*now.scopes, scope]}, actor="test")
+
+    with transactions_see_little(engine), ThreadPoolExecutor(4) as pool:
+        list(pool.map(add, "bcde"))
+    assert key_service.get(key.id).scopes == [*"abcde"]
+    had = ["a"]
+    for event in key_service.events(key.id):
+        if event.changes:
+            before, after = event.changes["scopes"]
+            assert (before, len(after)) == (had, len(had) + 1)
+            had = after
+    assert had == [*"abcde"]
+
+
+def test_who_has_ended_is_neither_updated_nor_paused_nor_resumed(
+    engine: sa.Engine, key_service: KeyService, key: IssuedKey
+) -> None:
+    with patch("app.auth.database.clock.time") as time:
+        time.return_value = datetime.now(UTC).timestamp()
+        soon = datetime.fromtimestamp(time.return_value + 60, UTC)
+        late, asleep = (
+            key_service.create("late", expires_at=soon, actor="test").id for _ in range(2)
+        )
+        key_service.pause(key.id, actor="test")
+        key_service.pause(asleep, actor="test")
+        time.return_value += 59
+        assert key_service.get(asleep).status == "paused"
+        time.return_value += 1
+        key_service.revoke(key.id, actor="test")
+        before = everything(engine)
+        for id, status in ((key.id, "revoked"), (late, "expired"), (asleep, "expired")):
+            assert key_service.get(id).status == status
+            changes: list[Callable[[], object]] = [
+                partial(
+                    key_service.update, id, lambda _: {"expires_at": LATER_TODAY}, actor="test"
+                ),
+                partial(key_service.update, id, lambda _: {}, actor="test"),
+                partial(key_service.pause, id, force=True, actor="test"),
+                partial(key_service.resume, id, actor="test"),
+            ]
+            for change in changes:
+                with pytest.raises(ConflictError, match=f"{id} is {status}; create another key"):
+                    change()
+        assert everything(engine) == before
+
+
+def test_a_last_manager_is_neither_paused_nor_narrowed_without_force(
+    engine: sa.Engine, key_service: KeyService
+) -> None:
+    manager = key_service.create("m", ["keys:*", "a"], actor="test").id
+    for key in key_service.all():
+        if key.id != manager:
+            key_service.revoke(key.id, actor="test")
+    before = everything(engine)
+    narrower: list[Fields] = [{"scopes": ["a"]}, {"scopes": ["keys"]}, {"expires_at": LATER_TODAY}]
+    changes: list[Callable[..., KeyView]] = [
+        partial(key_service.update, manager, lambda _, fields=fields: fields, actor="test")
+        for fields in narrower
+    ]
+    changes.append(partial(key_service.pause, manager, actor="test"))
+    for change in changes:
+        with pytest.raises(ConflictError, match="No key with keys:manage and without an end would"):
+            change()
+    assert everything(engine) == before
+    # It stays one with another name and with fewer other scopes; and a second one takes over.
+    for fields in Fields(name="n", owner="acme"), Fields(scopes=["keys:manage"]):
+        key_service.update(manager, lambda _, fields=fields: fields, actor="test")
+    key_service.create("m", ["*"], actor="test")
+    for change in changes:
+        change()
+        key_service.resume(manager, actor="test")
+        key_service.update(
+            manager, lambda _: {"scopes": ["keys:manage"], "expires_at": None}, actor="test"
+        )
+    paused = key_service.pause(manager, actor="test")
+    # Who manages nothing now is no manager that is lost.
+    assert key_service.update(manager, lambda _: {"scopes": []}, actor="test").id == paused.id
+
+
+def test_what_api_keys_names_stays_as_narrow_as_it_was_made(
+    key_service: KeyService, ids: list[str]
+) -> None:
+    key_service.update(ids[0], lambda _: {"scopes": ["a"], "name": "a"}, actor="test")
+    key_service.pause(ids[1], force=True, actor="test")
+    narrowed = [key_service.get(id) for id in ids]
+    again = open_service(load_settings())
+    again.import_env_keys()
+    assert [again.get(id) for id in ids] == narrowed
+    assert (narrowed[0].scopes, narrowed[1].status) == (["a"], "paused")
+
+
+def test_the_old_secret_ends_as_it_was_to_end_whatever_becomes_of_its_key(
+    engine: sa.Engine, key_service: KeyService, key: IssuedKey
+) -> None:
+    old = key_service.rotate(key.id, actor="test").old_key_expires_at
+    assert old
+    fields = ({"expires_at": old - timedelta(hours=1)}, {"expires_at": None}, {"scopes": ["b"]})
+    for update in fields:
+        key_service.update(key.id, lambda _, update=update: update, actor="test")
+    key_service.pause(key.id, actor="test")
+    assert key_service.resume(key.id, actor="test").old_key_expires_at == old
+
+
 def test_what_has_ended_stays_ended_whatever_the_clock_says(key_service: KeyService) -> None:
     with patch("app.auth.database.clock.time") as time:
         time.return_value = AT.timestamp()
@@ -336,8 +505,8 @@ def refused(engine: sa.Engine, statement: sa.Executable | str, rule: str) -> Non
 def test_a_revocation_is_final(engine: sa.Engine, key_service: KeyService, key: IssuedKey) -> None:
     key_service.revoke(key.id, actor="test")
     for column in [column.name for column in api_keys.c]:
-        changed = sa.update(api_keys).values({column: sa.null()})
-        refused(engine, changed, "api_key_revocations_are_final")
+        changed = sa.update(api_keys).where(api_keys.c.id == key.id)
+        refused(engine, changed.values({column: sa.null()}), "api_key_revocations_are_final")
     refused(engine, sa.update(api_keys).values(revoked_at=LATER), "api_key_revocations_are_final")
 
 
@@ -602,7 +771,7 @@ def test_a_file_that_cannot_be_made_is_said_in_one_line(tmp_path: Path, name: st
 def test_a_database_file_that_cannot_share_memory_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # The mode that SQLite falls back to.
-    monkeypatch.setattr("app.auth.database.engine._switch_to_wal", lambda *_: "delete")
+    fallen_back = SimpleNamespace(fetchone=lambda: ("delete",))
+    monkeypatch.setattr("app.auth.database.engine._insist", lambda *_: fallen_back)
     with pytest.raises(StoreUnavailableError, match="keep the file on a local disk"):
         upgrade(sa.URL.create("sqlite", database=str(tmp_path / "keys.db")))

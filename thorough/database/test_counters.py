@@ -97,7 +97,7 @@ class Tables(Place):
         self._line = psycopg.connect(
             url.set(drivername="postgresql").render_as_string(hide_password=False), autocommit=True
         )
-        self._run("DROP FUNCTION IF EXISTS api_key_charge_1; DROP TABLE IF EXISTS test_clock")
+        self._run("DROP FUNCTION IF EXISTS api_key_charge_2; DROP TABLE IF EXISTS test_clock")
         self._run("CREATE TABLE test_clock (now bigint); INSERT INTO test_clock VALUES (0)")
         text = postgresql_counter._TABLES.replace(
             "extract(epoch FROM clock_timestamp()) * 1000000",
@@ -123,7 +123,7 @@ class Tables(Place):
         return int(self._run("SELECT count(*) FROM api_key_hits").fetchone()[0])
 
     def close(self) -> None:
-        self._run("DROP FUNCTION api_key_charge_1; DROP TABLE test_clock")
+        self._run("DROP FUNCTION api_key_charge_2; DROP TABLE test_clock")
         self._line.close()
 
 
@@ -323,6 +323,23 @@ async def test_who_had_a_higher_limit_waits_until_there_are_fewer(
     assert (lefts(charge), round(charge.wait, 5)) == ([0], 58)  # until the eighth leaves
     place.at(START + 67 * SECOND)
     assert await admitted(limiter, "3/minute", 2) == [True, False]
+
+
+@pytest.mark.parametrize("narrower", ["3/hour", "3/minute", "25/hour"])
+async def test_who_had_limits_of_other_lengths_is_told_a_time_and_gets_in_then(
+    place: Place, limiter: Limiter, narrower: str
+) -> None:
+    """Requests of shorter windows are swept before those of longer ones."""
+    assert await admitted(limiter, "10/hour", 2) == [True] * 2
+    assert await admitted(limiter, "50/second", 20) == [True] * 20
+    place.at(START + 10 * SECOND)
+    assert await admitted(limiter, "50/second") == [True]
+    assert await admitted(limiter, "50/second", key="other") == [True]  # it sweeps
+    assert await admitted(limiter, "50/second") == [True]
+    charge = await limiter.charge("key", limits_of(narrower))
+    assert 0 <= charge.wait <= 3600
+    place.at(START + 3620 * SECOND)
+    assert await admitted(limiter, narrower, 4) == [True] * 3 + [narrower == "25/hour"]
 
 
 async def test_many_at_once_on_several_servers_are_counted_exactly(
@@ -768,7 +785,7 @@ async def test_a_role_that_may_not_create_the_tables_is_told_the_command(
     with postgresql_databases.fresh(tmp_path) as url:
         text = url.set(drivername="postgresql").render_as_string(hide_password=False)
         with psycopg.connect(text, autocommit=True) as owner:
-            owner.execute("DROP FUNCTION IF EXISTS api_key_charge_1")
+            owner.execute("DROP FUNCTION IF EXISTS api_key_charge_2")
             owner.execute("DROP TABLE IF EXISTS api_key_hits, api_key_quotas")
             owner.execute("DROP ROLE IF EXISTS limited")
             owner.execute("CREATE ROLE limited LOGIN PASSWORD 'swordfish'")

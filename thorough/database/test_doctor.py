@@ -44,6 +44,7 @@ def a_key(**differences: Any) -> KeyView:
     what = {"id": "70f3a1b2c3d4e5f6", "name": "billing", "created_by": "cli:ada"}
     times = dict.fromkeys(("created_at", "issued_at", "last_used_at"), NOW)
     lists: dict[str, Any] = {"scopes": ["reports:read"], "restrictions": {}}
+    what |= {"owner": "", "note": ""}
     healthy = {**lists, "status": "active", **times}
     return KeyView.model_validate({**unset, **what, **healthy, **differences})
 
@@ -102,6 +103,7 @@ def test_all_problems_of_a_key_are_found_each_with_an_advice() -> None:
     [
         {"status": "revoked", "revoked_at": NOW},
         {"status": "expired", "expires_at": NOW},
+        {"status": "paused", "paused_at": NOW - ROTATION},
         {"id": f"{ENV_ID}0123456789ab"},
     ],
 )
@@ -220,7 +222,7 @@ def test_the_command_fails_while_there_is_something_to_do(key_service: KeyServic
 
     key = key_service.create("billing", ["*"], actor="the tests")
 
-    problem, advice = "too many scopes: all there are", "create a key with the ones that it needs"
+    problem, advice = "too many scopes: all there are", "leave it the ones that it needs"
     expected = {"id": key.id, "name": "billing", "problem": problem, "advice": advice}
     result = run("keys", "doctor", "--json")
     assert (result.exit_code, json.loads(result.stdout)) == (1, [expected])

@@ -1,6 +1,9 @@
 """How a key is spelled, what its scopes cover, and what it may be called."""
 
 import re
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import Any
 from zlib import crc32
 
 import pytest
@@ -12,13 +15,16 @@ from app.auth.key import (
     Key,
     _to_base62,
     canonical,
+    digest,
+    id_of,
     is_canonical,
     new_secret,
     parse_secrets,
     with_prefix,
 )
-from app.auth.keys.change import check_name, check_scopes
+from app.auth.keys.fields import Fields, checked
 
+NOW = datetime(2030, 1, 1, tzinfo=UTC)
 SECRETS = st.uuids(version=4).map(str)
 PREFIXES = st.from_regex("[a-z][a-z0-9]{0,15}", fullmatch=True)
 EXAMPLE = "1c9a5d3e-70b2-4f68-8e4d-a1b2c3d4e5f6"  # not-a-key
@@ -101,10 +107,16 @@ def test_a_bad_entry_is_named_by_its_place_without_its_text(entry: str) -> None:
     assert str(error.value) == "entry 2 of 3 is not a random lower-case UUID4"
 
 
+def stored(**fields: Any) -> Any:
+    """What becomes of a field; no key is known."""
+    [value] = checked(Fields(**fields), NOW, (), lambda _: {}).values()
+    return value
+
+
 def test_scopes_are_kept_once_each_and_in_order() -> None:
     scopes = ["reports:read:own", "*", "a.b_c-1", "reports:*", "reports", "*"]
-    assert check_scopes(scopes) == ["*", "a.b_c-1", "reports", "reports:*", "reports:read:own"]
-    assert check_scopes([]) == []
+    assert stored(scopes=scopes) == ["*", "a.b_c-1", "reports", "reports:*", "reports:read:own"]
+    assert stored(scopes=[]) == []
 
 
 @pytest.mark.parametrize(
@@ -116,7 +128,7 @@ def test_scopes_are_kept_once_each_and_in_order() -> None:
 )
 def test_what_is_no_scope_is_named_in_one_line_with_the_fix(scope: str) -> None:
     with pytest.raises(InvalidError, match=r"write one like reports:read or reports:\*") as error:
-        check_scopes(["reports:read", scope])
+        stored(scopes=["reports:read", scope])
     assert str(error.value).isprintable()
 
 
@@ -164,7 +176,8 @@ def test_a_scope_covers_itself_and_a_wildcard_what_is_below_it(
     ],
 )
 def test_a_name_is_kept_as_people_see_it(name: str) -> None:
-    assert check_name(name) == check_name(f" {name} ") == name
+    assert stored(name=name) == stored(name=f" {name} ") == name
+    assert stored(note=name) == stored(owner=name) == name
 
 
 @pytest.mark.parametrize(
@@ -179,4 +192,48 @@ def test_a_name_is_kept_as_people_see_it(name: str) -> None:
 )
 def test_a_name_that_nobody_could_tell_from_another_is_refused(name: str) -> None:
     with pytest.raises(InvalidError, match="A name has 1 to 100 characters, all of them visible"):
-        check_name(name)
+        stored(name=name)
+
+
+def test_a_note_is_longer_and_a_text_is_cleared_by_nothing() -> None:
+    assert stored(note="x" * 1000) == "x" * 1000
+    assert stored(note="") == stored(owner="") == ""
+    for name, text in (("note", "x" * 1001), ("owner", "x" * 101), ("owner", " "), ("note", "\t")):
+        with pytest.raises(InvalidError, match=rf"{name} has 1 to 1?0+ characters, all of them"):
+            stored(**{name: text})
+
+
+WRITTEN = {
+    "alone": "{}",
+    "in a sentence": "the key of Ann is {}, do not lose it",
+    "with more around it": "0{}0",
+    "in a list": "a, {}; b",
+}
+
+
+@pytest.mark.parametrize("way", WRITTEN)
+@pytest.mark.parametrize("field", ["name", "owner", "note", "scopes"])
+def test_a_text_that_lists_and_logs_show_holds_no_secret(field: str, way: str) -> None:
+    asked: list[bytes] = []
+
+    def known(digests: Sequence[bytes]) -> dict[bytes, str]:
+        asked.extend(digests)
+        return dict.fromkeys({digest(EXAMPLE.encode())} & {*digests}, "its id")
+
+    def check(secret: str) -> None:
+        text = WRITTEN[way].format(secret)
+        given: Any = {field: [secret] if field == "scopes" else text}
+        checked(Fields(**given), NOW, (), known)
+
+    spellings = [EXAMPLE] if field == "scopes" else [EXAMPLE, EXAMPLE.upper(), PREFIXED]
+    for secret in spellings:
+        with pytest.raises(InvalidError, match=f"The {field} holds a secret of key its id; leave"):
+            check(secret)
+    assert {*asked} == {digest(EXAMPLE.encode())}
+    # A UUID may be the name of a customer; a checksum is that of a key, wherever it was issued.
+    check(new_secret())
+    check(PREFIXED[:-1] + "a" if field != "scopes" else "a")
+    if field != "scopes":
+        other = new_secret()
+        with pytest.raises(InvalidError, match=f"key {id_of(digest(other.encode()))}; leave it"):
+            check(with_prefix(other, "acme"))

@@ -12,6 +12,7 @@ from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import sqlalchemy as sa
@@ -90,7 +91,12 @@ async def test_without_options_of_a_part_a_key_is_created_all_the_same() -> None
     core.command()(changes.create)
     wiring = Wiring(load_settings, make_policies, list, MIGRATIONS)
     result = CliRunner().invoke(core, ["billing", "--json"], obj=wiring)
-    assert await in_force(json.loads(result.stdout)["key"]) == [True]
+    made = json.loads(result.stdout)
+    assert await in_force(made["key"]) == [True]
+    core = typer.Typer()
+    core.command()(changes.update)
+    result = CliRunner().invoke(core, [made["id"], "--name", "b", "--json"], obj=wiring)
+    assert json.loads(result.stdout)["name"] == "b"
 
 
 @pytest.fixture
@@ -137,13 +143,13 @@ def test_people_get_tables(ids: list[str]) -> None:
     in_order = [*sorted(ids), first["id"], rotated["id"]]  # as they came
     assert [key["id"] for key in keys("list")] == in_order
     head, *rows = (re.split("  +", line) for line in run("keys", "list").stdout.splitlines())
-    columns = "ID  NAME  SCOPES  STATUS  CREATED AT  EXPIRES AT  LAST USED AT"
+    columns = "ID  NAME  SCOPES  OWNER  STATUS  CREATED AT  EXPIRES AT  LAST USED AT"
     assert head == columns.split("  ")
     assert [row[0] for row in rows] == in_order
     times = [
         f"{datetime.fromisoformat(first[at]):%F %H:%MZ}" for at in ("created_at", "expires_at")
     ]
-    expected = [first["id"], "billing", "a:read b:read", "active", *times, "-"]
+    expected = [first["id"], "billing", "a:read b:read", "-", "active", *times, "-"]
     assert rows[in_order.index(first["id"])] == expected
 
     lines = run("keys", "show", rotated["id"]).stdout.splitlines()
@@ -195,6 +201,104 @@ async def test_one_of_two_secrets_is_dropped_without_a_third() -> None:
 
 
 @on_both
+async def test_an_update_changes_what_it_names_and_the_audit_tells_from_what_to_what() -> None:
+    bounds = ("--limit", "9/minute", "--quota", "99/month", "--from", "127.0.0.1")
+    made = keys("create", "billing", "--scope", "a", "--scope", "b", "--expires-in", "1d", *bounds)
+    secret = made.pop("key")
+
+    def updated(*options: str) -> dict[str, Any]:
+        """What it has made of the fields that it changed."""
+        nonlocal made
+        before, made = made, keys("update", made["id"], *options)
+        return {name: value for name, value in made.items() if value != before[name]}
+
+    assert updated() == {}
+    texts = ("--name", "accounts", "--owner", "acme", "--note", "asked by Ann")
+    assert updated(*texts) == {"name": "accounts", "owner": "acme", "note": "asked by Ann"}
+    assert updated(*texts) == {}
+    assert updated("--owner", "", "--note", "") == {"owner": "", "note": ""}
+    more = ("--add-scope", "c", "--add-scope", "a", "--remove-scope", "b")
+    assert updated(*more) == {"scopes": ["a", "c"]}
+    assert updated("--remove-scope", "a", "--remove-scope", "c") == {"scopes": []}
+    refusal = f"{made['id']} has no scope a; it has none"
+    assert complaint("keys", "update", made["id"], "--remove-scope", "a") == refusal
+    assert updated("--limit", "5/second", "--limit", "6/hour") == {
+        "limits": ["5/second", "6/hour", "99/month"]
+    }
+    assert updated("--quota", "9/day") == {"limits": ["5/second", "6/hour", "9/day"]}
+    assert updated("--limit", "") == {"limits": ["9/day"]}
+    assert updated("--quota", "") == {"limits": []}
+    assert updated("--from", "10.0.0.0/8", "--from", "192.0.2.1") == {
+        "networks": ["10.0.0.0/8", "192.0.2.1/32"]
+    }
+    assert await in_force(secret) == [False]
+    assert updated("--from", "") == {"networks": []}
+    assert await in_force(secret) == [True]
+    assert updated("--expires-at", "2099-12-31") == {"expires_at": "2099-12-31T00:00:00Z"}
+    assert updated("--no-expiry") == {"expires_at": None}
+    assert [*updated("--expires-in", "2d")] == ["expires_at"]
+    assert await in_force(secret) == [True]
+
+    told = [event["changes"] for event in keys("audit", made["id"])]
+    assert told[:4] == [
+        None,
+        {
+            "name": ["billing", "accounts"],
+            "note": ["", "asked by Ann"],
+            "owner": ["", "acme"],
+        },
+        {"note": ["asked by Ann", ""], "owner": ["acme", ""]},
+        {"scopes": [["a", "b"], ["a", "c"]]},
+    ]
+    assert len(told) == 14
+    table = run("keys", "audit", made["id"]).stdout
+    for said in (
+        "scopes: a b to a c\n",
+        "scopes: a c to -\n",
+        "note: asked by Ann to -, owner: acme to -\n",
+        "limits: 9/day to -\n",
+        "networks: 10.0.0.0/8 192.0.2.1/32 to -\n",
+        "expires_at: - to 20",
+    ):
+        assert said in table
+
+
+@on_both
+def test_keys_and_their_usage_are_told_by_owner() -> None:
+    key, *others = (keys("create", "billing", "--owner", each) for each in ("acme", "Acme", ""))
+    keys("pause", key["id"])
+    assert [each["id"] for each in keys("list", "--owner", "acme")] == [key["id"]]
+    assert [each["id"] for each in keys("usage", "--owner", "acme")["keys"]] == []
+    for nobody in ("", "nobody", "acm_", "%"):
+        assert keys("list", "--owner", nobody) == keys("usage", "--owner", nobody)["keys"] == []
+    assert len(keys("list")) == 2 + 1 + len(others)  # with those of API_KEYS
+
+
+@on_both
+async def test_a_paused_key_is_refused_until_it_is_resumed() -> None:
+    first = keys("create", "billing")
+    second = keys("rotate", first["id"])
+    both, id = (first["key"], second["key"]), first["id"]
+    for _ in range(2):  # twice is once
+        paused = keys("pause", id)
+        assert (paused["status"], bool(paused["paused_at"])) == ("paused", True)
+        assert await in_force(*both) == [False, False]
+    for command in (["rotate", id], ["rotate", id, "--drop", "old", "--no-new"]):
+        assert complaint("keys", *command) == f"{id} is paused; resume it first"
+    assert keys("update", id, "--name", "accounts")["status"] == "paused"
+    for _ in range(2):
+        resumed = keys("resume", id)
+        assert (resumed["status"], resumed["paused_at"]) == ("active", None)
+        assert await in_force(*both) == [True, True]
+    actions = [event["action"] for event in keys("audit", id)]
+    assert actions == ["created", "rotated", "paused", "updated", "resumed"]
+    keys("pause", id)
+    assert keys("revoke", id)["status"] == "revoked"
+    assert complaint("keys", "resume", id) == f"{id} is revoked; create another key"
+    assert await in_force(*both) == [False, False]
+
+
+@on_both
 async def test_a_revoked_key_ends_and_the_audit_tells() -> None:
     key = keys("create", "billing")
     assert await in_force(key["key"]) == [True]
@@ -207,9 +311,9 @@ async def test_a_revoked_key_ends_and_the_audit_tells() -> None:
     me = key["created_by"]
     done = [["created", me, key["id"]], ["revoked", me, key["id"]]]
     told = [list(event.values())[1:] for event in keys("audit", key["id"])]
-    assert told == done
+    assert told == [[*each, None] for each in done]
     table = run("keys", "audit", key["id"]).stdout.splitlines()
-    assert [line.split()[2:] for line in table[1:]] == done
+    assert [line.split()[2:] for line in table[1:]] == [[*each, "-"] for each in done]
     assert [event["action"] for event in keys("audit")] == ["created"] * 3 + ["revoked"]
 
 
@@ -222,12 +326,20 @@ async def test_all_secrets_from_before_a_moment_end_and_no_others(
     gone = keys("revoke", gone["id"])
     moment = datetime.now(UTC).isoformat()
     renewed = keys("rotate", rotated["id"])
+    before = keys("list"), keys("audit")
+    complaint("keys", "revoke", "--issued-before", moment, "--dry-run")  # the last managers
+    would_end = keys("revoke", "--issued-before", moment, "--dry-run", "--force")
+    assert (keys("list"), keys("audit")) == before
     manager = keys("create", "manager", "--scope", MANAGE)
 
     revoked = keys("revoke", "--issued-before", moment)
 
-    assert {key["id"] for key in revoked} == {kept["id"], *ids}
-    assert {key["status"] for key in revoked} == {"revoked"}
+    assert {key["id"]: key["status"] for key in revoked} == {
+        rotated["id"]: "active",  # it has lost its old secret
+        **dict.fromkeys([kept["id"], *ids], "revoked"),
+    }
+    ends = [key["id"] for key in revoked]
+    assert [key["id"] for key in would_end] == ends
     ended = [rotated["key"], kept["key"], *secrets]
     assert await in_force(*ended, renewed["key"], manager["key"]) == [False] * 4 + [True] * 2
     assert keys("show", gone["id"]) == gone
@@ -248,8 +360,24 @@ async def test_the_last_manager_without_an_end_is_revoked_by_force_alone(
     assert complaint("keys", "revoke", "--issued-before", future) == refusal
     # Keys that have left API_KEYS manage nothing any more.
     monkeypatch.setenv("API_KEYS", "")
-    assert complaint("keys", "revoke", manager["id"]) == refusal
+    for narrower in (
+        ["revoke", manager["id"]],
+        ["pause", manager["id"]],
+        ["update", manager["id"], "--remove-scope", MANAGE],
+        ["update", manager["id"], "--expires-in", "1d"],
+    ):
+        assert complaint("keys", *narrower) == refusal
     assert await in_force(manager["key"], secrets[0]) == [True, False]
+    # What leaves a manager without an end is nobody's loss.
+    assert keys("update", manager["id"], "--owner", "acme", "--add-scope", "a")["owner"] == "acme"
+    for narrower in (
+        ["pause", manager["id"]],
+        ["update", manager["id"], "--expires-in", "1d"],
+        ["update", manager["id"], "--remove-scope", MANAGE],
+    ):
+        assert keys(*narrower, "--force")["id"] == manager["id"]
+        keys("resume", manager["id"])
+        keys("update", manager["id"], "--no-expiry", "--add-scope", MANAGE)
 
     assert keys("revoke", manager["id"], "--force")["status"] == "revoked"
     assert await in_force(manager["key"]) == [False]
@@ -334,6 +462,15 @@ def test_what_takes_access_away_waits_for_the_slowest_server(
     rotated = keys("rotate", keys("create", "billing")["id"])["id"]
     assert waits == []
     for command in (
+        f"update {rotated} --add-scope a",
+        f"update {rotated} --remove-scope a",
+        f"update {rotated} --expires-in 1d",
+        f"update {rotated} --no-expiry",
+        f"update {rotated} --limit 5/minute",
+        f"update {rotated} --from 10.0.0.0/8",
+        f"update {rotated} --owner acme",
+        f"pause {rotated}",
+        f"resume {rotated}",
         f"rotate {rotated} --drop old",
         f"rotate {rotated} --drop new --no-new",
         f"rotate {rotated} --overlap 0s",
@@ -391,6 +528,16 @@ def unframed(text: str) -> str:
         ("create x --expires-at 0001-01-01T00:00+23:59", TIME),
         ("revoke --issued-before 31.12.2030", TIME),
         ("create x --expires-at 2100-01-01 --expires-in 1d", "--expires-in or"),
+        ("create x --expires-at 2100-01-01 --expires-in 0s", "--expires-in or"),
+        ("update x --expires-at 2100-01-01 --expires-in 1d", "--expires-in or"),
+        ("update x --expires-at 2100-01-01 --no-expiry", "--no-expiry"),
+        ("update x --expires-in 0s --no-expiry", "--no-expiry"),
+        ("update x --limit 5/month", "5/month is of the calendar: give it as --quota"),
+        ("update x --quota 5/minute", "5/minute slides: give it as --limit"),
+        ("update", "Missing argument"),
+        ("pause", "Missing argument"),
+        ("resume", "Missing argument"),
+        ("revoke x --dry-run", "give a key's id, or"),
         ("create", "Missing argument"),
         ("revoke", "give a key's id, or"),
         ("revoke x --issued-before 2030-12-31", "give a key's id, or"),
@@ -404,8 +551,12 @@ def test_what_is_misspelled_is_explained(command: str, fix: str) -> None:
 
 @on_both
 def test_what_cannot_be_done_is_explained_in_one_line_and_changes_nothing() -> None:
-    keys("create", "billing")
+    id, other = (keys("create", "billing", "--scope", "a")["id"] for _ in range(2))
+    secret = keys("create", "theirs")["key"]
+    keys("revoke", other)
     before = keys("audit")
+    ended = f"{other} is revoked; create another key"
+    shows = "holds a secret of key"
     for arguments, fix in (
         (["create", "a\udcffb"], "A name has 1 to 100 characters, all of them visible"),
         (["create", "x", "--scope", "a b"], "'a b' is not a scope; write one like reports:read"),
@@ -413,6 +564,22 @@ def test_what_cannot_be_done_is_explained_in_one_line_and_changes_nothing() -> N
         (["create", "x", "--expires-in", "99999w"], "within a hundred years"),
         (["rotate", "x", "--overlap", "99999w"], "between nothing and a hundred years"),
         *(([each, "x"], "No key has the id 'x'") for each in ("show", "rotate", "revoke", "audit")),
+        *(([each, "x"], "No key has the id 'x'") for each in ("update", "pause", "resume")),
+        *(([each, other], ended) for each in ("update", "pause", "resume", "rotate")),
+        (["update", other, "--no-expiry"], ended),
+        (["update", id, "--remove-scope", "b"], f"{id} has no scope b; it has a"),
+        (["update", id, "--add-scope", "a b"], "'a b' is not a scope; write one like reports:read"),
+        (["update", id, "--name", ""], "A name has 1 to 100 characters, all of them visible"),
+        (["update", id, "--owner", "x" * 101], "An owner has 1 to 100 characters"),
+        (["update", id, "--note", " "], "A note has 1 to 1000 characters"),
+        (["update", id, "--expires-at", "2001-01-01"], "A key expires in the future"),
+        (["update", id, "--add-scope", "keys:own"], "A key with keys:own needs an owner"),
+        (["update", id, "--from", "here"], "'here' is no address; write one like"),
+        (["update", id, "--limit", "5/minute", "--limit", "6/minute"], "second limit per minute"),
+        (["create", secret], f"The name {shows}"),
+        (["create", "x", "--owner", secret], f"The owner {shows}"),
+        (["create", "x", "--scope", secret], f"The scopes {shows}"),
+        (["update", id, "--note", f"it is {secret.upper()}"], f"The note {shows}"),
         (["show", "\udcff"], r"No key has the id '\udcff'; `keys list` shows the ids"),
     ):
         assert fix in complaint("keys", *arguments)
@@ -422,7 +589,10 @@ def test_what_cannot_be_done_is_explained_in_one_line_and_changes_nothing() -> N
 # Which database it is.
 
 READING = ("keys list", "keys show x", "keys audit", "keys doctor")
-CHANGING = ("keys create billing", "keys rotate x", "keys revoke x")
+CHANGING = (
+    *("keys create billing", "keys rotate x", "keys revoke x", "keys update x --name y"),
+    *("keys pause x", "keys resume x"),
+)
 MAKE_IT = f"uv run {COMMAND} db upgrade"
 
 

@@ -379,6 +379,54 @@ async def test_a_quota_adds_what_is_not_yet_written(service: GuardedAPI, key_wit
     assert [await status_of(service, key) for _ in range(3)] == [200] * 2 + [429]
 
 
+@pytest.mark.parametrize("then", ["5/month", "9/month", "6/day"])
+async def test_what_was_used_without_a_quota_counts_in_the_next_one(
+    service: GuardedAPI, store: DatabaseKeyStore, key_service: KeyService, then: str
+) -> None:
+    bounds = {"limits": ["5/month"]}
+    made = key_service.create("key", restrictions=bounds, actor="test")
+
+    async def change(*limits: str) -> None:
+        bounds = {"limits": limits}
+        key_service.update(made.id, lambda _: {"restrictions": bounds}, actor="test")
+        await store.refresh()
+
+    assert await status_of(service, made.key.encode()) == 200
+    for written in (False, True):  # by this server, which knows its own all the same
+        await change()
+        assert await status_of(service, made.key.encode()) == 200
+        if written:
+            await store.flush()
+        await change(then)
+        assert await status_of(service, made.key.encode()) == 200
+    left = int(then.partition("/")[0]) - 5
+    statuses = [await status_of(service, made.key.encode()) for _ in range(left + 1)]
+    assert statuses == [200] * left + [429]
+
+
+async def test_a_narrower_quota_counts_what_was_used_and_a_name_changes_nothing(
+    service: GuardedAPI, store: DatabaseKeyStore, key_service: KeyService
+) -> None:
+    bounds = {"limits": ["9/month", "8/hour"]}
+    made = key_service.create("key", restrictions=bounds, actor="test")
+    key = made.key.encode()
+    updates: list[tuple[Any, int]] = [
+        ({"restrictions": {"limits": ["5/month", "8/hour"]}}, 3),
+        ({"name": "another"}, 2),
+        ({"restrictions": {"limits": ["7/month", "4/hour"]}}, 1),
+    ]
+    assert await status_of(service, key) == 200
+    for update, left in updates:
+        key_service.update(made.id, lambda _, update=update: update, actor="test")
+        await store.refresh()
+        lefts = re.findall(r"r=(\d+)", (await answer_of(service, key)).header("ratelimit") or "")
+        assert min(map(int, lefts)) == left - (left == 1)
+    assert [await status_of(service, key) for _ in range(2)] == [429] * 2
+    key_service.update(made.id, lambda _: {"restrictions": {}}, actor="test")
+    await store.refresh()
+    assert [await status_of(service, key) for _ in range(2)] == [200] * 2
+
+
 async def forget(service: GuardedAPI) -> None:
     """What counts limits forgets them, as in a crash of PostgreSQL's server or a reboot."""
     counter = policy_of(service)._limiter._counter
@@ -419,7 +467,7 @@ def test_db_upgrade_makes_its_tables(database_url: sa.URL) -> None:
         return
     with transaction(connect(database_url), write=True) as connection:
         connection.exec_driver_sql("DROP TABLE IF EXISTS api_key_hits, api_key_quotas")
-        connection.exec_driver_sql("DROP FUNCTION IF EXISTS api_key_charge_1")
+        connection.exec_driver_sql("DROP FUNCTION IF EXISTS api_key_charge_2")
     for _ in range(2):
         assert run("db", "upgrade").exit_code == 0
         assert {"api_key_hits", "api_key_quotas"} <= {

@@ -54,13 +54,18 @@ def series(families: Iterable[Metric]) -> dict[Series, float]:
     }
 
 
+def ours() -> dict[Series, float]:
+    metrics._add_up()
+    return series(metrics._ours.collect())
+
+
 @pytest.fixture
 def told() -> Told:
     """What was counted here since the test began."""
-    before = series(metrics._ours.collect())
+    before = ours()
 
     def since() -> dict[Series, float]:
-        now = series(metrics._ours.collect())
+        now = ours()
         counted = {each: value - before.get(each, 0.0) for each, value in now.items()}
         return {
             each: value
@@ -199,10 +204,10 @@ async def test_a_stream_counts_when_it_begins(api: GuardedAPI, keys: Keys, told:
 
 async def test_the_seconds_are_those_until_the_answer_begins(api: GuardedAPI, keys: Keys) -> None:
     secret, name = keys.issue(), "api_request_seconds"
-    before = series(metrics._ours.collect())
+    before = ours()
     with patch("app.auth.access.request_log.perf_counter", side_effect=[10.0, 10.3, 99.0, 99.0]):
         await ask(api, secret, path="/items/1")
-    after = series(metrics._ours.collect())
+    after = ours()
     took = {
         label: after[name + label, *more] - before.get((name + label, *more), 0.0)
         for label, *more in (
@@ -237,10 +242,10 @@ def counting() -> GuardedAPI:
 async def test_whatever_a_stranger_sends_is_no_label(
     counting: GuardedAPI, path: str, method: str, sent: bytes, id: bytes, type: str
 ) -> None:
-    before = set(series(metrics._ours.collect()))
+    before = set(ours())
     headers = [(b"x-request-id", id), (b"user-agent", sent)]
     await ask(counting, sent, path=f"/{path}", method=method, headers=headers, type=type, body=b"")
-    for name, *labels in set(series(metrics._ours.collect())) - before:
+    for name, *labels in set(ours()) - before:
         if name == "api_requests_total":
             assert labels[0] in {*metrics._METHODS, "other"}
             assert labels[1] in {"", "/{name}"}

@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager, suppress
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -28,11 +28,13 @@ from app.auth.keys.views import IssuedKey
 from app.auth.store.cache import RECHECK, DatabaseKeyStore
 from app.auth.usage import report
 from app.constants import COMMAND, MISSING_KEY_STATUS
+from app.policies import make_policies
 from app.settings import load_settings
 from tests.callers import status_of
+from tests.thorough.commands import keys
 from tests.thorough.databases import PostgreSQLDatabases, SQLiteDatabases, postgresql
 from tests.thorough.replicas import PATIENCE, ROOT, Poller, Replica, run, start, started, wait_for
-from tests.thorough.services import make_service
+from tests.thorough.services import RIGHTS, make_service
 from tests.thorough.test_store import until_status
 
 
@@ -89,6 +91,99 @@ def test_once_a_revocation_has_returned_no_server_accepts_the_key(
                     )
                 )
                 assert 200 not in poller.statuses(issued.key, returned_at)
+
+
+# How a key that may do all that RIGHTS asks for may do less, and how it gets that back: what the
+# command is told, and what the service is.
+MANY: Any = {"limits": ["10000/hour"]}  # requests, which no test sends
+ROUNDS = int(os.environ.get("TEST_ROUNDS", "1"))  # of each way, on each database
+WAYS: dict[str, tuple[tuple[list[str], Any], tuple[list[str], Any]]] = {
+    "scope": (
+        (["--remove-scope", "rights"], {"scopes": None}),
+        (["--add-scope", "rights"], {"scopes": ["rights"]}),
+    ),
+    "owner": ((["--owner", "other"], {"owner": None}), (["--owner", "acme"], {"owner": "acme"})),
+    "address": (
+        (["--from", "10.0.0.0/8"], {"networks": ["10.0.0.0/8"]}),
+        (["--from", ""], {"networks": None}),
+    ),
+    "limit": ((["--limit", "1/hour"], {"limits": ["1/hour"]}), (["--limit", "10000/hour"], MANY)),
+}
+
+
+def test_once_what_narrows_or_widens_a_key_has_returned_every_server_follows(
+    key_service: KeyService, secrets: list[str]
+) -> None:
+    servers = [Replica(KEY_MAX_STALENESS="0.1"), Replica(KEY_MAX_STALENESS="0.2")]
+    servers.append(Replica("--lifespan", "off"))
+    key_service = KeyService(load_settings(), make_policies(load_settings()))
+    made = partial(key_service.create, "key", ["rights"], restrictions=MANY, owner="acme", actor="")
+
+    def ask(method: str, path: str, patch: Any = None) -> None:
+        servers[0].close()  # it may have hung up meanwhile
+        assert servers[0].request(secrets[0], method, f"/api-keys/{path}", patch) == 200
+
+    def answers_from_now() -> list[set[int]]:
+        """Those of each server to requests that are sent after this call."""
+        returned_at = time.monotonic()
+        for each in pollers:
+            wait_for(partial(lambda each: len(each.statuses(each.key, returned_at)) > 3, each))
+        return [{*each.statuses(each.key, returned_at)} for each in pollers]
+
+    def narrowed() -> None:
+        for statuses in answers_from_now():
+            assert 200 not in statuses
+
+    def widened() -> None:
+        for statuses, each in zip(answers_from_now(), pollers, strict=True):
+            assert statuses <= {200, 503}
+            each.answers.clear()
+            wait_for(partial(lambda each: 200 in each.statuses(each.key), each))
+
+    with started(*servers), ExitStack() as stack:
+        pollers = [stack.enter_context(Poller(server, RIGHTS)) for server in servers]
+        issued = made()
+        for each in pollers:
+            each.key = issued.key
+            wait_for(partial(lambda each: 200 in each.statuses(each.key), each))
+        for _ in range(ROUNDS):
+            for (options, patch), (back, patch_back) in WAYS.values():
+                keys("update", issued.id, *options)
+                narrowed()
+                keys("update", issued.id, *back)
+                widened()
+                ask("PATCH", issued.id, patch)
+                narrowed()
+                ask("PATCH", issued.id, patch_back)
+                widened()
+            keys("pause", issued.id)
+            narrowed()
+            ask("POST", f"{issued.id}/resume")
+            widened()
+            ask("POST", f"{issued.id}/pause")
+            narrowed()
+            keys("resume", issued.id)
+            widened()
+        for by_command in [True, False] * ROUNDS:
+            # Later than it was to be, and then sooner.
+            first_end = datetime.now(UTC) + timedelta(seconds=3)
+            issued = made(expires_at=first_end)
+            for each in pollers:
+                each.key = issued.key
+            if by_command:
+                keys("update", issued.id, "--no-expiry")
+            else:
+                ask("PATCH", issued.id, {"expires_at": None})
+            widened()
+            wait_for(lambda: datetime.now(UTC) > first_end)  # noqa: B023
+            widened()
+            end = datetime.now(UTC) + timedelta(seconds=1)
+            if by_command:
+                keys("update", issued.id, "--expires-at", end.isoformat())
+            else:
+                ask("PATCH", issued.id, {"expires_at": end.isoformat()})
+            wait_for(lambda: datetime.now(UTC) > end)  # noqa: B023
+            narrowed()
 
 
 def test_a_server_that_is_killed_or_stopped_loses_nothing(key_service: KeyService) -> None:

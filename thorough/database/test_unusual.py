@@ -48,11 +48,22 @@ def a_key(connection: sa.Connection, id: str = "key", **more: Any) -> tuple[KeyV
     row = {"digest": secret, "key_id": id, "created_at": NOW}
     connection.execute(sa.insert(api_key_secrets).values(row))
     told = dict.fromkeys(
-        ("expires_at", "revoked_at", "old_key_expires_at", "old_key_last_used_at"), None
+        ("expires_at", "paused_at", "revoked_at", "old_key_expires_at", "old_key_last_used_at"),
+        None,
     )
     times = {"issued_at": NOW, "last_used_at": NOW}
     lists: dict[str, Any] = {"scopes": [], "restrictions": {}}
-    view = {"id": id, "name": id, **lists, "status": "active", **made, **told, **times}
+    view = {
+        "id": id,
+        "name": id,
+        "owner": "",
+        "note": "",
+        **lists,
+        "status": "active",
+        **made,
+        **told,
+        **times,
+    }
     return KeyView.model_validate({**view, **more}), secret
 
 

@@ -13,6 +13,7 @@ from app.auth.log import configure_logging
 from app.auth.store.cache import DatabaseKeyStore
 from app.console import router as console  # part: management
 from app.docs import router as docs
+from app.gateway import router as gateway  # part: gateway
 from app.management.router import TAG  # part: management
 from app.management.router import router as api_keys  # part: management
 from app.openapi import ABOUT
@@ -32,6 +33,8 @@ def create_app(settings: Settings) -> GuardedAPI:
         policies=policies,
         observers=[store.observe],
         **ABOUT,
+        accept_bearer=settings.accept_bearer,
+        show_owners=settings.show_owners,
         openapi_url="/openapi.json" if settings.show_docs else None,
         docs_url=None,
         redoc_url=None,
@@ -48,7 +51,9 @@ def create_app(settings: Settings) -> GuardedAPI:
     app.include_router(console)  # part: management
     app.include_router(metrics.router)  # part: metrics
     app.add_observer(metrics.observe)  # part: metrics
-    metrics.prepare()  # part: metrics
+    metrics.prepare(settings.show_owners)  # part: metrics
+    app.include_router(gateway.router)  # part: gateway
+    app.add_observer(gateway.observe)  # part: gateway
     return app
 
 

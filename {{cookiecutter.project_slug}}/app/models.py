@@ -1,1 +1,1 @@
-"""Your tables. Each one is a subclass of `app.database.Base`. README.md has an example."""
+"""Your tables. Each one is a subclass of `app.database.Base`. README.md says how to add one."""

@@ -1,7 +1,6 @@
 """Your tables, and the sessions that endpoints work with."""
 
 from contextlib import contextmanager
-from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
@@ -10,48 +9,15 @@ from fastapi import FastAPI
 from sqlalchemy.exc import InvalidRequestError
 from starlette.types import Message, Receive, Scope, Send
 
-from app.auth.database.migrate import upgrade
-from app.auth.database.owner_migrations import configuration, upgrade_tables
-from app.auth.errors import SettingsError
+from app.auth.database.owner_migrations import configuration
 from app.cli import MIGRATIONS
 from app.database import DatabaseSession, get_engine, get_read_only_session
 from tests.callers import status_of
-
-ENV = """
-import sqlalchemy
-from app.auth.database.owner_migrations import run_migrations
-from app.settings import load_settings
-run_migrations(sqlalchemy.MetaData(), load_settings)
-"""
-REVISION = """
-from alembic import op
-revision, down_revision = "first", None
-def upgrade():
-    op.execute("CREATE TABLE notes (id INTEGER PRIMARY KEY)")
-    op.execute("INSERT INTO {table} VALUES (1)")
-"""
 
 
 def test_the_migrations_make_what_the_models_say(database_url: sa.URL) -> None:
     """Else: `uv run alembic revision --autogenerate -m "..."`, and read what it wrote."""
     command.check(configuration(database_url, MIGRATIONS))
-
-
-def test_a_revision_is_applied_wholly_or_not_at_all(tmp_path: Path) -> None:
-    url = sa.URL.create("sqlite", database=f"{tmp_path}/other.db")  # without revisions of yours
-    upgrade(url)
-    revision = tmp_path / "versions" / "first.py"
-    revision.parent.mkdir()
-    (tmp_path / "env.py").write_text(ENV)
-    engine = sa.create_engine(url)
-    revision.write_text(REVISION.format(table="no_such_table"))
-    with pytest.raises(SettingsError, match="Nothing has changed: no such table: no_such_table"):
-        upgrade_tables(url, tmp_path)
-    assert "notes" not in sa.inspect(engine).get_table_names()
-    revision.write_text(REVISION.format(table="notes"))
-    assert [upgrade_tables(url, tmp_path) for _ in range(2)] == [True, False]
-    assert "notes" in sa.inspect(engine).get_table_names()
-    engine.dispose()
 
 
 def test_a_session_has_the_settings_of_the_start(

@@ -33,7 +33,7 @@ SCOPE_PATTERN: Final = r"^(\*|[a-z0-9._-]+(:[a-z0-9._-]+)*(:\*)?)$"
 _SCOPE = re.compile(SCOPE_PATTERN)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, weakref_slot=True)
 class Key:
     """A key and its rights, without its secret. No part of the service keeps the secret."""
 

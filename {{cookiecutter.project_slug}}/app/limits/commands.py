@@ -9,7 +9,6 @@ import typer
 from app.auth.cli.changes import (
     Added,
     Name,
-    New,
     NewName,
     NoExpiry,
     Removed,
@@ -19,6 +18,7 @@ from app.auth.cli.changes import (
     update_key,
 )
 from app.auth.cli.context import AsJson, ExpiresAt, ExpiresIn, Force, Id, Note, Owner
+from app.auth.keys.fields import Fields
 from app.auth.keys.views import KeyView
 
 Limits = Annotated[
@@ -50,8 +50,10 @@ def create(
     as_json: AsJson = False,
 ) -> None:
     """Create a key and show it, this once."""
-    bounds = {"limits": _limits(limit or (), quota or ()), "networks": networks or []}
-    create_key(ctx, New(name, scope, owner, note, expires_in, expires_at, bounds), as_json)
+    fields = Fields(name=name, scopes=scope or [], owner=owner or "", note=note or "")
+    limits = _limits(limit or (), quota or ())
+    fields["restrictions"] = {"limits": limits, "networks": networks or []}
+    create_key(ctx, fields, expires_in, expires_at, as_json)
 
 
 def update(
@@ -88,6 +90,7 @@ def update(
             bounds["networks"] = [*filter(None, networks)]
         return bounds
 
+    _limits(filter(None, limit or ()), filter(None, quota or ()))  # complains before all else
     texts = {"name": name, "owner": owner, "note": note}
     edit = Update(texts, add_scope, remove_scope, expires_in, expires_at, no_expiry)
     if not limit is quota is networks is None:

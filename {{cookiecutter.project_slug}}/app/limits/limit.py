@@ -60,11 +60,6 @@ def are_within(inner: Iterable[Limit], outer: Iterable[Limit]) -> bool:
     return all(most.get(limit.period, MOST + 1) <= limit.requests for limit in outer)
 
 
-def written(limits: Iterable[Limit]) -> str:
-    """The limits in one line, for messages."""
-    return " ".join(map(str, limits))
-
-
 class Charge(NamedTuple):
     """The result of charging a request. A request over one limit is charged to none.
 

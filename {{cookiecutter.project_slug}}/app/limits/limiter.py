@@ -83,8 +83,13 @@ class Limiter:
         self._problem = ""
         self._apart: set[str] = set()  # keys whose quotas were charged to `spare`
 
-    async def charge(self, key_id: str, limits: Sequence[Limit]) -> Charge:
-        """Charge a request to all limits, or to none. Raises StoreUnavailableError."""
+    async def charge(
+        self, key_id: str, limits: Sequence[Limit], *, is_known: bool = True
+    ) -> Charge:
+        """Charge a request to all limits, or to none. Raises StoreUnavailableError.
+
+        Without `is_known`, the key may have been used without being charged to its quotas.
+        """
         moment = self._source.now()
         periods = [
             None if each.seconds else calendar_period(each.period, moment) for each in limits
@@ -93,7 +98,7 @@ class Limiter:
             _window(limit, period and period[0])
             for limit, period in zip(limits, periods, strict=True)
         ]
-        admitted, lefts, frees_in = await self._count(key_id, windows)
+        admitted, lefts, frees_in = await self._count(key_id, windows, is_known)
         told = [
             (left if left > 0 else 0, period[1] - moment if period else seconds)
             for period, left, seconds in zip(periods, lefts, frees_in, strict=True)
@@ -103,13 +108,13 @@ class Limiter:
         waits = [wait if left == 0 else 0.0 for left, wait in told]
         return Charge(told, limits[waits.index(max(waits))], max(waits))
 
-    async def _count(self, key_id: str, windows: Sequence[Window]) -> Counted:
+    async def _count(self, key_id: str, windows: Sequence[Window], is_known: bool) -> Counted:
         """A counter that was out of reach may lack requests: it is told how many are written."""
         if (now := monotonic()) >= self._ask_at:
             if self._problem:  # one request tries again; the others do not wait for it
                 self._ask_at = now + PAUSE
             try:
-                knows = key_id not in self._apart
+                knows = is_known and key_id not in self._apart
                 counted = await self._charge(self._counter, key_id, windows, knows=knows)
             except OutOfReachError as error:
                 self._ask_at = monotonic() + PAUSE
@@ -120,7 +125,8 @@ class Limiter:
                     logger.info("Limits are counted together again.")
                     self._problem, self._ask_at = "", -inf
                 return counted
-        counted = await self._charge(self._spare, key_id, windows, knows=key_id in self._apart)
+        knows = is_known and key_id in self._apart
+        counted = await self._charge(self._spare, key_id, windows, knows=knows)
         if any(window.begins_at for window in windows):
             self._apart.add(key_id)
         return counted

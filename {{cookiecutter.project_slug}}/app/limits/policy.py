@@ -5,13 +5,14 @@ from contextlib import asynccontextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import Final
+from weakref import WeakValueDictionary
 
 import sqlalchemy as sa
 
 from app.auth.access.policy import Denial, Headers
 from app.auth.errors import SettingsError
 from app.auth.key import Key
-from app.limits.limit import Limit, are_within, headers_of, parse_limits, with_default, written
+from app.limits.limit import Limit, are_within, headers_of, parse_limits, with_default
 from app.limits.limiter import Counter, Limiter, UsageSource
 from app.limits.sqlite_counter import SqliteCounter
 
@@ -41,6 +42,7 @@ class LimitPolicy:
     ) -> None:
         """Raises SettingsError if the client of Valkey is not installed."""
         self._default, self._url = default, database_url
+        self._charged = WeakValueDictionary[int, Key]()  # by their identity
         if store:
             counter = open_counter(valkey_url, database_url)
             self._limiter = Limiter(counter, SqliteCounter(None), store)
@@ -51,14 +53,19 @@ class LimitPolicy:
     def check_within(self, inner: Sequence[str], outer: Sequence[str]) -> None:
         theirs = with_default(parse_limits(outer), self._default)
         if not are_within(with_default(parse_limits(inner), self._default), theirs):
-            raise ValueError(f"No key that you manage may send more than yours: {written(theirs)}")
+            bound = " ".join(map(str, theirs))
+            raise ValueError(f"No key that you manage may send more than yours: {bound}")
 
     def concerns(self, key: Key) -> bool:
         return bool(self._default or key.restrictions.get(self.name))
 
     async def admit(self, key: Key, client: str) -> Headers | Denial:
         limits = self._limits_of(key)
-        charge = await self._limiter.charge(key.id, limits)
+        # A change makes a new object of a key. What it used meanwhile, without a quota, counts.
+        is_known = self._charged.get(id(key)) is key
+        charge = await self._limiter.charge(key.id, limits, is_known=is_known)
+        if not is_known:
+            self._charged[id(key)] = key
         headers = headers_of(charge, limits)
         if not charge.over:
             return headers
@@ -71,8 +78,7 @@ class LimitPolicy:
         )
 
     def _limits_of(self, key: Key) -> tuple[Limit, ...]:
-        own = key.restrictions.get(self.name)
-        return with_default(_parsed(tuple(own)), self._default) if own else self._default
+        return _that_hold(tuple(key.restrictions.get(self.name, ())), self._default)
 
     @asynccontextmanager
     async def running(self) -> AsyncGenerator[None]:
@@ -90,7 +96,9 @@ class LimitPolicy:
         return False
 
 
-_parsed = lru_cache(10_000)(parse_limits)
+@lru_cache(10_000)
+def _that_hold(own: tuple[str, ...], default: tuple[Limit, ...]) -> tuple[Limit, ...]:
+    return with_default(parse_limits(own), default)
 
 
 def open_counter(valkey_url: str, database_url: sa.URL) -> Counter:

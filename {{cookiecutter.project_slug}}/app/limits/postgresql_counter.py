@@ -33,7 +33,7 @@ CREATE UNLOGGED TABLE IF NOT EXISTS api_key_quotas (
   key text COLLATE "C", period bigint, starts_at bigint, used bigint,
   PRIMARY KEY (key, period, starts_at)
 );
-CREATE OR REPLACE FUNCTION api_key_charge_1(whose text, longest bigint, windows bigint[])
+CREATE OR REPLACE FUNCTION api_key_charge_2(whose text, longest bigint, windows bigint[])
 RETURNS bigint[] LANGUAGE plpgsql AS $$
 DECLARE
   now bigint; latest api_key_hits; oldest api_key_hits; span bigint; taken bigint;
@@ -62,7 +62,7 @@ BEGIN
           SELECT * INTO oldest FROM api_key_hits WHERE key = whose AND time > now - span
             ORDER BY time LIMIT 1 OFFSET taken - windows[i];
         END IF;
-        span := oldest.time + span - now;
+        span := coalesce(oldest.time, now) + span - now; -- null if it is swept already
       END IF;
     ELSE
       SELECT used INTO taken FROM api_key_quotas
@@ -102,8 +102,8 @@ BEGIN
   RETURN answer;
 END $$;
 """
-_CHARGE: Final = "SELECT api_key_charge_1(%s, %s, %s::bigint[])"
-_IS_MISSING: Final = "SELECT to_regproc('api_key_charge_1') IS NULL"
+_CHARGE: Final = "SELECT api_key_charge_2(%s, %s, %s::bigint[])"
+_IS_MISSING: Final = "SELECT to_regproc('api_key_charge_2') IS NULL"
 
 _Connection = psycopg.AsyncConnection[tuple[Any, ...]]
 

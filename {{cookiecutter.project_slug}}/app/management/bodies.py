@@ -1,7 +1,8 @@
 """The bodies of requests to `/api-keys` and of their answers."""
 
+from collections.abc import Mapping, Sequence
 from datetime import date, datetime, timedelta
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import (
     AwareDatetime,
@@ -28,11 +29,14 @@ class KeyView(BaseModel):
     scopes: list[str]
     limits: list[str] = []  # part: limits
     networks: list[str] = []  # part: limits
-    status: Literal["active", "expired", "revoked"]
+    owner: str
+    note: str
+    status: Literal["active", "paused", "expired", "revoked"]
     created_by: str
     created_at: datetime
     issued_at: datetime = Field(description="When its newest secret was issued")
     expires_at: datetime | None
+    paused_at: datetime | None
     revoked_at: datetime | None
     last_used_at: datetime | None
     old_key_expires_at: datetime | None = Field(
@@ -75,20 +79,40 @@ Scope = Annotated[
 ]
 
 
-class NewKey(BaseModel):
-    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"name": "billing"}]})
+_EMPTY: Final = {"scopes": (), "owner": "", "note": ""}
+_RESTRICTIONS: Final[list[str]] = []
+_RESTRICTIONS.extend(("limits", "networks"))  # part: limits
+_NAME: Final = "1 to 100 characters, all of them visible or spaces"
 
-    name: str = Field(description="1 to 100 characters, all of them visible or spaces")
-    scopes: list[Scope] = []
-    limits: LimitTexts = []  # part: limits
-    networks: NetworkTexts = []  # part: limits
+
+class KeyPatch(BaseModel):
+    """What changes of a key. What is absent stays, and null clears (RFC 7396)."""
+
+    # The schema has no defaults: tools would fill them in, and clear what should stay.
+    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"note": "EU"}]})
+
+    name: str = Field(default_factory=str, description=_NAME)
+    scopes: list[Scope] | None = None
+    limits: LimitTexts | None = None  # part: limits
+    networks: NetworkTexts | None = None  # part: limits
     expires_at: Annotated[AwareDatetime, Written] | None = None
+    owner: str | None = Field(default=None, description="Whose it is, as your own records say")
+    note: str | None = None
 
-    def restrictions(self) -> dict[str, list[str]]:
-        """The restrictions of the key, by the name of the policy that enforces each."""
-        asked: dict[str, list[str]] = {}
-        asked.update(limits=self.limits, networks=self.networks)  # part: limits
-        return asked
+    def fields(self, had: Mapping[str, Sequence[str]]) -> Any:
+        """What the service sets, for a key that has had these restrictions."""
+        given = {name: getattr(self, name) for name in self.model_fields_set}
+        asked = {name: given.pop(name) or () for name in _RESTRICTIONS if name in given}
+        fields = {name: _EMPTY.get(name) if it is None else it for name, it in given.items()}
+        return {**fields, "restrictions": {**had, **asked}} if asked else fields
+
+
+class NewKey(KeyPatch):
+    """What is absent or null is empty: no scopes, no limits, no end."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"name": "billing"}]})
+
+    name: str = Field(description=_NAME)
 
 
 class Rotation(BaseModel):
@@ -113,6 +137,10 @@ class Revocation(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     force: StrictBool = False
+
+
+class Pause(Revocation):
+    """The same as of a revocation."""
 
 
 class Page(BaseModel):

@@ -1,4 +1,5 @@
-"""The routes of `/api-keys`, for callers with the scope `keys:manage`."""
+"""The routes of `/api-keys`, for callers with `keys:manage` or, for keys of their owner,
+`keys:own`."""
 
 from asyncio import sleep
 from collections.abc import Callable
@@ -8,17 +9,18 @@ from functools import partial
 from http import HTTPStatus
 from typing import Annotated, Any, Final, TypeVar
 
-from fastapi import Body, Depends, Query, Request, Response
+from fastapi import Body, Query, Request, Response, Security
 from fastapi.concurrency import run_in_threadpool
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from fastapi.routing import APIRoute
 from pydantic import StringConstraints
 from starlette.exceptions import HTTPException  # FastAPI raises this one as well
 
-from app.auth.access.dependencies import Caller, require
+from app.auth.access.dependencies import get_caller, refusal_without
 from app.auth.access.openapi import described
-from app.auth.access.routers import GuardedRoute, GuardedRouter, Handler
-from app.auth.access.rule import PROBLEM_JSON
+from app.auth.access.routers import GuardedRouter, Handler
+from app.auth.access.rule import CALLER, PROBLEM_JSON
 from app.auth.errors import (
     ConflictError,
     ForbiddenError,
@@ -28,7 +30,7 @@ from app.auth.errors import (
 )
 from app.auth.key import Key
 from app.auth.keys import views
-from app.auth.keys.fields import MANAGE
+from app.auth.keys.fields import MANAGE, OWN
 from app.auth.keys.service import KeyService
 from app.auth.keys.views import LONGEST, EventView
 from app.auth.usage import report
@@ -37,9 +39,11 @@ from app.auth.usage.report import AllUsage, UsageView
 from app.management.bodies import (
     DayOfUse,
     IssuedKey,
+    KeyPatch,
     KeyView,
     NewKey,
     Page,
+    Pause,
     Revocation,
     Rotation,
 )
@@ -55,11 +59,20 @@ _STATUSES: Final[dict[type[KeyServiceError], int]] = {
 }
 
 
-class _ManagementRoute(GuardedRoute):
+class _ManagementRoute(APIRoute):
+    def __init__(self, *args: Any, **options: Any) -> None:
+        either = [{get_caller.scheme_name: [scope]} for scope in (MANAGE, OWN)]
+        options["openapi_extra"] = {**(options["openapi_extra"] or {}), "security": either}
+        super().__init__(*args, **options)
+
     def get_route_handler(self) -> Handler:
         handle = super().get_route_handler()
 
-        async def explain(request: Request) -> Response:
+        async def explain(request: Request) -> Any:  # a Refusal works as a Response
+            if not request.scope[CALLER].covers(OWN) and (
+                refusal := refusal_without([MANAGE], request.scope)
+            ):
+                return refusal
             try:
                 answer: Response = await handle(request)
                 return answer
@@ -79,13 +92,12 @@ class _ManagementRoute(GuardedRoute):
         return explain
 
 
-TAG: Final = {"name": "API keys", "description": "To manage them: `keys:manage`."}
+TAG: Final = {"name": "API keys", "description": "`keys:manage` or, for your owner's, `keys:own`."}
 
 router = GuardedRouter(
     prefix="/api-keys",
     tags=[TAG["name"]],
     route_class=_ManagementRoute,
-    dependencies=[require(MANAGE)],
 )
 
 
@@ -94,10 +106,14 @@ def _problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
 
 
 async def get_service(request: Request) -> Any:
-    return request.app.state.key_service
+    """The keys that the caller manages: for all others this is a service without them."""
+    caller: Key = request.scope[CALLER]
+    owner = None if caller.covers(MANAGE) else caller.owner
+    return request.app.state.key_service.of_owner(owner)
 
 
-Service = Annotated[KeyService, Depends(get_service)]
+# The scopes are for the doctor. The route asks for one of them.
+Service = Annotated[KeyService, Security(get_service, scopes=[MANAGE, OWN])]
 Id = Annotated[str, StringConstraints(pattern="^[ -~]*$")]
 
 
@@ -109,29 +125,32 @@ async def _changed(request: Request, change: Callable[[], T]) -> T:
     return changed
 
 
-def _by(caller: Key, service: KeyService) -> dict[str, Any]:
+def _by(request: Request, service: KeyService) -> dict[str, Any]:
     """The actor of a change, and its authorization."""
-    return {"actor": caller.id, "authorize": Delegation(caller, service.policies)}
+    caller: str = request.scope[CALLER].id
+    return {"actor": caller, "authorize": Delegation(caller, service.policies)}
 
 
 async def _until_all_follow(service: KeyService) -> None:
     await sleep(await run_in_threadpool(service.longest_staleness))
 
 
+async def _changed_everywhere(
+    request: Request, service: KeyService, change: Callable[..., views.KeyView], id: str, **how: Any
+) -> KeyView:
+    """Make a change, and answer when every server follows."""
+    changed = await _changed(request, partial(change, id, **how, **_by(request, service)))
+    await _until_all_follow(service)
+    return KeyView.of(changed)
+
+
 @router.post("", status_code=201, responses=_problems(400))
-async def create_key(new: NewKey, caller: Caller, service: Service, request: Request) -> IssuedKey:
+async def create_key(new: NewKey, service: Service, request: Request) -> IssuedKey:
     """Make a key with scopes that you have yourself, and which ends no later than yours.
 
-    The secret is shown this once.
+    The secret is shown this once. With `keys:own` the key belongs to your owner.
     """
-    change = partial(
-        service.create,
-        new.name,
-        new.scopes,
-        restrictions=new.restrictions(),
-        expires_at=new.expires_at,
-        **_by(caller, service),
-    )
+    change = partial(service.create, **new.fields({}), **_by(request, service))
     return IssuedKey.of(await _changed(request, change))
 
 
@@ -153,8 +172,9 @@ def list_keys(
 
 @router.get("/findings")
 def list_findings(service: Service, request: Request) -> list[Finding]:
-    """Problems of keys and of the service as a whole, each with advice."""
-    return diagnose(service, request.app.routes)
+    """Problems of keys, each with advice; with `keys:manage` also of the service as a whole."""
+    found = diagnose(service, request.app.routes)
+    return [each for each in found if each.id or service.owner is None]
 
 
 @router.get("/usage")
@@ -162,8 +182,9 @@ def show_all_usage(
     service: Service,
     days: Annotated[int, Query(ge=1, le=LONGEST.days)] = 7,
 ) -> AllUsage:
-    """How often keys were used in the last days, and who was refused without one."""
-    return report.of_all(service.engine, timedelta(days=days))
+    """How often keys were used in the last days; with `keys:manage` also who was refused without
+    one."""
+    return report.of_all(service.engine, timedelta(days=days), service.owner)
 
 
 @router.get("/usage/daily")
@@ -173,7 +194,7 @@ def list_days_of_use(
     days: Annotated[int, Query(ge=1, le=31)] = 14,
 ) -> list[DayOfUse]:
     """How often these keys were used on each of the last days, up to today, in UTC."""
-    return use_by_day(service.engine, id, timedelta(days=days - 1))
+    return use_by_day(service.engine, id, timedelta(days=days - 1), service.owner)
 
 
 @router.get("/{id}", responses=_problems(404))
@@ -186,7 +207,6 @@ def show_key(id: str, service: Service) -> KeyView:
 async def rotate_key(
     id: str,
     rotation: Annotated[Rotation, Body(default_factory=Rotation)],
-    caller: Caller,
     service: Service,
     request: Request,
 ) -> IssuedKey | KeyView:
@@ -198,10 +218,10 @@ async def rotate_key(
         raise HTTPException(400, "Say which secret to drop, or let one be issued")
 
     def change() -> views.KeyView:
-        overlap, drop = rotation.overlap, rotation.drop
+        overlap, drop, by = rotation.overlap, rotation.drop, _by(request, service)
         if drop and not rotation.issue:
-            return service.drop(id, drop, **_by(caller, service))
-        return service.rotate(id, overlap=overlap, drop=drop, **_by(caller, service))
+            return service.drop(id, drop, **by)
+        return service.rotate(id, overlap=overlap, drop=drop, **by)
 
     rotated = await _changed(request, change)
     if rotation.drop or not rotation.overlap:
@@ -209,11 +229,49 @@ async def rotate_key(
     return (IssuedKey if isinstance(rotated, views.IssuedKey) else KeyView).of(rotated)
 
 
+@router.patch("/{id}", responses=_problems(400, 404, 409))
+async def update_key(
+    id: str,
+    patch: Annotated[KeyPatch, Body(media_type="application/merge-patch+json")],
+    service: Service,
+    request: Request,
+    force: bool = False,
+) -> KeyView:
+    """Change a key, to no more than you have: what is absent stays, and null clears.
+
+    When this answers, every server follows. `force` also narrows the last one that may manage keys.
+    """
+    how: dict[str, Any] = {"edit": lambda key: patch.fields(key.restrictions), "force": force}
+    if patch.model_fields_set <= {"name", "note"}:  # no server decides by these
+        change = partial(service.update, id, **how, **_by(request, service))
+        return KeyView.of(await _changed(request, change))
+    return await _changed_everywhere(request, service, service.update, id, **how)
+
+
+@router.post("/{id}/pause", responses=_problems(400, 404, 409))
+async def pause_key(
+    id: str,
+    pause: Annotated[Pause, Body(default_factory=Pause)],
+    service: Service,
+    request: Request,
+) -> KeyView:
+    """Let no server accept a key until it is resumed; its end comes all the same.
+
+    You need all scopes of the key. The last one that may manage keys needs `force`.
+    """
+    return await _changed_everywhere(request, service, service.pause, id, force=pause.force)
+
+
+@router.post("/{id}/resume", responses=_problems(404, 409))
+async def resume_key(id: str, service: Service, request: Request) -> KeyView:
+    """Let every server accept a paused key again."""
+    return await _changed_everywhere(request, service, service.resume, id)
+
+
 @router.post("/{id}/revoke", responses=_problems(400, 404, 409))
 async def revoke_key(
     id: str,
     revocation: Annotated[Revocation, Body(default_factory=Revocation)],
-    caller: Caller,
     service: Service,
     request: Request,
 ) -> KeyView:
@@ -221,10 +279,7 @@ async def revoke_key(
 
     You need all scopes of the key. The last one that may manage keys needs `force`.
     """
-    change = partial(service.revoke, id, force=revocation.force, **_by(caller, service))
-    revoked = await _changed(request, change)
-    await _until_all_follow(service)
-    return KeyView.of(revoked)
+    return await _changed_everywhere(request, service, service.revoke, id, force=revocation.force)
 
 
 @router.get("/{id}/usage", responses=_problems(404))
@@ -234,7 +289,7 @@ def show_usage(
     days: Annotated[int, Query(ge=1, le=LONGEST.days)] = 7,
 ) -> UsageView:
     """How often the key was used in the last days, up to now, by hour."""
-    return report.of_key(service.engine, id, timedelta(days=days))
+    return report.of_key(service.engine, id, timedelta(days=days), service.owner)
 
 
 @router.get("/{id}/events", responses=_problems(404))

@@ -43,21 +43,13 @@ FOLDER: Final = "PROMETHEUS_MULTIPROC_DIR"  # where several processes store thei
 _KINDS: Final = ("counter_", "gauge_", "histogram_", "summary_")  # how its files' names begin
 LEAST_FREE: Final = 1 << 20  # bytes on the disk of that folder
 MOST_KEYS: Final = 10_000  # any further key counts under `others`
+MOST_OWNERS: Final = 1_000  # any further owner too
 _METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "WS"})
 _BUCKETS: Final = (0.005, 0.025, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0)  # seconds
 
 
-class _Waiting(Collector):
-    """Adds up what waits, before anything else is collected."""
-
-    def collect(self) -> Iterator[Metric]:
-        _add_up()
-        return iter(())
-
-
 disable_created_metrics()  # they would double the series
 _ours: Final = CollectorRegistry()  # an open exporter of yours must not publish these
-_ours.register(_Waiting())
 _requests = Counter(
     "api_requests", "Requests that were answered", ["route", "method", "status"], registry=_ours
 )
@@ -71,12 +63,20 @@ _seconds = Histogram(
 _uses = Counter(
     "api_key_requests", "Requests with a key in force", ["key_id", "outcome"], registry=_ours
 )
+_owners = Counter(
+    "api_owner_requests",
+    "Requests with a key in force, by the owner of the key, if SHOW_OWNERS says so",
+    ["owner", "outcome"],
+    registry=_ours,
+)
 _refusals = Counter("api_key_refusals", "Requests that were refused", ["reason"], registry=_ours)
 _keys: Final[set[str]] = set()  # the ids that have a series
+_known_owners: Final[set[str]] = set()
+_show_owners = False
 
 _AT_ONCE: Final = 0 if FOLDER in os.environ else 200
 _lock: Final = Lock()  # pages are answered in other threads
-_waiting: Final = defaultdict[tuple[str, str, int, str, str, str], list[float]](list)  # by labels
+_waiting: Final = defaultdict[tuple[str, str, int, str, str, str, str], list[float]](list)
 
 
 class _FullError(Exception):
@@ -118,6 +118,14 @@ def _add_use(key_id: str, outcome: str) -> Callable[[int], None]:
     return _uses.labels(key_id if key_id in _keys else "others", outcome).inc
 
 
+@lru_cache(3 * MOST_OWNERS)
+def _add_owner(owner: str, outcome: str) -> Callable[[int], None]:
+    _check_room()
+    if len(_known_owners) < MOST_OWNERS:
+        _known_owners.add(owner)
+    return _owners.labels(owner if owner in _known_owners else "others", outcome).inc
+
+
 @cache
 def _add_refusal(reason: str) -> Callable[[int], None]:
     _check_room()
@@ -131,6 +139,7 @@ def observe(record: RequestRecord) -> None:
         record.method if record.method in _METHODS else "other",
         record.status,
         record.key.id if record.key else "",
+        record.key.owner if record.key and _show_owners else "",
         record.outcome,
         record.refusal,
     )
@@ -143,11 +152,13 @@ def observe(record: RequestRecord) -> None:
 
 def _add_up() -> None:
     with _lock:
-        for (route, method, status, key_id, outcome, refusal), seconds in _waiting.items():
+        for (route, method, status, key_id, owner, outcome, refusal), seconds in _waiting.items():
             with suppress(_FullError):
                 _add_request(route, method, status)(len(seconds))
                 if key_id:
                     _add_use(key_id, outcome)(len(seconds))
+                if owner:
+                    _add_owner(owner, outcome)(len(seconds))
                 if refusal:
                     _add_refusal(refusal)(len(seconds))
                 else:
@@ -156,9 +167,11 @@ def _add_up() -> None:
         _waiting.clear()
 
 
-def prepare() -> None:
+def prepare(show_owners: bool = False) -> None:
     """Check the folder that several processes share. Raises SettingsError if it is not writable, or
     has other files: the library would read these too, even a database."""
+    global _show_owners
+    _show_owners = show_owners
     folder = os.environ.get(FOLDER)
     if folder is not None:
         _check(folder)
@@ -230,6 +243,7 @@ def metrics(request: Request) -> Response:
     shared = FOLDER in os.environ
     if not shared and _is_one_of_several():
         raise HTTPException(503, f"One of several processes is asked for all: set {FOLDER}")
+    _add_up()
     registry = CollectorRegistry()
     for collector in [_Sums()] if shared else [_ours, REGISTRY]:
         registry.register(collector)

@@ -2,13 +2,12 @@
 
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
-from fastapi import APIRouter, Depends, FastAPI, WebSocket
+from fastapi import APIRouter, Depends, FastAPI
 
-from app.auth import Caller, GuardedAPI, GuardedRouter, PublicRouter
-from app.auth.errors import UnguardedRouteError
+from app.auth import GuardedAPI, GuardedRouter, PublicRouter
 from app.constants import MISSING_KEY_STATUS
 from tests.callers import (
     STRANGER,
@@ -17,15 +16,11 @@ from tests.callers import (
     ask,
     endpoint,
     on,
-    refusal_of,
     refusals_of,
     start_up,
     status_of,
     with_every_kind,
 )
-
-if TYPE_CHECKING:
-    from app.auth.key import Key as OnlyForTheTypeChecker
 
 
 def mounted_on(router: Any, app: Any) -> Any:
@@ -56,33 +51,6 @@ async def test_a_refused_request_is_not_read_and_runs_nothing(api: GuardedAPI) -
     assert ran == []
 
 
-@pytest.mark.parametrize("type", ["http", "websocket"])
-async def test_a_key_is_checked_once_a_request(api: GuardedAPI, keys: Keys, type: str) -> None:
-    async def needs_the_caller(caller: Caller) -> None: ...
-
-    async def whoami(caller: Caller) -> str:
-        return caller.id
-
-    async def live(websocket: WebSocket, caller: Caller) -> None:
-        await websocket.accept(subprotocol=caller.id)
-
-    router = GuardedRouter(dependencies=[Depends(needs_the_caller, use_cache=False)] * 3)
-    router.add_api_route("/whoami", whoami)
-    router.add_api_websocket_route("/whoami", live)
-    on(api, on(GuardedRouter(), on(GuardedRouter(), router)))
-    outer, secret = on(GuardedAPI(keys), mounted_on(GuardedRouter(), api)), keys.issue()
-    for app, path in ((api, "/whoami"), (outer, "/mounted/whoami")):
-        keys.asked = 0
-        assert "key-0" in f"{await ask(app, secret, path=path, type=type)}"
-        assert keys.asked == 1
-
-
-async def test_a_websocket_is_closed_where_no_answer_can_be_sent(api: GuardedAPI) -> None:
-    on(api, with_every_kind(GuardedRouter()))
-    sent = await ask(api, path="/x", type="websocket", extensions=None)
-    assert sent == [{"type": "websocket.close", "code": 1008, "reason": ""}]
-
-
 @pytest.mark.parametrize(
     ("router", "prefix"),
     [
@@ -100,13 +68,6 @@ async def test_everything_on_a_guarded_router_is_guarded(
 ) -> None:
     assert (await start_up(on(api, router)))["type"] == "lifespan.startup.complete"
     assert await is_guarded(api, keys, prefix)
-
-
-async def test_everything_else_on_a_public_router_is_public(api: GuardedAPI) -> None:
-    on(api, on(PublicRouter(), with_every_kind(APIRouter())), prefix="/a")
-    on(api, on(PublicRouter(), with_every_kind(PublicRouter())), prefix="/b")
-    assert (await start_up(api))["type"] == "lifespan.startup.complete"
-    assert await refusals_of(api, prefix="/a") == await refusals_of(api, prefix="/b") == {None}
 
 
 # A route that nobody has thought about is guarded, and stops the start.
@@ -142,53 +103,6 @@ async def test_a_route_on_neither_router_is_guarded_and_stops_the_start(
         assert answer["message"].startswith("Neither guarded nor public: /")
         assert "/x (x)" in answer["message"]
     assert await is_guarded(api, keys)
-
-
-# What an endpoint asks for counts, or it never answers.
-
-
-async def unreadable(caller: "OnlyForTheTypeChecker") -> None: ...
-
-
-async def perhaps(caller: Caller | None = None) -> None: ...
-
-
-@pytest.mark.parametrize(
-    "add",
-    [
-        lambda router: router.add_api_route("/mounted/x", unreadable),
-        lambda router: router.add_api_route("/mounted/x", perhaps),
-        lambda router: router.add_api_route(
-            "/mounted/x", endpoint, dependencies=[Depends(unreadable)]
-        ),
-        lambda router: on(
-            router, mounted_on(GuardedRouter(dependencies=[Depends(unreadable)]), application)
-        ),
-    ],
-    ids=range(4),
-)
-async def test_what_fastapi_cannot_read_stops_the_start_and_never_answers(
-    keys: Keys, add: Callable[[GuardedRouter], object]
-) -> None:
-    for is_started in (True, False):
-        api, router = GuardedAPI(keys), GuardedRouter()
-        if is_started:
-            assert (await start_up(api))["type"] == "lifespan.startup.complete"
-            assert await status_of(api, keys.issue(), path="/no-such-page") == 404
-        add(router)
-        api.include_router(router)
-        with pytest.raises(UnguardedRouteError, match="FastAPI cannot read: caller"):
-            await ask(api, keys.issue(), path="/mounted/x")
-    assert "FastAPI cannot read: caller" in (await start_up(api))["message"]
-
-
-async def test_only_what_lies_on_the_application_itself_can_be_declared_public(keys: Keys) -> None:
-    api = with_every_kind(GuardedAPI(keys, public_paths=["/raw", "/mount", "/docs"]))
-    assert await refusal_of(api, path="/raw") is None
-    assert await refusal_of(api, path="/mount/x") is None
-    assert await refusal_of(api, path="/x") == STRANGER
-    api = GuardedAPI(keys, public_paths=["/x", "/raw", "/mount"])
-    assert await is_guarded(on(api, with_every_kind(GuardedRouter())), keys)
 
 
 async def test_no_spelling_of_a_path_leads_past_the_guard(api: GuardedAPI, keys: Keys) -> None:

@@ -1,80 +1,19 @@
-"""What a request leaves behind: an id, a line in the log, headers; no key, and nothing in caches."""
+"""What a request leaves behind: a line in the log, headers; no key, and nothing in caches."""
 
 import logging
-import re
 import traceback
 from pathlib import Path
 
 import pytest
 from fastapi import Request, Response, WebSocket
 from starlette.datastructures import Headers
-from starlette.responses import PlainTextResponse
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app.auth import GuardedAPI, GuardedRouter, PublicRouter
 from app.auth.key import new_secret, with_prefix
-from app.auth.log import request_id
 from app.constants import API_KEY_HEADER
-from tests.callers import Keys, answer_of, application, ask, on, with_every_kind
-
-A_UUID_OF_A_PROXY = b"4bf92f35-77b3-4da6-a3ce-929d0e0e4736"  # not-a-key
-
-
-@pytest.fixture
-def api(api: GuardedAPI) -> GuardedAPI:
-    async def item(id: str) -> str:
-        return request_id.get()
-
-    async def failing() -> None:
-        raise RuntimeError("failed")
-
-    async def framed() -> PlainTextResponse:
-        return PlainTextResponse("", headers={"Content-Security-Policy": "default-src 'none'"})
-
-    guarded, public = with_every_kind(GuardedRouter()), PublicRouter()
-    guarded.add_api_route("/items/{id}", item)
-    guarded.add_api_route("/failing", failing)
-    public.add_api_route("/framed", framed)
-    api.include_router(guarded, prefix="/v1")
-    api.include_router(public)
-    return api
-
-
-async def test_a_request_has_one_line_with_its_route_and_its_key(
-    api: GuardedAPI, keys: Keys, caplog: pytest.LogCaptureFixture
-) -> None:
-    caplog.set_level(logging.INFO, "app")
-    secret, fields = keys.issue(), ("method", "route", "status", "client", "key_id")
-    for path, method, route, status in (
-        ("/v1/items/7", "GET", "/v1/items/{id}", 200),
-        ("/v1/mount/x/y", "GET", "/v1/mount/{path}", 200),
-        ("/framed", "GET", "/framed", 200),
-        ("/nothing/here", "GET", "", 404),
-        ("/v1/x", "WS", "/v1/x", 101),
-    ):
-        caplog.clear()
-        type = "websocket" if method == "WS" else "http"
-        await ask(api, secret, path=path, type=type, body=b"", query_string=b"q=1")
-        (line,) = caplog.records
-        told = [vars(line)[name] for name in fields]
-        assert told == [method, route, status, "127.0.0.1", "key-0"]
-        said = re.escape(f"127.0.0.1 {method} {route or repr(path)} {status} in ")
-        assert re.fullmatch(rf"{said}\d+\.\d ms, key key-0", line.message)
-
-
-async def test_an_id_is_kept_if_it_is_one_and_no_key(api: GuardedAPI, keys: Keys) -> None:
-    secret, other = keys.issue(), keys.issue()
-    path = "/v1/items/7"
-    for id in (b"abc-123", b"3F.b_", A_UUID_OF_A_PROXY):
-        answer = await answer_of(api, secret, path=path, headers=[(b"x-request-id", id)])
-        assert (answer.header("x-request-id"), answer.body) == (id.decode(), b'"%b"' % id)
-    prefixed = with_prefix(secret.decode(), "acme").encode()
-    for id in (b"", b"x" * 65, b"two words", b"a\nb", b"\xe9", secret, secret.upper(), prefixed):
-        for secrets in ([], [secret], [other]):
-            answer = await answer_of(api, *secrets, path=path, headers=[(b"x-request-id", id)])
-            assert re.fullmatch("[0-9a-f]{16}", answer.header("x-request-id") or ""), id
-
+from tests.callers import Keys, answer_of, application, ask, on
 
 # No key, wherever somebody looks.
 

@@ -5,7 +5,7 @@ import sqlite3
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -175,18 +175,6 @@ async def test_a_running_server_notices_it_without_being_asked_and_is_back_by_it
 # When keys were last used, and what time it is.
 
 
-async def test_a_stop_writes_when_secrets_were_last_used(clock: Clock, server: Server) -> None:
-    first = server.keys.create("key", actor=ME)
-    second, used = server.keys.rotate(first.id, actor=ME), []
-    async with server.store.follow():
-        for issued in (first, second):
-            clock.pass_time(60)
-            assert await server.status(issued.key) == 200
-            used.append(datetime.fromtimestamp(clock.now, UTC))
-    key = server.keys.get(first.id)
-    assert [key.old_key_last_used_at, key.last_used_at] == used
-
-
 async def test_what_cannot_be_written_is_kept_and_what_was_written_counts_once(
     server: Server, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -210,16 +198,3 @@ async def test_what_cannot_be_written_is_kept_and_what_was_written_counts_once(
     assert all(server.keys.get(key.id).last_used_at for key in issued)
     used = [of_key(server.keys.engine, key.id, timedelta(days=1)).served for key in issued]
     assert used == [1, 1, 1]
-
-
-async def test_a_clock_that_goes_back_revives_no_key_in_a_process_that_starts_later(
-    clock: Clock, server: Server, start_server: Callable[[], Server]
-) -> None:
-    ends = datetime.fromtimestamp(clock.now + 7200, UTC)
-    key = server.keys.create("key", expires_at=ends, actor=ME)
-    clock.pass_time(7200)
-    assert await server.admits(key.key) == "-"
-    await server.store.flush()
-    clock.now -= 86_399
-    assert await start_server().admits(key.key) == "-"
-    assert server.keys.get(key.id).status == "expired"

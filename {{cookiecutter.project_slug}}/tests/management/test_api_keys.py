@@ -7,7 +7,7 @@ from typing import Any
 import httpx
 import pytest
 
-from app.auth.keys.fields import MANAGE
+from app.auth.keys.fields import MANAGE, OWN
 from app.auth.keys.service import KeyService
 from app.auth.keys.views import IssuedKey
 from app.constants import API_KEY_HEADER, MISSING_KEY_STATUS
@@ -22,6 +22,9 @@ ROUTES = {  # and what each answers to a caller who may use it
     ("GET", "/usage"): 200,
     ("GET", "/usage/daily?id=x"): 200,
     ("GET", "/{id}"): 200,
+    ("PATCH", "/{id}"): 200,
+    ("POST", "/{id}/pause"): 200,
+    ("POST", "/{id}/resume"): 200,
     ("POST", "/{id}/rotate"): 200,
     ("POST", "/{id}/revoke"): 200,
     ("GET", "/{id}/events"): 200,
@@ -46,8 +49,8 @@ def manager(client_with: ClientWith) -> httpx.AsyncClient:
     return client_with(MANAGE, "reports:*")
 
 
-def make(service: KeyService, *scopes: str, expires_at: datetime | None = None) -> IssuedKey:
-    return service.create("billing", scopes, expires_at=expires_at, actor="tests")
+def make(service: KeyService, *scopes: str, **options: Any) -> IssuedKey:
+    return service.create("billing", scopes, actor="tests", **options)
 
 
 async def post(client: httpx.AsyncClient, path: str = "", json: Any = None) -> httpx.Response:
@@ -126,6 +129,53 @@ async def test_nobody_makes_renews_or_ends_what_outlives_them(server: Server) ->
             assert "outlive yours" in answer.json()["detail"]
 
 
+async def test_what_a_key_may_is_changed_and_paused(
+    server: Server, manager: httpx.AsyncClient, waits: list[float]
+) -> None:
+    key = make(server.keys, "reports:read", note="of the shop")
+    path = f"/api-keys/{key.id}"
+    assert (await manager.patch(path, json={"name": "x"})).status_code == 200
+    assert waits == []
+    for body, field in (
+        ({"scopes": ["reports:write"], "owner": "acme"}, {"note": "of the shop"}),
+        ({"note": None}, {"owner": "acme"}),
+        ({"scopes": None}, {"name": "x"}),
+    ):
+        changed = (await manager.patch(path, json=body)).json()
+        wanted = {name: it or type(changed[name])() for name, it in body.items()}
+        assert changed.items() >= {**wanted, **field}.items()
+    assert (await manager.patch(path, json={"scopes": ["*"]})).status_code == 403
+    assert (await post(manager, f"/{key.id}/pause")).json()["status"] == "paused"
+    assert await server.admits(key.key) == "-"
+    assert (await post(manager, f"/{key.id}/resume")).json()["status"] == "active"
+    assert await server.admits(key.key) == "+"
+    assert len(waits) == 4
+    events = (await manager.get(f"{path}/events")).json()
+    assert events[1]["changes"] == {"name": ["billing", "x"]}
+
+
+async def test_a_key_of_an_owner_manages_the_keys_of_this_owner_alone(
+    server: Server, client_with: ClientWith
+) -> None:
+    client = client_with(OWN, "reports:read", owner="acme")
+    (own,) = [key for key in server.keys.all() if key.owner]
+    others = [make(server.keys, "reports:read", owner=owner) for owner in ("other", "")]
+    made = (await post(client, "", {"name": "x", "scopes": ["reports:read"]})).json()
+    assert made["owner"] == "acme"
+    listed = (await client.get("/api-keys")).json()["items"]
+    assert [key["id"] for key in listed] == [own.id, made["id"]]
+    for body in ({"owner": "other"}, {"owner": None}, {"scopes": [MANAGE]}):
+        for id in (made["id"], own.id):
+            assert (await client.patch(f"/api-keys/{id}", json=body)).status_code == 403
+    for other in (others[0].id, others[1].id, "nobody"):
+        for method, path in ROUTES:
+            if "{id}" in path:
+                path = f"/api-keys{path.format(id=other)}"
+                answer = await client.request(method, path, json={})
+                assert answer.status_code == 404
+                assert answer.json()["detail"].startswith(f"No key has the id '{other}'")
+
+
 async def test_the_last_manager_needs_force(
     key_service: KeyService, client_with: ClientWith
 ) -> None:
@@ -148,6 +198,7 @@ async def test_the_last_manager_needs_force(
         ("", {"name": "x", "expires_at": "2001-01-01T00:00:00Z"}, 400),
         ("/nobody/rotate", None, 404),
         ("/nobody/revoke", None, 404),
+        ("/nobody/pause", None, 404),
         ("/nobody/rotate", {"issue": False}, 400),
     ],
 )

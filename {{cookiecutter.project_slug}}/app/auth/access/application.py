@@ -32,7 +32,7 @@ from app.auth.access.routers import (
     scopes_in,
     with_scopes_of,
 )
-from app.auth.access.rule import PROBLEM_JSON, KeyStore, extract_key
+from app.auth.access.rule import PROBLEM_JSON, KeyStore, extract_key, take_bearer
 from app.auth.access.selfcheck import check_guard, check_places, places_in
 from app.auth.errors import SettingsError, StoreUnavailableError, UnguardedRouteError
 from app.auth.log import RECORD, Observer
@@ -51,7 +51,9 @@ class GuardedAPI(FastAPI):
     `policies` bound keys further, each by a restriction that keys carry. `observers` get the record
     of each request when its answer starts. `public_paths` are pages that packages add to the
     application itself and that need no key. The application's own documentation is public.
-    Successful requests for `probes` have a line at the level DEBUG alone.
+    Successful requests for `probes` have a line at the level DEBUG alone. With `accept_bearer`,
+    `Authorization: Bearer KEY` counts as the header of the key; with `show_owners`, the lines of
+    requests name the owner of the key.
     """
 
     def __init__(
@@ -62,15 +64,17 @@ class GuardedAPI(FastAPI):
         observers: Sequence[Observer] = (),
         public_paths: Iterable[str] = (),
         probes: Iterable[str] = ("/health/live", "/health/ready"),
+        accept_bearer: bool = False,
+        show_owners: bool = False,
         middleware: Sequence[Middleware] = (),
         routes: Iterable[BaseRoute] = (),
         **options: Any,
     ) -> None:
         self.keys: Final = keys
         self.policies: Final = tuple(policies)
-        self._observers: Final = list(observers)
-        self._log: Final = RequestLog(self, self._observers, probes)
+        self._log: Final = RequestLog(self, observers, probes, show_owners)
         self._public_paths: Final = frozenset(public_paths)
+        self._accept_bearer: Final = accept_bearer
         self._problem = ""  # the error that stopped the start-up
         given = list(routes)
         if options.get("max_body_size") is not None:
@@ -98,6 +102,8 @@ class GuardedAPI(FastAPI):
         if RECORD in scope:  # in another GuardedAPI
             await FastAPI.__call__(self, scope, receive, send)
             return
+        if self._accept_bearer:
+            take_bearer(scope)
         exchange = Exchange(self._log, scope, extract_key(scope), send)
         try:
             await FastAPI.__call__(self, scope, receive, exchange.send)  # faster than super()
@@ -116,7 +122,7 @@ class GuardedAPI(FastAPI):
 
     def add_observer(self, observe: Observer) -> None:
         """Call `observe` for each request, when its answer starts."""
-        self._observers.append(observe)
+        self._log.observers.append(observe)
 
     def include_router(
         self, router: APIRouter, *, dependencies: Dependencies = None, **options: Any
@@ -180,7 +186,7 @@ class GuardedAPI(FastAPI):
         known = self.openapi_schema
         document = super().openapi()
         if document is not known:
-            complete(document, self._operations(), self.policies)
+            complete(document, self._operations(), self.policies, bearer=self._accept_bearer)
         return document
 
     def _operations(self) -> Iterator[tuple[Any, bool]]:

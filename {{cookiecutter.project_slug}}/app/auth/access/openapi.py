@@ -42,7 +42,9 @@ _PUBLIC: Final = {"name": "Public", "description": "For everybody."}
 _MALFORMED: Final = {"400": {"description": "The request is malformed"}}  # sent by the server
 
 
-def complete(document: Any, operations: Iterable[tuple[Any, bool]], policies: Any) -> None:
+def complete(
+    document: Any, operations: Iterable[tuple[Any, bool]], policies: Any, *, bearer: bool = False
+) -> None:
     """Add security, tags, refusals and headers. A unique function name becomes the id.
 
     `operations` are pairs: a route context, and whether it is guarded.
@@ -50,7 +52,10 @@ def complete(document: Any, operations: Iterable[tuple[Any, bool]], policies: An
     components = document.setdefault("components", {})
     components.setdefault("schemas", {})[PROBLEM_SCHEMA["title"]] = PROBLEM_SCHEMA
     scheme = jsonable_encoder(get_caller.model, exclude_none=True)
-    components.setdefault("securitySchemes", {})[get_caller.scheme_name] = scheme
+    schemes, name = components.setdefault("securitySchemes", {}), get_caller.scheme_name
+    schemes[name] = scheme
+    if bearer:
+        schemes["Bearer"] = {"type": "http", "scheme": "bearer"}
     described_operations = [
         (document["paths"][context.path_format][method.lower()], context, guarded)
         for context, guarded in operations
@@ -59,7 +64,10 @@ def complete(document: Any, operations: Iterable[tuple[Any, bool]], policies: An
     told = {name: it for policy in policies for name, it in getattr(policy, "headers", {}).items()}
     names = Counter(context.name for _, context, _ in described_operations)
     for operation, context, guarded in described_operations:
-        operation.setdefault("security", [{get_caller.scheme_name: []}] if guarded else [])
+        operation.setdefault("security", [{name: []}] if guarded else [])
+        if bearer:  # either of the two
+            scopes = [each[name] for each in operation["security"] if name in each]
+            operation["security"] += [{"Bearer": each} for each in scopes]
         operation.setdefault("tags", [(_GUARDED if guarded else _PUBLIC)["name"]])
         refusals = RESPONSES if guarded else _MALFORMED
         operation["responses"] = {**jsonable_encoder(refusals), **operation["responses"]}

@@ -3,8 +3,8 @@
 import logging
 import re
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterable, Sequence
-from functools import lru_cache
+from collections.abc import Awaitable, Callable, Iterable
+from functools import cached_property, lru_cache
 from random import Random
 from time import perf_counter
 from typing import Any, Final
@@ -34,32 +34,34 @@ _FOR_WHOM: Final = re.compile(rb"private|public|s-maxage|no-store", re.IGNORECAS
 
 
 class RequestLog:
-    """The log of an application. `observers` may still grow.
+    """The log of an application.
 
     `probes` are paths whose successful requests have a line at the level DEBUG alone.
     """
 
-    def __init__(self, api: Any, observers: Sequence[Observer], probes: Iterable[str]) -> None:
-        self.api, self.observers, self.probes = api, observers, frozenset(probes)
-        # At the first request, for a process may fork before it.
-        self._bits: Callable[[int], int] | None = None
-        self._paths: dict[int, str] | None = None  # declared paths, by the id() of the route
+    def __init__(
+        self, api: Any, observers: Iterable[Observer], probes: Iterable[str], show_owners: bool
+    ) -> None:
+        self.api, self.observers, self.probes = api, list(observers), frozenset(probes)
+        self.show_owners = show_owners
 
-    def new_id(self) -> str:
-        """16 hex digits. They need only be unique, so the system's random source starts them."""
-        if self._bits is None:
-            self._bits = Random().getrandbits  # noqa: S311 - an id is no secret
-        return f"{self._bits(64):016x}"
+    @cached_property  # at the first request, for a process may fork before it
+    def bits(self) -> Callable[[int], int]:
+        """Ids need only be unique, so the system's random source starts them."""
+        return Random().getrandbits  # noqa: S311 - an id is no secret
+
+    @cached_property
+    def _paths(self) -> dict[int, str]:
+        """Declared paths, by the id() of the route."""
+        contexts = list(iter_route_contexts(self.api.routes))
+        times = Counter(id(context.original_route) for context in contexts)
+        return {
+            id(context.original_route): context.path_format or ""
+            for context in contexts
+            if times[id(context.original_route)] == 1
+        }
 
     def path_of(self, scope: Scope) -> str:
-        if self._paths is None:
-            contexts = list(iter_route_contexts(self.api.routes))
-            times = Counter(id(context.original_route) for context in contexts)
-            self._paths = {
-                id(context.original_route): context.path_format or ""
-                for context in contexts
-                if times[id(context.original_route)] == 1
-            }
         return self._paths.get(id(scope.get("route"))) or route_of(scope)
 
 
@@ -75,7 +77,7 @@ class Exchange(RequestRecord):
         self.client = _address(client[0][:64]) if client else ""  # no address is longer
         self.method = "WS" if scope["type"] == "websocket" else _shown(scope["method"])
         self.scope, self._log, self._send = scope, log, send
-        self.id = (id and _believed(id, scope, log.api.keys)) or log.new_id()
+        self.id = (id and _believed(id, scope, log.api.keys)) or f"{log.bits(64):016x}"
         self._id_before = request_id.set(self.id)
         scope[RECORD] = self
 
@@ -99,15 +101,14 @@ class Exchange(RequestRecord):
         if not self._has_line:
             self._tell()
         request_id.reset(self._id_before)
+        del self.scope, self._send  # they hold this: a cycle waits for the garbage collector
 
     def _begin(self, status: int) -> None:
-        self.status = status
-        if observers := self._log.observers:
-            self.seconds = perf_counter() - self._began_at
-            if self.route is None:
-                self.route = self._log.path_of(self.scope)
-            for observe in observers:
-                observe(self)
+        self.status, self.seconds = status, perf_counter() - self._began_at
+        if self.route is None:
+            self.route = self._log.path_of(self.scope)
+        for observe in self._log.observers:
+            observe(self)
 
     def _with_headers(self, given: Iterable[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
         """Add the default headers, and keep shared caches from storing an answer to a caller.
@@ -126,8 +127,7 @@ class Exchange(RequestRecord):
         added = [*_HEADERS, (b"x-request-id", self.id.encode())]
         if not _NAMES.isdisjoint(names):
             added = [header for header in added if header[0] not in names]
-        headers += added
-        return headers
+        return headers + added
 
     def _tell(self) -> None:
         """Write the line, once."""
@@ -138,9 +138,8 @@ class Exchange(RequestRecord):
         if not logger.isEnabledFor(level):
             return
         milliseconds = 1000 * (perf_counter() - self._began_at)
-        if self.route is None:
-            self.route = self._log.path_of(self.scope)
         key_id = self.key.id if self.key else ""
+        owner = self.key.owner if self.key and self._log.show_owners else ""
         line = logger.makeRecord(  # `logger.log` would search the stack for the caller of it
             *(logger.name, level, __file__, 0, "%s %s %s %d in %.1f ms%s"),
             (
@@ -149,7 +148,7 @@ class Exchange(RequestRecord):
                 self.route or repr(masked(self.scope["path"])),
                 self.status,
                 milliseconds,
-                key_id and f", key {key_id}",
+                (key_id and f", key {key_id}") + (owner and f" of {masked(owner)}"),
             ),
             None,
         )
@@ -161,6 +160,8 @@ class Exchange(RequestRecord):
             duration_ms=round(milliseconds, 1),
             key_id=key_id,
         )
+        if owner:
+            line.owner = masked(owner)
         logger.handle(line)
 
 

@@ -166,6 +166,16 @@ def can_respond(scope: Scope) -> bool:
     return scope["type"] == "http" or "websocket.http.response" in (scope.get("extensions") or {})
 
 
+def take_bearer(scope: Scope) -> None:
+    """Let the credentials of `Authorization: Bearer` count as the header of the key."""
+    scope["headers"] = [
+        (_HEADER, value[7:].strip())
+        if name == b"authorization" and value[:7].lower() == b"bearer "
+        else (name, value)
+        for name, value in scope["headers"]
+    ]
+
+
 def extract_key(scope: Scope) -> bytes:
     """Remove the secret from the request, so that no later code can show it. `authenticate` uses
     the digest, which stays in the scope. Returns the X-Request-ID."""

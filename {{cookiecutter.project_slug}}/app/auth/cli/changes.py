@@ -1,6 +1,6 @@
 """The commands `keys` that change keys."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from functools import partial
@@ -54,34 +54,29 @@ def create(
     as_json: AsJson = False,
 ) -> None:
     """Create a key and show it, this once."""
-    create_key(ctx, New(name, scope, owner, note, expires_in, expires_at), as_json)
+    fields = Fields(name=name, scopes=scope or [], owner=owner or "", note=note or "")
+    create_key(ctx, fields, expires_in, expires_at, as_json)
 
 
-@dataclass(frozen=True)
-class New:
-    """What `create` was given. Shared with the one of a part that adds options."""
-
-    name: str
-    scopes: Iterable[str] | None
-    owner: str | None
-    note: str | None
-    expires_in: timedelta | None
-    expires_at: datetime | None
-    restrictions: Mapping[str, Sequence[str]] | None = None
-
-
-def create_key(ctx: typer.Context, new: New, as_json: bool) -> None:
+def create_key(
+    ctx: typer.Context,
+    fields: Fields,
+    expires_in: timedelta | None,
+    expires_at: datetime | None,
+    as_json: bool,
+) -> None:
+    """Shared with the command of a part that adds options."""
+    _give_one_end(expires_in, expires_at)
     with changing(ctx) as service:
-        service.create(
-            new.name,
-            new.scopes or (),
-            restrictions=new.restrictions,
-            expires_at=_end(service, new.expires_in, new.expires_at),
-            owner=new.owner or "",
-            note=new.note or "",
-            actor=actor(),
-            show=partial(show, as_json=as_json),
-        )
+        fields["expires_at"] = _end(service, expires_in, expires_at)
+        service.create(**fields, actor=actor(), show=partial(show, as_json=as_json))
+
+
+def _give_one_end(
+    expires_in: timedelta | None, expires_at: datetime | None, no_expiry: bool = False
+) -> None:
+    if (expires_in is not None) + bool(expires_at) + no_expiry > 1:
+        raise typer.BadParameter("give --no-expiry or a time, with --expires-in or --expires-at")
 
 
 def _end(
@@ -89,8 +84,6 @@ def _end(
 ) -> datetime | None:
     if expires_in is None:
         return expires_at
-    if expires_at:
-        raise typer.BadParameter("give --expires-in or --expires-at")
     with transaction(service.engine) as connection:
         return clock.now(connection) + expires_in
 
@@ -134,7 +127,8 @@ class Update:
         }
         if self.added or self.removed:
             if absent := {*(self.removed or ())} - {*key.scopes}:
-                raise InvalidError(f"{key.id} has no scope {min(absent)}: {' '.join(key.scopes)}")
+                held = " ".join(key.scopes) or "none"
+                raise InvalidError(f"{key.id} has no scope {min(absent)}; it has {held}")
             fields["scopes"] = {*key.scopes, *(self.added or ())} - {*(self.removed or ())}
         if self.expires_at or self.no_expiry:
             fields["expires_at"] = self.expires_at
@@ -144,8 +138,7 @@ class Update:
 
 
 def update_key(ctx: typer.Context, id: str, edit: Update, force: bool, as_json: bool) -> None:
-    if edit.no_expiry and (edit.expires_at or edit.expires_in is not None):
-        raise typer.BadParameter("give --no-expiry or a time")
+    _give_one_end(edit.expires_in, edit.expires_at, edit.no_expiry)
     with changing(ctx) as service:
         edit = replace(edit, expires_at=_end(service, edit.expires_in, edit.expires_at))
         updated = service.update(id, edit, force=force, actor=actor())

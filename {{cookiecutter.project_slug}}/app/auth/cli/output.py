@@ -35,9 +35,6 @@ _DETAILS = {
 class NotShownError(Exception):
     """Standard output is closed, or a write to it has failed."""
 
-    def __init__(self, reason: str) -> None:
-        super().__init__(f"Standard output: {reason}.")
-
 
 @contextmanager
 def one_line_errors(not_shown: str = "") -> Generator[None]:
@@ -46,12 +43,12 @@ def one_line_errors(not_shown: str = "") -> Generator[None]:
         if sys.stdout is None:
             raise NotShownError("it is closed")
         yield
+        return
+    except NotShownError as error:
+        note(f"Standard output: {error}.{not_shown}")
     except (SettingsError, KeyServiceError, StoreUnavailableError) as error:
         note(f"{error}")
-        raise typer.Exit(1) from None
-    except NotShownError as error:
-        note(f"{error}{not_shown}")
-        raise typer.Exit(1) from None
+    raise typer.Exit(1)
 
 
 def escape_what_cannot_be_encoded() -> None:
@@ -130,9 +127,9 @@ def _readable(value: object) -> str:
         return f"{value:%Y-%m-%d %H:%MZ}"
     if isinstance(value, list):
         return " ".join(value) or "-"
-    if isinstance(value, dict):
-        changed = ((name, map(_readable, values)) for name, values in value.items())
-        return ", ".join(f"{name}: {' to '.join(values)}" for name, values in changed)
+    if isinstance(value, dict):  # by field, before and after
+        changed = ((name, " to ".join(map(_readable, each))) for name, each in value.items())
+        return ", ".join(f"{name}: {change}" for name, change in changed)
     return "-" if value in (None, "") else f"{value}"
 
 

@@ -40,8 +40,10 @@ def _parse_url(text: str) -> URL:
             host.encode("idna")  # the driver encodes it too
     except (ArgumentError, KeyError, ValueError):
         url = URL.create("")
-    if url.drivername == "sqlite" and _is_file(url):
-        return url.set(database=str(FOLDER / f"{url.database}"))
+    file = url.database or ":memory:"
+    is_special = url.host or url.query or file == ":memory:" or file.startswith("file:")
+    if url.drivername == "sqlite" and not is_special:
+        return url.set(database=str(FOLDER / file))
     if url.drivername == "postgresql+psycopg" and (url.database or "service" in url.query):
         return url
     raise PydanticCustomError(
@@ -49,12 +51,6 @@ def _parse_url(text: str) -> URL:
         "write sqlite:///FILE or postgresql://USER:PASSWORD@HOST/DATABASE"
         " (several hosts: /DATABASE?host=HOST:PORT&host=HOST:PORT)",
     )
-
-
-def _is_file(url: URL) -> bool:
-    name = url.database or ""
-    special = name == ":memory:" or name.startswith("file:")
-    return bool(name) and not (special or url.host or url.query)
 
 
 def _parse_log_level(text: str) -> str:
@@ -87,6 +83,10 @@ class AuthSettings(BaseSettings):
     key_prefix: Annotated[str, Field(pattern=PREFIX_PATTERN)] = ""
     # Seconds for which a server trusts its cached keys. A revocation waits that long.
     key_max_staleness: Annotated[float, Field(ge=0.1, le=60)] = 1.0
+    # Whether `Authorization: Bearer KEY` counts as the header of the key.
+    accept_bearer: bool = False
+    # Whether the lines of requests, and /metrics, name the owner of the key.
+    show_owners: bool = False
     # INFO logs each request and each refusal.
     log_level: Annotated[
         Literal["DEBUG", "INFO", "WARNING", "ERROR"], BeforeValidator(_parse_log_level)

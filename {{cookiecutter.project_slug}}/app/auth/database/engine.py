@@ -192,7 +192,7 @@ def _open_file(path: Path, timeout: float) -> _Connection:
         connection.execute("PRAGMA synchronous = FULL")
         connection.execute("PRAGMA foreign_keys = ON")
         if _holds_keys(connection):
-            if _switch_to_wal(connection, timeout) != "wal":
+            if _insist(connection, "PRAGMA journal_mode = WAL", timeout).fetchone() != ("wal",):
                 raise sqlite3.OperationalError(
                     "SQLite cannot share memory there; keep the file on a local disk"
                 )
@@ -213,17 +213,18 @@ def _holds_keys(connection: sqlite3.Connection) -> bool:
     return tables.fetchone() is not None
 
 
-def _switch_to_wal(connection: sqlite3.Connection, timeout: float) -> Any:
-    """Returns the mode that the file is in afterwards."""
+def _insist(opened: sqlite3.Connection, statement: str, timeout: float) -> sqlite3.Cursor:
+    """Execute it as soon as other processes let it. SQLite itself does not wait for a change of
+    the mode, and looks less and less often when it waits to write, so the first would be last."""
     give_up_at = monotonic() + timeout
     while True:
         try:
-            return connection.execute("PRAGMA journal_mode = WAL").fetchone()[0]
+            return opened.execute(statement)
         except sqlite3.OperationalError as error:
-            # Another process does the same to a new file. SQLite does not wait for that.
-            if "locked" not in f"{error}" or monotonic() > give_up_at:
+            is_busy = error.sqlite_errorcode & 0xFF == sqlite3.SQLITE_BUSY
+            if not is_busy or monotonic() > give_up_at:
                 raise
-            sleep(0.01)
+        sleep(0.002)
 
 
 def _owner_of_wal(path: Path) -> Path:
@@ -281,23 +282,14 @@ def _begin_in_sqlite(timeout: float, connection: sa.Connection) -> None:
     if begin == "BEGIN":
         connection.exec_driver_sql(begin)
         return
-    # SQLite itself retries less and less often, so the longest waiting writer would lose.
     opened: Any = connection.connection.driver_connection
-    run = opened.execute
-    give_up_at = monotonic() + timeout
-    run("PRAGMA busy_timeout = 0")
+    opened.execute("PRAGMA busy_timeout = 0")
     try:
-        while True:
-            try:
-                run(begin)
-                return
-            except sqlite3.OperationalError as error:
-                busy = error.sqlite_errorcode & 0xFF == sqlite3.SQLITE_BUSY
-                if not busy or monotonic() > give_up_at:
-                    raise exc.OperationalError(begin, None, error) from None
-            sleep(0.002)
+        _insist(opened, begin, timeout)
+    except sqlite3.OperationalError as error:
+        raise exc.OperationalError(begin, None, error) from None
     finally:
-        run(f"PRAGMA busy_timeout = {round(timeout * 1000)}")
+        opened.execute(f"PRAGMA busy_timeout = {round(timeout * 1000)}")
 
 
 # The schema.

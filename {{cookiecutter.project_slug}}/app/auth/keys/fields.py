@@ -1,13 +1,13 @@
 """The fields of a key that people choose, and what they may hold."""
 
 import unicodedata
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any, Final, TypedDict
 
 from app.auth.access.policy import Policy, parse_restrictions
 from app.auth.errors import InvalidError
-from app.auth.key import is_scope
+from app.auth.key import canonical, digest, id_of, is_scope, spelled_in
 from app.auth.keys.views import LONGEST
 
 MANAGE: Final = "keys:manage"  # the scope that at least one key must keep
@@ -28,8 +28,16 @@ class Fields(TypedDict, total=False):
     note: str
 
 
-def checked(fields: Fields, now: datetime, policies: Sequence[Policy]) -> dict[str, Any]:
-    """The fields in the form in which they are stored. Raises InvalidError."""
+def checked(
+    fields: Fields,
+    now: datetime,
+    policies: Sequence[Policy],
+    ids_of: Callable[[Sequence[bytes]], Mapping[bytes, str]],
+) -> dict[str, Any]:
+    """The fields in the form in which they are stored. Raises InvalidError.
+
+    `ids_of` returns the key ids of the digests that the database has.
+    """
     found: dict[str, Any] = {**fields}
     if "name" in fields:
         found["name"] = _visible(fields["name"], "A name")
@@ -46,6 +54,17 @@ def checked(fields: Fields, now: datetime, policies: Sequence[Policy]) -> dict[s
     end = fields.get("expires_at")
     if end and not now < end < now + LONGEST:
         raise InvalidError("A key expires in the future, and within a hundred years")
+    for field in ("name", "owner", "note", "scopes"):
+        for spelled in spelled_in(f"{found.get(field, '')}"):
+            secret = canonical(spelled.encode())
+            hashed = digest(secret.lower())
+            # No service has issued most UUIDs, but a checksum is right only in a key.
+            id = ids_of([hashed]).get(hashed) or (secret != spelled.encode() and id_of(hashed))
+            if id:
+                raise InvalidError(
+                    f"The {field} holds a secret of key {id}; leave it out, since lists and logs"
+                    " show it"
+                )
     return found
 
 

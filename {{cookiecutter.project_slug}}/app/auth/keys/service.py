@@ -6,6 +6,7 @@ Each change and its event are written in one transaction.
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime, timedelta
+from functools import partial
 from secrets import token_hex
 from typing import Any, Literal
 
@@ -110,9 +111,9 @@ class KeyService(KeyReader):
             if (updated := _with_owner(change.view(id))) != key:
                 self._keep_a_manager(change, managers, force)
                 authorize(change, updated)
-                before, after = (view.model_dump(mode="json") for view in (key, updated))
-                differ = {name for name in fields if before[name] != after[name]}
-                changes = {name: [before[name], after[name]] for name in sorted(differ)}
+                before, after = (_flat(self._filled(view)) for view in (key, updated))
+                differ = [name for name in sorted(after) if before.get(name) != after[name]]
+                changes = {name: [before.get(name), after[name]] for name in differ}
                 change.record("updated", actor, [id], changes)
             return self._filled(updated)
 
@@ -154,13 +155,15 @@ class KeyService(KeyReader):
 
         Raises InvalidError, NotFoundError, ForbiddenError or ConflictError.
         """
-        if id.startswith(ENV_ID):
-            raise ConflictError(f"{id} lives in API_KEYS; create another key, then revoke this one")
         if not timedelta() <= overlap <= LONGEST:
             raise InvalidError("An overlap is between nothing and a hundred years")
         secret = new_secret()
         with self._change() as change:
             key = self._active(change, id, authorize)
+            if id.startswith(ENV_ID):
+                raise ConflictError(
+                    f"{id} lives in API_KEYS; create another key, then revoke this one"
+                )
             in_force = change.in_force(id)
             if len(in_force) == 2:
                 if not drop:
@@ -247,7 +250,7 @@ class KeyService(KeyReader):
         return key
 
     def _checked(self, change: Change, fields: Fields) -> dict[str, Any]:
-        found = checked(fields, change.now, self.policies)
+        found = checked(fields, change.now, self.policies, partial(ids_of, change.connection))
         if self.owner is not None and found.get("owner", self.owner) != self.owner:
             raise ForbiddenError(f"The keys that you manage belong to {self.owner}")
         return found
@@ -287,6 +290,12 @@ class KeyService(KeyReader):
         if show:
             show(issued)
         return issued
+
+
+def _flat(key: KeyView) -> dict[str, Any]:
+    """In JSON, with each restriction as a field of its own."""
+    dumped = key.model_dump(mode="json")
+    return {**dumped, **dumped.pop("restrictions")}
 
 
 def _with_owner(key: KeyView) -> KeyView:

@@ -49,7 +49,7 @@ class EventView(BaseModel):
     action: str
     actor: str
     key_id: str
-    changes: dict[str, tuple[Any, Any]] | None  # of an update: by field, before and after
+    changes: dict[str, list[Any]] | None  # of an update: by field, before and after
 
 
 def is_active(now: datetime) -> sa.ColumnElement[bool]:

@@ -108,7 +108,7 @@ def _is_known_to(git: str, file: Path) -> bool:
 def _of_managers_and_clocks(
     keys: Sequence[KeyView], now: datetime, ahead: str
 ) -> Iterator[Finding]:
-    managers = [key for key in keys if _holds(key, MANAGE)]
+    managers = [key for key in keys if _cover(key.scopes, [MANAGE])]
     ends = [key.expires_at for key in managers if key.expires_at]
     if managers and len(ends) == len(managers) and max(ends) < now + EXPIRING:
         advice = "create a key that may manage keys and has no end"
@@ -130,21 +130,18 @@ def _problems(
     if not key.last_used_at and key.created_at < now - UNUSED:
         yield "never used", "revoke it if nobody has it"
     if key.expires_at and key.expires_at < now + EXPIRING:
-        yield f"expires on {key.expires_at:%Y-%m-%d}", "create another key and move its caller"
+        yield f"expires on {key.expires_at:%Y-%m-%d}", "give it a later end if it is still needed"
     if key.issued_at < now - ROTATION:
         yield f"not rotated since {key.issued_at:%Y-%m-%d}", "rotate it"
     if "*" in key.scopes:
-        yield "too many scopes: all there are", "create a key with the ones that it needs"
-    elif unasked := [scope for scope in key.scopes if not _is_of_use(scope, asked_for)]:
-        yield f"scopes that no endpoint asks for: {' '.join(unasked)}", "create a key without them"
+        yield "too many scopes: all there are", "leave it the ones that it needs"
+    elif unasked := [scope for scope in key.scopes if not _cover([scope], asked_for)]:
+        yield f"scopes that no endpoint asks for: {' '.join(unasked)}", "take them away"
 
 
-def _holds(key: KeyView, scope: str) -> bool:
-    return Key(key.id, key.name, frozenset(key.scopes)).covers(scope)
-
-
-def _is_of_use(scope: str, asked_for: Collection[str]) -> bool:
-    return any(Key("", "", frozenset([scope])).covers(asked) for asked in asked_for)
+def _cover(scopes: Iterable[str], asked_for: Iterable[str]) -> bool:
+    """Whether these scopes cover any of those."""
+    return any(map(Key("", "", frozenset(scopes)).covers, asked_for))
 
 
 # Anomalies, from how keys are used.

@@ -3,21 +3,46 @@
 import { ago } from "./elements.js";
 
 const SOON = "One moment…";
-const UNTIL_ALL_FOLLOW = "Waiting until every server follows…";
+export const UNTIL_ALL_FOLLOW = "Waiting until every server follows…";
 
 export function makeKey(desk) {
   const parts = desk.open("make-dialog");
-  const make = () => desk.session.change("", newKey(parts));
+  const make = () => desk.session.change("", typed(parts));
   onSubmit(desk, parts, () => SOON, make, (issued) =>
     showSecret(desk, issued, () => (location.hash = issued.id)),
   );
 }
 
-function newKey(parts) {
+/** Send what was typed in another way than it was before. */
+export function changeKey(desk, key, done) {
+  const parts = desk.open("make-dialog");
+  parts["dialog-title"].textContent = `Change “${key.name}”`;
+  parts.now.textContent = "Change it";
+  for (const name of ["name", "owner", "note"]) parts[`new-${name}`].value = key[name];
+  const lists = ["scopes"];
+  lists.push("limits", "networks"); // part: limits
+  for (const name of lists) parts[`new-${name}`].value = key[name].join(" ");
+  if (key.expires_at) {
+    const end = new Date(key.expires_at);
+    const local = new Date(end - 60_000 * end.getTimezoneOffset());
+    parts["new-end"].value = local.toISOString().slice(0, 16);
+  }
+  const before = typed(parts);
+  const change = (force) => {
+    const differ = ([name, value]) => JSON.stringify(value) !== JSON.stringify(before[name]);
+    const patch = Object.fromEntries(Object.entries(typed(parts)).filter(differ));
+    return desk.session.change(`/${key.id}?force=${force}`, patch, "PATCH");
+  };
+  onSubmit(desk, parts, () => UNTIL_ALL_FOLLOW, withForce(parts, change), done);
+}
+
+function typed(parts) {
   const words = (name) => parts[name].value.split(/[\s,]+/).filter(Boolean);
   const end = parts["new-end"].value;
   return {
     name: parts["new-name"].value,
+    owner: parts["new-owner"].value || null,
+    note: parts["new-note"].value || null,
     scopes: words("new-scopes"),
     limits: words("new-limits"), // part: limits
     networks: words("new-networks"), // part: limits
@@ -65,15 +90,30 @@ function askWhichToDrop({ two, "old-one": oldOne }, key) {
   choices[0].focus();
 }
 
+export function pauseKey(desk, key, done) {
+  stopKey(desk, key, done, "Pause", "No server accepts the key until you resume it.");
+}
+
 export function revokeKey(desk, key, done) {
-  const parts = desk.open("revoke-dialog");
-  const { force, "force-row": forceRow, "revoke-now": now } = parts;
-  parts["dialog-title"].textContent = `Revoke “${key.name}”?`;
-  parts["revoke-id"].textContent = key.id;
-  now.textContent = `Revoke ${key.name}`;
-  const revoke = async () => {
+  const note = "No server accepts the key any more, and nothing brings it back.";
+  stopKey(desk, key, done, "Revoke", note);
+}
+
+function stopKey(desk, key, done, verb, note) {
+  const parts = desk.open("stop-dialog");
+  parts["dialog-title"].textContent = `${verb} “${key.name}”?`;
+  parts["stop-id"].textContent = key.id;
+  parts["stop-note"].textContent = note;
+  parts.now.textContent = `${verb} ${key.name}`;
+  const stop = (force) => desk.session.change(`/${key.id}/${verb.toLowerCase()}`, { force });
+  onSubmit(desk, parts, () => UNTIL_ALL_FOLLOW, withForce(parts, stop), done);
+}
+
+/** Ask for a second confirmation, if no manager would be left. */
+function withForce({ force, "force-row": forceRow }, change) {
+  return async () => {
     try {
-      return await desk.session.change(`/${key.id}/revoke`, { force: force.checked });
+      return await change(force.checked);
     } catch (error) {
       if (error.status === 409) {
         forceRow.hidden = false;
@@ -82,7 +122,6 @@ export function revokeKey(desk, key, done) {
       throw error;
     }
   };
-  onSubmit(desk, parts, () => UNTIL_ALL_FOLLOW, revoke, done);
 }
 
 /** Make the change once; until it is made or refused, the dialog stays. */

@@ -8,13 +8,9 @@ const NUMBER = new Intl.NumberFormat("en-GB");
 
 export function element(name, attributes = {}, ...content) {
   const made = document.createElement(name);
-  setAttributes(made, attributes);
+  for (const [name, value] of Object.entries(attributes)) made.setAttribute(name, value);
   made.append(...content);
   return made;
-}
-
-export function setAttributes(made, attributes) {
-  for (const [name, value] of Object.entries(attributes)) made.setAttribute(name, value);
 }
 
 /** Fill a place with a copy of a template; gives the elements in it by their ids. */
@@ -59,19 +55,13 @@ export function moment(text, otherwise) {
 export function ago(text, otherwise) {
   if (!text) return otherwise;
   const seconds = (Date.now() - new Date(text)) / 1000;
-  if (seconds < 60) return time(text, "just now");
-  const [unit, length] = unitOf(seconds);
-  return time(text, RELATIVE.format(-Math.round(seconds / length), unit));
+  return time(text, seconds < 60 ? "just now" : later(-seconds));
 }
 
-/** As "in 12 seconds". */
+/** As "in 12 seconds", or "2 hours ago" if they are less than none. */
 export function later(seconds) {
-  const [unit, length] = unitOf(seconds);
+  const [unit, length] = UNITS.find(([, length]) => Math.abs(seconds) >= length);
   return RELATIVE.format(Math.ceil(seconds / length), unit);
-}
-
-function unitOf(seconds) {
-  return UNITS.find(([, length]) => seconds >= length);
 }
 
 function time(text, shown) {
@@ -88,24 +78,20 @@ export function setUsable(button, usable) {
   button.setAttribute("aria-disabled", `${!usable}`);
 }
 
-/** Show some of many, and more of them on demand. */
-export function reveal(list, items, show, some = 10) {
-  const place = list.closest("table") ?? list;
-  if (place.nextElementSibling?.matches(".more")) place.nextElementSibling.remove();
-  const more = element("button", { type: "button", class: "more" });
-  const showSome = () => {
-    const shown = items.splice(0, some).map(show);
-    list.append(...shown);
-    more.textContent = `Show ${count(Math.min(some, items.length))} of ${count(items.length)} more`;
-    more.hidden = items.length === 0;
-    return shown;
-  };
+/** Show the first of the items, and the others on demand; a note, if there are none. */
+export function reveal(list, items, show, note, some = 10) {
+  const others = items.slice(some);
+  const more = element("button", { type: "button" }, `Show ${count(others.length)} more`);
   more.addEventListener("click", () => {
-    const [first] = showSome();
-    first.tabIndex = -1;
-    first.focus();
+    const shown = others.map(show);
+    list.append(...shown);
+    more.remove();
+    shown[0].tabIndex = -1;
+    shown[0].focus();
   });
-  list.replaceChildren();
-  showSome();
-  place.after(more);
+  list.replaceChildren(...items.slice(0, some).map(show));
+  const table = list.closest("table");
+  table.nextElementSibling?.remove(); // of what was shown before
+  if (others.length) table.after(more);
+  else if (!items.length) table.after(element("p", { class: "quiet" }, note));
 }

@@ -1,7 +1,7 @@
 // One key: what it is, what it was used for, and what was done to it.
 
 import { barChart, everyPeriod, totalOf } from "./charts.js";
-import { revokeKey, rotateKey } from "./dialogs.js";
+import { changeKey, pauseKey, revokeKey, rotateKey, UNTIL_ALL_FOLLOW } from "./dialogs.js";
 import {
   ago, cell, count, countCell, element, moment, pair, reveal, row, statusOf,
 } from "./elements.js";
@@ -10,7 +10,7 @@ import {
 export function openKey(desk, parts, id) {
   const path = `/${encodeURIComponent(id)}`;
   const show = () => desk.run(() => showKey(desk, parts, path));
-  const showRevoked = () => {
+  const showStopped = () => {
     parts.name.focus(); // or the focus would go with the button
     show();
   };
@@ -18,7 +18,17 @@ export function openKey(desk, parts, id) {
     desk.run(async () => dialog(desk, await desk.session.read(path), done));
   parts.name.textContent = id;
   parts.rotate.addEventListener("click", change(rotateKey, show));
-  parts.revoke.addEventListener("click", change(revokeKey, showRevoked));
+  parts.revoke.addEventListener("click", change(revokeKey, showStopped));
+  parts.pause.addEventListener("click", change(pauseKey, showStopped));
+  parts.change.addEventListener("click", change(changeKey, show));
+  parts.resume.addEventListener("click", () => {
+    desk.say(UNTIL_ALL_FOLLOW);
+    desk.run(async () => {
+      await desk.session.change(`${path}/resume`);
+      desk.say("");
+      showStopped();
+    });
+  });
   parts.days.addEventListener("change", () => desk.run(() => showUsage(desk, parts, path)));
   show();
   return parts.name;
@@ -29,7 +39,9 @@ async function showKey(desk, parts, path) {
   parts.name.textContent = key.name;
   parts.status.replaceChildren(statusOf(key));
   parts.facts.replaceChildren(...factsOf(key));
-  parts.rotate.hidden = key.status !== "active";
+  parts.rotate.hidden = parts.pause.hidden = key.status !== "active";
+  parts.resume.hidden = key.status !== "paused";
+  parts.change.hidden = parts.rotate.hidden && parts.resume.hidden;
   parts.revoke.hidden = key.status === "revoked";
   await Promise.all([showUsage(desk, parts, path), showEvents(desk, parts, path)]);
 }
@@ -43,6 +55,9 @@ function factsOf(key) {
     pair("Ends", moment(key.expires_at, "never")),
     pair("Last use", ago(key.last_used_at, "never")),
   ];
+  if (key.owner) facts.push(pair("Owner", key.owner));
+  if (key.note) facts.push(pair("Note", key.note));
+  if (key.paused_at) facts.push(pair("Paused", moment(key.paused_at)));
   if (key.limits.length) facts.push(pair("Limits", key.limits.join(", "))); // part: limits
   if (key.networks.length) facts.push(pair("Networks", key.networks.join(", "))); // part: limits
   if (key.revoked_at) facts.push(pair("Revoked", moment(key.revoked_at)));
@@ -63,12 +78,13 @@ async function showUsage({ session }, parts, path) {
     pair("Refused", count(refused)),
     pair("Limited", count(limited)),
   );
-  const periods = everyPeriod(days, used.by_hour);
+  const hourly = days <= 7;
+  const periods = everyPeriod(hourly ? days * 24 : days, hourly, used.by_hour);
   const label = `${count(served)} served, ${count(refused)} refused, ${count(limited)} limited`;
-  parts.chart.replaceChildren(barChart(periods, `${label}; the table below has all of it`));
-  reveal(parts.periods, periods.filter(totalOf).reverse(), periodRow, 24);
-  parts.unused.hidden = used.by_secret.length > 0;
-  parts.secrets.replaceChildren(...used.by_secret.map(secretRow));
+  parts.chart.replaceChildren(...barChart(periods, `${label}; the table below has all of it`));
+  const none = "It was not used in this time.";
+  reveal(parts.periods, periods.filter(totalOf).reverse(), periodRow, none, 24);
+  reveal(parts.secrets, used.by_secret, secretRow, none);
 }
 
 function periodRow(period) {
@@ -86,5 +102,15 @@ function outcomeCells({ served, refused, limited }) {
 
 async function showEvents({ session }, { events }, path) {
   const done = await session.read(`${path}/events`);
-  reveal(events, done.reverse(), ({ at, action, actor }) => row(moment(at), cell(action), cell(actor)));
+  reveal(events, done.reverse(), eventRow, "Nothing was.");
+}
+
+function eventRow({ at, action, actor, changes }) {
+  const fields = Object.entries(changes ?? {});
+  const differ = fields.map(([name, values]) => `${name}: ${values.map(told).join(" → ")}`);
+  return row(moment(at), cell(action), cell(actor), cell(differ.join("; ")));
+}
+
+function told(value) {
+  return typeof value === "string" ? `“${value}”` : JSON.stringify(value);
 }

@@ -1,6 +1,6 @@
 // All keys: what needs attention, a page of them or those that are searched for, and who was refused.
 
-import { everyDay, sparkline } from "./charts.js";
+import { everyPeriod, sparkline } from "./charts.js";
 import { makeKey } from "./dialogs.js";
 import {
   ago, cell, count, countCell, element, moment, pair, reveal, row, setUsable, statusOf,
@@ -24,19 +24,11 @@ export function openOverview(desk, parts) {
 }
 
 async function showFindings({ session }, { findings }) {
-  const found = await session.read("/findings");
-  reveal(findings, found, findingItem, 5);
-  if (!findings.childElementCount) findings.append(element("li", { class: "quiet" }, "Nothing does."));
+  reveal(findings, await session.read("/findings"), findingRow, "Nothing does.", 5);
 }
 
-function findingItem({ id, name, problem, advice }) {
-  return element(
-    "li",
-    {},
-    element("strong", {}, problem),
-    id ? linkTo(id, name) : element("span", {}, "the service"),
-    element("span", { class: "quiet" }, advice),
-  );
+function findingRow({ id, name, problem, advice }) {
+  return row(problem, cell(id ? linkTo(id, name) : "The service"), cell(advice, "quiet"));
 }
 
 /** The service names the key that the next page begins after; those of earlier pages are kept. */
@@ -45,29 +37,31 @@ async function showKeys({ session, place }, parts, after) {
   const { search } = place;
   const page = await session.read("", { search, after: after.at(-1), limit: AT_ONCE });
   if (place.asked !== asked) return; // something else was asked meanwhile
-  const rows = page.items.map(keyRow);
-  parts.keys.replaceChildren(...rows);
-  parts.none.hidden = rows.length > 0;
+  reveal(parts.keys, page.items, keyRow, "No key has this in its name or id.", AT_ONCE);
+  const { length } = page.items;
   const first = (after.length - 1) * AT_ONCE;
-  parts.page.textContent = rows.length ? `Keys ${first + 1} to ${first + rows.length}` : "";
+  parts.page.textContent = length ? `Keys ${first + 1} to ${first + length}` : "";
   Object.assign(place, { after, next: page.next });
   setUsable(parts.previous, after.length > 1);
   setUsable(parts.next, page.next !== null);
-  if (rows.length) await showDays(session, page.items, rows);
+  if (length) await showDays(session, page.items, [...parts.keys.rows]);
 }
 
 async function showDays(session, keys, rows) {
-  const used = await session.read("/usage/daily", { id: keys.map((key) => key.id), days: DAYS });
+  const ids = keys.map((key) => ["id", key.id]);
+  const used = await session.read("/usage/daily", [["days", DAYS], ...ids]);
   for (const [index, { id }] of keys.entries()) {
-    const days = everyDay(DAYS, used.filter((day) => day.id === id));
+    const days = everyPeriod(DAYS - 1, false, used.filter((day) => day.id === id));
     rows[index].lastElementChild.replaceChildren(sparkline(days));
   }
 }
 
 function keyRow(key) {
   return row(
-    element("span", {}, linkTo(key.id, key.name), element("small", { class: "id" }, key.id)),
-    cell(key.scopes.join(" ") || "none", "roomy scopes"),
+    element(
+      "span", {}, linkTo(key.id, key.name), element("code", {}, key.id), element("small", {}, key.owner),
+    ),
+    cell(element("code", {}, key.scopes.join(" ") || "none"), "roomy"),
     cell(statusOf(key)),
     cell(moment(key.expires_at, "never"), "roomy"),
     cell(ago(key.last_used_at, "never"), "roomy"),
@@ -102,15 +96,15 @@ function search({ place }, { search }, turnTo) {
 
 async function showUsage({ session }, parts) {
   const used = await session.read("/usage", { days: 7 });
-  const { strangers } = used;
   parts.totals.replaceChildren(
     pair("Served", count(used.served)),
     pair("Refused for want of a scope", count(used.refused)),
     pair("Over a limit", count(used.limited)),
     pair("Refused without a key in force", count(used.strangers_refused)),
   );
-  parts.nobody.hidden = strangers.length > 0;
-  reveal(parts.strangers, strangers, ({ reason, network, refused }) =>
-    row(reason, cell(network), countCell(refused)),
-  );
+  reveal(parts.strangers, used.strangers, strangerRow, "Nobody was.");
+}
+
+function strangerRow({ reason, network, refused }) {
+  return row(reason, cell(network), countCell(refused));
 }

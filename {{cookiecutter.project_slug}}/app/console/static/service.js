@@ -31,13 +31,13 @@ export class Session {
   }
 
   async read(path = "", query = {}) {
-    const answer = await this.#ask("GET", path + written(query));
+    const answer = await this.#ask("GET", `${path}?${new URLSearchParams(query)}`);
     if (isRefusal(answer)) throw new KeyRefused(await reasonOf(answer));
     return resultOf(answer);
   }
 
-  async change(path, body) {
-    const answer = await this.#ask("POST", path, body);
+  async change(path, body, method = "POST") {
+    const answer = await this.#ask(method, path, body);
     // Was it this change, or is it the key that may nothing any more? Then this fails as well.
     if (isRefusal(answer)) await this.read("", { limit: 1 });
     return resultOf(answer);
@@ -55,13 +55,6 @@ export class Session {
       throw new Failure("The service does not answer. Try again.");
     }
   }
-}
-
-function written(query) {
-  const pairs = Object.entries(query).flatMap(([name, value]) =>
-    [value].flat().map((each) => [name, each]),
-  );
-  return pairs.length ? `?${new URLSearchParams(pairs)}` : "";
 }
 
 function isRefusal(answer) {

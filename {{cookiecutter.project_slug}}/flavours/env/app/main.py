@@ -24,6 +24,7 @@ def create_app(settings: Settings) -> GuardedAPI:
     app = GuardedAPI(
         store,
         **ABOUT,
+        accept_bearer=settings.accept_bearer,
         openapi_url="/openapi.json" if settings.show_docs else None,
         docs_url=None,
         redoc_url=None,

@@ -50,6 +50,8 @@ class AuthSettings(BaseSettings):
     ] = ()
     # The prefix of new keys, as in acme_4fVt... Servers accept both spellings of a key.
     key_prefix: Annotated[str, Field(pattern=PREFIX_PATTERN)] = ""
+    # Whether `Authorization: Bearer KEY` counts as the header of the key.
+    accept_bearer: bool = False
     # INFO logs each request and each refusal.
     log_level: Annotated[
         Literal["DEBUG", "INFO", "WARNING", "ERROR"], BeforeValidator(_parse_log_level)

@@ -1,0 +1,1 @@
+"""Answers proxies that ask before they let a request through to another service."""
