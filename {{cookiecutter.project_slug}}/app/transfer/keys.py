@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import datetime
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, Final
 
 import sqlalchemy as sa
@@ -156,7 +156,7 @@ def bring_in(
         new = [*_new(connection, lines)]
         for number, line in new:
             try:
-                _check(line, change.now, service.policies)
+                _check(line, change, service.policies)
             except InvalidError as error:
                 raise InvalidError(f"Line {number}: {error}") from None
         keys = [line for _, line in new]
@@ -191,12 +191,12 @@ def _is_past(end: datetime | None, now: datetime) -> bool:
     return end is not None and end <= now
 
 
-def _check(key: Line, now: datetime, policies: Sequence[Policy]) -> None:
+def _check(key: Line, change: Change, policies: Sequence[Policy]) -> None:
     fields = Fields(name=key.name, scopes=key.scopes, owner=key.owner, note=key.note)
     fields["restrictions"] = key.restrictions
-    if not _is_past(key.expires_at, now):
+    if not _is_past(key.expires_at, change.now):
         fields["expires_at"] = key.expires_at
-    found = checked(fields, now, policies)
+    found = checked(fields, change.now, policies, partial(ids_of, change.connection))
     key.name, key.owner, key.note = found["name"], found["owner"], found["note"]
     key.scopes, key.restrictions = found["scopes"], found["restrictions"]
     if OWN in key.scopes and not key.owner:
