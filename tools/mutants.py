@@ -1151,14 +1151,14 @@ DATABASE = [
     Mutant(
         "what was read is not compared with the events",
         "app/auth/store/queries.py",
-        "if not all(connection.execute(query).one()):",
-        "if connection.execute(query) is None:",
+        "if not all(whole):",
+        "if whole is None:",
         "restore",
     ),
     Mutant(
         "the events of a backup count before its keys are there",
         "app/auth/store/queries.py",
-        "changed=digests if is_whole else None",
+        "changed=digests if issued == len(digests) else None",
         "changed=digests",
         "restore",
     ),
@@ -1663,8 +1663,8 @@ DATABASE = [
     Mutant(
         "a note may hold a key",
         "app/auth/keys/change.py",
-        "            if id:\n",
-        "            if not id and hashed == b'':\n",
+        "if id or secret != spelled.encode():",
+        "if not hashed:",
         "keys",
     ),
     Mutant(

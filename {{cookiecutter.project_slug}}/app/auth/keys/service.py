@@ -295,7 +295,8 @@ class KeyService(KeyReader):
 def _flat(key: KeyView) -> dict[str, Any]:
     """In JSON, with each restriction as a field of its own."""
     dumped = key.model_dump(mode="json")
-    return {**dumped, **dumped.pop("restrictions")}
+    bounds: dict[str, Any] = dumped.pop("restrictions")
+    return bounds | dumped
 
 
 def _with_owner(key: KeyView) -> KeyView:
