@@ -136,17 +136,14 @@ async def measure_in_process(rounds: int) -> dict[str, tuple[Side, Side]]:
 
 @contextmanager
 def logging_to_nowhere() -> Iterator[None]:
-    """The server's handlers and the service's, as a start makes them; but nobody reads them."""
+    """The server's handlers and the service's, as a start makes them, but all on one null device."""
     with Path(os.devnull).open("w", encoding="utf-8", buffering=1) as nowhere:
         with redirect_stdout(nowhere), redirect_stderr(nowhere):
             uvicorn.Config(plain).configure_logging()
-            access = logging.getLogger("uvicorn.access")
-            (handler,) = access.handlers
-            formatter = handler.formatter
-            service()  # takes the handler away, which the plain application uses
-        access.handlers, access.filters = [handler], []
-        handler.filters.clear()
-        handler.setFormatter(formatter)
+        logging.getLogger("uvicorn.access").filters.clear()  # the plain application has none
+        for handler in logging.root.handlers:
+            if type(handler) is logging.StreamHandler:  # the service's, on the real standard error
+                handler.setStream(nowhere)
         yield
 
 

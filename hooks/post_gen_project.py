@@ -14,6 +14,7 @@ PARTS = {
     "management": "app/console app/management tests/management",
     "metrics": "app/metrics deploy/grafana deploy/prometheus tests/metrics",
     "gateway": "app/gateway tests/gateway",
+    "transfer": "app/transfer tests/transfer",
     "vaults": "app/vaults tests/vaults",
     "deploy": """
         compose.yaml deploy/README.md deploy/haproxy.cfg deploy/kubernetes
@@ -34,7 +35,7 @@ MARK = re.compile(rb"[ \t]*(?:#|//|<!--) part: ([a-z, ]+?)(?: -->)?(?=\r?\n|\Z)"
 
 # As JSON in a raw string an answer stays data, whatever it holds.
 # fmt: off
-ANSWERS = json.loads(r'''{{ dict(key_store=cookiecutter.key_store, limits=cookiecutter.limits, management=cookiecutter.management, metrics=cookiecutter.metrics, gateway=cookiecutter.gateway, vaults=cookiecutter.vaults, deploy=cookiecutter.deploy) | tojson }}''')
+ANSWERS = json.loads(r'''{{ dict(key_store=cookiecutter.key_store, limits=cookiecutter.limits, management=cookiecutter.management, metrics=cookiecutter.metrics, gateway=cookiecutter.gateway, transfer=cookiecutter.transfer, vaults=cookiecutter.vaults, deploy=cookiecutter.deploy) | tojson }}''')
 # fmt: on
 SLUG = "{{ cookiecutter.project_slug }}"
 HEADER = "{{ cookiecutter.api_key_header }}"

@@ -93,7 +93,9 @@ def problem_with_choices(choices):
     for question, answer in choices.items():
         if question not in ("key_store", "missing_key_status") and not isinstance(answer, bool):
             return f"{question} takes true or false, not {answer!r}."
-    wanted = [part for part in ("limits", "management", "metrics", "gateway") if choices[part]]
+    wanted = [
+        part for part in ("limits", "management", "metrics", "gateway", "transfer") if choices[part]
+    ]
     if choices["key_store"] == "env" and wanted:
         return f"key_store=env has no {' and no '.join(wanted)}; answer no, or take key_store=database."
     return None
@@ -133,7 +135,7 @@ TEXTS = {
     "api_key_header": json.loads(r'''{{ cookiecutter.api_key_header | tojson }}'''),
 }
 ASKED_SLUG = json.loads(r'''{{ cookiecutter.__asked_slug | tojson }}''')
-CHOICES = json.loads(r'''{{ dict(key_store=cookiecutter.key_store, missing_key_status=cookiecutter.missing_key_status, limits=cookiecutter.limits, management=cookiecutter.management, metrics=cookiecutter.metrics, gateway=cookiecutter.gateway, vaults=cookiecutter.vaults, deploy=cookiecutter.deploy) | tojson }}''')
+CHOICES = json.loads(r'''{{ dict(key_store=cookiecutter.key_store, missing_key_status=cookiecutter.missing_key_status, limits=cookiecutter.limits, management=cookiecutter.management, metrics=cookiecutter.metrics, gateway=cookiecutter.gateway, transfer=cookiecutter.transfer, vaults=cookiecutter.vaults, deploy=cookiecutter.deploy) | tojson }}''')
 # A comment in Jinja: nothing is left of it where cookiecutter renders private variables.
 NEEDED = json.loads(r'''{{ cookiecutter.__needed | tojson }}''')
 # fmt: on

@@ -22,7 +22,7 @@ ROOT = Path(__file__).parent.parent
 TOP = "{{cookiecutter.project_slug}}"  # the folder of the template that becomes the project
 FLAVOURS = ("database", "env")  # the answers to key_store, the default first
 _PARTS = {
-    "database": ("limits", "management", "metrics", "gateway", "vaults", "deploy"),
+    "database": ("limits", "management", "metrics", "gateway", "transfer", "vaults", "deploy"),
     "env": ("vaults", "deploy"),
 }
 # The answers that choose every part.

@@ -24,7 +24,9 @@ from tests.reader import Reader, blocks, chapter, page
 pytestmark = [pytest.mark.slow, pytest.mark.add_ons]
 
 PARTS = {
-    "database": dict.fromkeys(("limits", "management", "metrics", "gateway", "vaults", "deploy"), "yes"),
+    "database": dict.fromkeys(
+        ("limits", "management", "metrics", "gateway", "vaults", "deploy"), "yes"
+    ),
     "env": dict.fromkeys(("vaults", "deploy"), "yes"),
 }
 PACKAGES = [

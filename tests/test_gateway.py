@@ -186,7 +186,11 @@ def asked(request: pytest.FixtureRequest, project: Project, backend: str) -> Ite
         gate(request.param, project, url.removeprefix("http://"), backend) as made,
     ):
         keys = {
-            "valid": ("--scope", "reports:*", "--scope", "other", "--from", "127.0.0.1"),
+            "valid": (
+                *("--scope", "reports:*", "--scope", "other", "--from", "127.0.0.1"),
+                *("--owner", "Ann & Bob"),
+            ),
+            "nobody's": ("--scope", "reports:read"),
             "poor": ("--scope", "other"),
             "limited": ("--scope", "reports:read", "--limit", "2/hour"),
         }
@@ -211,10 +215,16 @@ def test_the_backend_is_told_who_calls_and_no_key(asked: Gate, method: str) -> N
     assert got["method"] == method
     named = [(name.lower().replace("_", "-"), value) for name, value in got["headers"]]
     told = {name: value for name, value in named if name in IDENTITY and value}
-    expected = {"x-key-id": key["id"], "x-key-scopes": "other reports:*"}
-    assert told == expected
+    expected = {"id": key["id"], "owner": "Ann%20&%20Bob", "scopes": "other reports:*"}
+    assert told == {f"x-key-{name}": value for name, value in expected.items()}
     assert len([name for name, _ in named if name in told]) == len(told)
     assert key["key"] not in f"{got}"
+
+
+def test_nobody_names_an_owner_for_a_key_without_one(asked: Gate) -> None:
+    got = asked.ask(asked.keys["nobody's"]["key"], headers=FORGED).got()
+    assert {value for name, value in got["headers"] if name.lower() == "x-key-owner"} <= {""}
+    assert "forged" not in f"{got}"
 
 
 def test_the_service_knows_who_asks_for_what(asked: Gate) -> None:

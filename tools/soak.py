@@ -1,9 +1,9 @@
 """Let generated services live a hard life, for as long as MINUTES says, and watch their promises.
 
-Servers are killed and started again, keys come and go by the command line, whose clock is wrong
-now and then, and another program opens the files without pause. Meanwhile clients check that a
-request sent after `revoke` returned is never let in, that a valid key always is, and that nobody
-else ever is; that no window of a limit holds more than its number, and that a quota is exact. Some
+Servers are killed and started again, keys come, go, rest and change by the command line, whose
+clock is wrong now and then, and another program opens the files without pause. Meanwhile clients
+check that a request sent after `revoke` or `pause` returned is never let in, that a valid key and
+one that is resumed always is, and that nobody else ever is; that no window of a limit holds more than its number, and that a quota is exact. Some
 of the servers run no lifespan. In between, the state machines of the thorough tests explore at random. Ends with 1 at a fault.
 """
 
@@ -66,10 +66,10 @@ class FaultError(Exception):
 
 @dataclass
 class Keys:
-    """What the clients are to expect of each secret; `revoked` holds when each `revoke` returned."""
+    """What the clients are to expect of each secret, and since when: since a command returned."""
 
-    valid: dict[str, float] = field(default_factory=dict)  # and since when
-    revoked: dict[str, float] = field(default_factory=dict)
+    valid: dict[str, float] = field(default_factory=dict)
+    revoked: dict[str, float] = field(default_factory=dict)  # for good, or until it is resumed
     faults: list[str] = field(default_factory=list)
     requests: int = 0
     commands: int = 0
@@ -88,7 +88,11 @@ def watch(urls: list[str], keys: Keys, stop: threading.Event) -> None:
     while not stop.is_set():
         known = [*keys.valid, *keys.revoked, STRANGER, None]
         secret, url, sent_at = random.choice(known), random.choice(urls), time.monotonic()
+        # What is expected when it is sent, and still when it is answered.
+        valid, revoked = keys.valid.get(f"{secret}"), keys.revoked.get(f"{secret}")
         status = ask(url, secret)
+        valid = valid if valid == keys.valid.get(f"{secret}") else None
+        revoked = revoked if revoked == keys.revoked.get(f"{secret}") else None
         keys.requests += 1
         if status == 0:
             time.sleep(0.02)
@@ -96,13 +100,13 @@ def watch(urls: list[str], keys: Keys, stop: threading.Event) -> None:
             keys.faults.append(f"an answer {status}")
         elif status == LET_IN and secret in (STRANGER, None):
             keys.faults.append("a stranger was let in")
-        elif status == LET_IN and sent_at > keys.revoked.get(f"{secret}", float("inf")):
-            keys.faults.append(f"let in {sent_at - keys.revoked[f'{secret}']:.3f} s after `revoke`")
-        elif status == REFUSED and sent_at > keys.valid.get(f"{secret}", float("inf")):
-            age = sent_at - keys.valid.get(f"{secret}", sent_at)
+        elif status == LET_IN and revoked is not None and sent_at > revoked:
+            keys.faults.append(f"let in {sent_at - revoked:.3f} s after `revoke` or `pause`")
+        elif status == REFUSED and valid is not None and sent_at > valid:
+            age = sent_at - valid
             keys.faults.append(f"a valid key was refused {age:.3f} s after it was one, by {url}")
-        elif status == SLOWED and sent_at > keys.valid.get(f"{secret}", float("inf")) + UNKNOWN_FOR:
-            age = sent_at - keys.valid.get(f"{secret}", sent_at)
+        elif status == SLOWED and valid is not None and sent_at > valid + UNKNOWN_FOR:
+            age = sent_at - valid
             keys.faults.append(f"a valid key was slowed {age:.3f} s after it was one, by {url}")
 
 
@@ -176,7 +180,10 @@ class Life:
     variables: dict[str, str]
     keys: Keys = field(default_factory=Keys)
     ids: dict[str, str] = field(default_factory=dict)  # of the valid secrets
+    resting: dict[str, str] = field(default_factory=dict)  # and of the paused ones
     limited: Limited | None = None
+    resumed: int = 0
+    updated: int = 0
     spent: int = 0  # served to keys with limits, before the one of now
 
     def __post_init__(self) -> None:
@@ -187,6 +194,7 @@ class Life:
         return (
             f"{self.name}: {keys.requests} requests, {keys.commands} commands"
             f" ({keys.killed} killed), {len(keys.revoked)} secrets ended,"
+            f" {self.resumed} resumed, {self.updated} updated,"
             f" {self.spent + len(self.limited.served if self.limited else ())} with limits, no fault"
         )
 
@@ -240,6 +248,32 @@ class Life:
         overlap = ["--overlap", "0s"] if self.flavour == "database" else []
         if made := self.end(random.choice(list(self.ids)), "rotate", *overlap):
             self.learn(made)
+
+    def pause(self) -> None:
+        secret = random.choice(list(self.ids))
+        id = self.ids[secret]
+        if self.end(secret, "pause"):
+            self.resting[secret] = id
+
+    def resume(self) -> None:
+        secret = random.choice(list(self.resting))
+        id = self.resting.pop(secret)
+        self.keys.revoked.pop(secret)
+        if self.command("resume", id):
+            self.keys.valid[secret], self.ids[secret] = time.monotonic(), id
+            self.resumed += 1
+
+    def update(self) -> None:
+        """What lets nobody in or keeps anybody out; one that rests goes on to."""
+        id = random.choice([*self.ids.values(), *self.resting.values()])
+        changes = {
+            ("--add-scope", "reports:read"),
+            ("--owner", random.choice(["", "acme"])),
+            ("--from", random.choice(["", "127.0.0.0/8"])),
+            ("--expires-in", random.choice(["2d", "9w"])),  # no wrong clock is far from that
+        }
+        if self.command("update", id, *random.choice([*changes])):
+            self.updated += 1
 
     def spender(self) -> Limited:
         """A key with limits, for some lives of the servers."""
@@ -299,7 +333,10 @@ class Life:
                 end = time.monotonic() + seconds
                 while time.monotonic() < end and not self.keys.faults:
                     more = len(self.ids) < 20 or chance(0.4)
-                    random.choice([self.create] if more else [self.revoke, self.rotate])()
+                    ways = [self.create] if more else [self.revoke, self.rotate]
+                    if self.flavour == "database" and self.ids and chance(0.5):
+                        ways = [self.pause, self.update, *[self.resume] * bool(self.resting)]
+                    random.choice(ways)()
             finally:
                 stop.set()
                 for worker in workers:

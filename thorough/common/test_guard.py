@@ -9,11 +9,11 @@ from typing import Any
 import httpx
 import pytest
 from fastapi import APIRouter, Depends, FastAPI, Response, WebSocket
-from fastapi.routing import _IncludedRouter
+from fastapi.routing import APIRoute, _IncludedRouter
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse
-from starlette.routing import Host, Mount, Route, WebSocketRoute
+from starlette.routing import Host, Match, Mount, Route, WebSocketRoute
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from websockets.exceptions import InvalidStatus
 from websockets.sync.client import connect
@@ -646,6 +646,38 @@ async def test_the_first_route_that_matches_decides(api: GuardedAPI) -> None:
     assert await is_let_in(api, path="/x")
     assert await status_of(api, path="/x", method="POST") == MISSING_KEY_STATUS
     assert await status_of(api, path="/x", method="DELETE") == 405
+
+
+class AnyPath(APIRoute):
+    """Chooses by more than the path that it was declared with."""
+
+    def matches(self, scope: Scope) -> tuple[Match, Scope]:
+        return super().matches({**scope, "path": "/declared"})
+
+
+@pytest.mark.parametrize("kind", [PublicRouter, GuardedRouter])
+async def test_each_route_is_found_by_any_path_that_it_matches(
+    api: GuardedAPI, keys: Keys, kind: Callable[..., APIRouter]
+) -> None:
+    secret, fixed = keys.issue(), filled(kind())
+    api.include_router(fixed, prefix="/here")
+    api.include_router(fixed, prefix="/there")
+    for prefix in ("/here", "/there"):
+        for path, type in KINDS:
+            assert await is_let_in(api, secret, path=prefix + path, type=type)
+    later = kind(prefix="/later")
+    api.include_router(later)
+    later.add_api_route("/first", endpoint)
+    assert await status_of(api, secret, path="/later/second") == 404
+    later.add_api_route("/second", endpoint)
+    later.add_api_route("/named/{name}", endpoint)
+    for path in ("first", "second", "named/x"):
+        assert await is_let_in(api, secret, path=f"/later/{path}")
+    assert await status_of(api, secret, path="/later/first", method="DELETE") == 405
+    whole = kind(route_class=AnyPath)
+    whole.add_api_route("/declared", endpoint)
+    api.include_router(whole)
+    assert await is_let_in(api, secret, path="/elsewhere")
 
 
 def a_file(folder: Path, text: str = WELCOME) -> Path:

@@ -1,5 +1,6 @@
 """What is around every request: an id, headers of the answer, a line in the log."""
 
+import gc
 import logging
 import re
 from collections.abc import Sequence
@@ -11,7 +12,7 @@ from fastapi import Depends, FastAPI, WebSocket
 from opentelemetry import trace
 from starlette import datastructures
 from starlette.responses import PlainTextResponse, StreamingResponse
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.auth import Caller, GuardedAPI, GuardedRouter, PublicRouter, require
 from app.auth.access.policy import Denial, Headers
@@ -63,6 +64,30 @@ def api(keys: Keys) -> GuardedAPI:
     api.include_router(both, prefix="/v1")
     api.include_router(both, prefix="/v2")
     return api
+
+
+async def test_a_request_leaves_nothing_to_the_collector_of_garbage(
+    api: GuardedAPI, keys: Keys
+) -> None:
+    async def server(scope: Scope, receive: Receive, send: Send) -> None:
+        async def send_of(message: Message) -> None:
+            assert scope["type"] == "http"  # servers know the request that they answer
+            await send(message)
+
+        await api(scope, receive, send_of)
+
+    secret = keys.issue()
+    await ask(server, secret, path="/guarded/items/1")
+    gc.collect()
+    gc.set_debug(gc.DEBUG_SAVEALL)
+    try:
+        await ask(server, secret, path="/guarded/items/1")
+        gc.collect()
+        left = [each for each in gc.garbage if isinstance(each, RequestRecord)]
+    finally:
+        gc.set_debug(0)
+        gc.garbage.clear()
+    assert left == []
 
 
 def lines(caplog: pytest.LogCaptureFixture) -> list[dict[str, Any]]:

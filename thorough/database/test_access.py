@@ -266,6 +266,24 @@ async def test_a_key_that_api_keys_no_longer_names_ends(
         assert await status_of(service, secrets[0].encode()) == status
 
 
+async def test_a_key_of_api_keys_that_was_paused_or_narrowed_stays_so_whoever_names_it(
+    key_service: KeyService, secrets: list[str], ids: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key_service.pause(ids[0], actor="test")
+    key_service.update(ids[1], lambda _: {"scopes": ["a"]}, force=True, actor="test")
+    for named in (secrets, [], secrets):
+        monkeypatch.setenv("API_KEYS", ",".join(named))
+        service = make_service(patient_settings())
+        is_named = bool(named)
+        for secret, expected in zip(secrets, (MISSING_KEY_STATUS, 200), strict=True):
+            status = await status_of(service, secret.encode())
+            assert status == (expected if is_named else MISSING_KEY_STATUS)
+        status = await status_of(service, secrets[1].encode(), path="/api-keys")
+        assert status == (403 if is_named else MISSING_KEY_STATUS)
+    key_service.resume(ids[0], actor="test")
+    assert await status_of(make_service(patient_settings()), secrets[0].encode()) == 200
+
+
 async def test_a_managed_key_that_api_keys_names_too_stays_what_it_is(
     key_service: KeyService, monkeypatch: pytest.MonkeyPatch
 ) -> None:

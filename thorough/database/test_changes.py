@@ -31,8 +31,7 @@ from app.auth.database.migrate import create_tables, make_file, upgrade
 from app.auth.database.models import api_key_events, api_key_secrets, api_keys, metadata
 from app.auth.errors import ConflictError, ForbiddenError, SettingsError, StoreUnavailableError
 from app.auth.key import digest, new_secret
-from app.auth.keys.change import Change
-from app.auth.keys.fields import Fields
+from app.auth.keys.change import Change, Fields
 from app.auth.keys.service import KeyService, open_service
 from app.auth.keys.views import IssuedKey, KeyView
 from app.constants import COMMAND
@@ -296,7 +295,7 @@ def test_an_update_says_what_changed_from_what_to_what_and_nothing_is_no_event(
         assert (after == before) is (expected is None)
         if expected and "owner" in update:
             expected["owner"] = [before.owner, after.owner]
-        told += [("ann", {name: list(each) for name, each in expected.items()})] if expected else []
+        told += [("ann", expected)] if expected else []
     updated = [event for event in key_service.events(key.id) if event.action == "updated"]
     assert [(event.actor, event.changes) for event in updated] == told
 

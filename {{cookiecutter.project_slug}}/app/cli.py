@@ -4,12 +4,14 @@ from pathlib import Path
 from typing import Any
 
 from app.auth.cli import serve
-from app.auth.cli.changes import keys  # part: limits
+from app.auth.cli.changes import keys  # part: limits, transfer
 from app.auth.cli.commands import command_line
 from app.auth.cli.context import Wiring
+from app.auth.cli.database import db  # part: transfer
 from app.limits.commands import create, update  # part: limits
 from app.policies import make_policies
 from app.settings import load_settings
+from app.transfer.commands import copy, export, import_keys  # part: transfer
 
 MIGRATIONS = Path(__file__).parent / "migrations"
 
@@ -26,3 +28,6 @@ main.command()(serve.serve)
 serve.SHARED_FOLDERS.append("PROMETHEUS_MULTIPROC_DIR")  # part: metrics
 keys.command()(create)  # part: limits
 keys.command()(update)  # part: limits
+keys.command()(export)  # part: transfer
+keys.command("import")(import_keys)  # part: transfer
+db.command()(copy)  # part: transfer

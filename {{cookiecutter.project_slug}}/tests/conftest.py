@@ -1,8 +1,7 @@
 """Fixtures: the service with a database of its own, and callers of it."""
 
 import shutil
-from collections.abc import AsyncGenerator, Callable, Iterator
-from contextlib import AsyncExitStack
+from collections.abc import Callable, Iterator
 from math import inf
 from pathlib import Path
 
@@ -20,10 +19,10 @@ from app.auth.key import digests, id_of, new_secret
 from app.auth.keys.service import KeyService
 from app.auth.store.cache import DatabaseKeyStore
 from app.cli import MIGRATIONS
-from app.constants import API_KEY_HEADER, MISSING_KEY_STATUS
+from app.constants import MISSING_KEY_STATUS
 from app.database import get_engine
 from app.settings import load_settings
-from tests.callers import Clock, Keys, make_service, status_of
+from tests.callers import Clock, Keys, make_client, make_service, status_of
 
 
 @pytest.fixture
@@ -147,30 +146,19 @@ def key_service(service: GuardedAPI) -> KeyService:
 
 
 @pytest.fixture
-async def client(service: FastAPI) -> AsyncGenerator[httpx.AsyncClient]:
-    transport = httpx.ASGITransport(app=service)
-    async with httpx.AsyncClient(transport=transport, base_url="http://service") as client:
-        yield client
+def client(service: FastAPI) -> httpx.AsyncClient:
+    return make_client(service)
 
 
 @pytest.fixture
-async def client_with(
-    service: FastAPI, key_service: KeyService
-) -> AsyncGenerator[Callable[..., httpx.AsyncClient]]:
+def client_with(service: FastAPI, key_service: KeyService) -> Callable[..., httpx.AsyncClient]:
     """Callers whose keys have the scopes that you name: `client_with("reports:read")`."""
-    async with AsyncExitStack() as clients:
 
-        def client_with(*scopes: str, owner: str = "") -> httpx.AsyncClient:
-            key = key_service.create("client", scopes, owner=owner, actor="tests").key
-            client = httpx.AsyncClient(
-                transport=httpx.ASGITransport(app=service),
-                base_url="http://service",
-                headers={API_KEY_HEADER: key},
-            )
-            clients.push_async_callback(client.aclose)
-            return client
+    def client_with(*scopes: str, owner: str = "") -> httpx.AsyncClient:
+        key = key_service.create("client", scopes, owner=owner, actor="tests").key
+        return make_client(service, key)
 
-        yield client_with
+    return client_with
 
 
 @pytest.fixture

@@ -5,8 +5,10 @@ import string
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
-from typing import Final
+from typing import Any, Final
+from urllib.parse import unquote
 from uuid import UUID, uuid4
+from weakref import WeakSet
 from zlib import crc32
 
 # The canonical spelling is a lower-case UUID4. Only this one is hashed, so a revocation covers
@@ -20,6 +22,9 @@ _BASE62 = string.digits + string.ascii_uppercase + string.ascii_lowercase
 _IN_TEXT = re.compile(
     rf"{_SECRET.pattern}|(?<![0-9a-z]){_PREFIXED.pattern}(?![0-9a-z])", re.IGNORECASE
 )
+# Where an imported key may stand, and where one may begin or end in it.
+_VISIBLE = re.compile(r"[!-~]{16,}")
+_EDGE = re.compile(r"(?<![0-9A-Za-z])|(?![0-9A-Za-z])")
 # Also where two overlap, or a secret follows other letters.
 _ANYWHERE = re.compile(rf"(?=({_SECRET.pattern}|{_PREFIXED.pattern}))", re.IGNORECASE)
 
@@ -126,13 +131,36 @@ def digests(secrets: Iterable[str]) -> Iterator[bytes]:
     return (digest(secret.encode()) for secret in secrets)
 
 
+KNOWING: Final[WeakSet[Any]] = WeakSet()
+"""The stores of this process with keys from elsewhere. Whatever key they know is masked, too."""
+
+
+def imported_in(text: str, most: float) -> Iterator[tuple[int, int]]:
+    """Yield where imported keys stand in the text. Ends after `most` characters of other text."""
+    place = 0
+    for visible in _VISIBLE.finditer(text) if KNOWING else ():
+        edges = [edge.start() for edge in _EDGE.finditer(text, *visible.span())]
+        for number, start in enumerate(edges):
+            if start >= place + most:
+                return
+            for end in edges[number + 1 : number + 27] if start >= place else ():
+                spelled = text[start:end].encode() if end - start >= 16 else b""
+                if spelled and any(store.may_exist(digest(spelled)) for store in KNOWING):
+                    yield start, end
+                    most, place = most - (start - place), end
+                    break
+
+
 def masked(text: str) -> str:
     """The gate for all text of callers on its way to a log, a span or a metric.
 
     Returns at most 200 printable characters, with `[key]` for text spelled like a secret.
     """
-    # Masking 2,000 characters leaves more than 200, so the cut below never splits a secret.
-    shown = _IN_TEXT.sub("[key]", text[:2000])
+    # Masking that many characters leaves more than 200, so the cut below never splits a secret.
+    shown = _IN_TEXT.sub("[key]", text[: 8000 if KNOWING else 2000])
+    for spelled in (shown, unquote(shown)) if KNOWING else ():
+        for start, end in reversed([*imported_in(spelled, 200)]):
+            shown = spelled = f"{spelled[:start]}[key]{spelled[end:]}"
     if not shown.isprintable():
         shown = repr(shown)[1:-1]
     return shown if len(shown) <= 200 else f"{shown[:200]}..."

@@ -78,8 +78,7 @@ class LimitPolicy:
         )
 
     def _limits_of(self, key: Key) -> tuple[Limit, ...]:
-        own = key.restrictions.get(self.name)
-        return with_default(_parsed(tuple(own)), self._default) if own else self._default
+        return _that_hold(tuple(key.restrictions.get(self.name, ())), self._default)
 
     @asynccontextmanager
     async def running(self) -> AsyncGenerator[None]:
@@ -97,7 +96,9 @@ class LimitPolicy:
         return False
 
 
-_parsed = lru_cache(10_000)(parse_limits)
+@lru_cache(10_000)
+def _that_hold(own: tuple[str, ...], default: tuple[Limit, ...]) -> tuple[Limit, ...]:
+    return with_default(parse_limits(own), default)
 
 
 def open_counter(valkey_url: str, database_url: sa.URL) -> Counter:

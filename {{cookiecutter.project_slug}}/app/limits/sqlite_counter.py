@@ -6,7 +6,7 @@ The file need not survive the machine: it is never synced, and another boot has 
 import asyncio
 import os
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from glob import escape
 from pathlib import Path
@@ -64,12 +64,14 @@ class SqliteCounter:
     async def charge(self, key_id: str, windows: Sequence[Window]) -> Counted | None:
         give_up_at, attempts = monotonic() + TIMEOUT, 0
         while True:
-            with suppress(_BusyError), self._lock:
-                return self._try(key_id, windows)
+            try:
+                with self._lock:
+                    return self._try(key_id, windows)
+            except _BusyError:
+                attempts += 1
             if monotonic() > give_up_at:
                 raise OutOfReachError("another process holds the file")
-            await asyncio.sleep(0 if attempts < YIELDS else attempts * 0.0001)
-            attempts += 1
+            await asyncio.sleep(0 if attempts <= YIELDS else attempts * 0.0001)
 
     async def close(self) -> None:
         self._close()
@@ -103,15 +105,15 @@ class SqliteCounter:
         if self._path and file_of(self._path) != self._file:  # somebody took it away
             self._close()
             raise _BusyError
-        opened = self._opened
-        opened.execute("BEGIN IMMEDIATE")
+        run = self._opened.cursor().execute
+        run("BEGIN IMMEDIATE")
         try:
             # The clock is read under the lock, so that times are in the order of the charges.
-            counted = _charge(opened, monotonic_ns(), key_id, windows)
-            opened.execute("COMMIT")
+            counted = _charge(run, monotonic_ns(), key_id, windows)
+            run("COMMIT")
         except BaseException:
             with suppress(sqlite3.Error):
-                opened.execute("ROLLBACK")
+                run("ROLLBACK")
             raise
         return counted
 
@@ -162,9 +164,8 @@ def _boot() -> str:
 
 
 def _charge(
-    opened: sqlite3.Connection, now: int, key: str, windows: Sequence[Window]
+    run: Callable[..., sqlite3.Cursor], now: int, key: str, windows: Sequence[Window]
 ) -> Counted | None:
-    run = opened.execute
     number, latest = run(_LAST, (key,)).fetchone() or (0, 0)
     if latest >= now + SECOND:  # from before a reboot
         run("DELETE FROM hits WHERE key = ?", (key,))

@@ -6,8 +6,7 @@ from collections.abc import Sequence
 from app.auth.access.policy import Policy
 from app.auth.errors import ForbiddenError
 from app.auth.key import Key
-from app.auth.keys.change import Change
-from app.auth.keys.fields import MANAGE, OWN
+from app.auth.keys.change import MANAGE, OWN, Change
 from app.auth.keys.views import KeyView, get_view
 
 

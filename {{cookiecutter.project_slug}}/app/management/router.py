@@ -29,7 +29,7 @@ from app.auth.errors import (
     StoreUnavailableError,
 )
 from app.auth.key import Key
-from app.auth.keys.fields import MANAGE, OWN
+from app.auth.keys.change import MANAGE, OWN
 from app.auth.keys.service import KeyService
 from app.auth.keys.views import LONGEST, EventView
 from app.auth.usage import report

@@ -5,7 +5,7 @@ import sqlite3
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -173,18 +173,6 @@ async def test_a_running_server_notices_it_without_being_asked_and_is_back_by_it
 
 
 # When keys were last used, and what time it is.
-
-
-async def test_a_stop_writes_when_secrets_were_last_used(clock: Clock, server: Server) -> None:
-    first = server.keys.create("key", actor=ME)
-    second, used = server.keys.rotate(first.id, actor=ME), []
-    async with server.store.follow():
-        for issued in (first, second):
-            clock.pass_time(60)
-            assert await server.status(issued.key) == 200
-            used.append(datetime.fromtimestamp(clock.now, UTC))
-    key = server.keys.get(first.id)
-    assert [key.old_key_last_used_at, key.last_used_at] == used
 
 
 async def test_what_cannot_be_written_is_kept_and_what_was_written_counts_once(

@@ -72,8 +72,7 @@ class GuardedAPI(FastAPI):
     ) -> None:
         self.keys: Final = keys
         self.policies: Final = tuple(policies)
-        self._observers: Final = list(observers)
-        self._log: Final = RequestLog(self, self._observers, probes, show_owners)
+        self._log: Final = RequestLog(self, observers, probes, show_owners)
         self._public_paths: Final = frozenset(public_paths)
         self._accept_bearer: Final = accept_bearer
         self._problem = ""  # the error that stopped the start-up
@@ -123,7 +122,7 @@ class GuardedAPI(FastAPI):
 
     def add_observer(self, observe: Observer) -> None:
         """Call `observe` for each request, when its answer starts."""
-        self._observers.append(observe)
+        self._log.observers.append(observe)
 
     def include_router(
         self, router: APIRouter, *, dependencies: Dependencies = None, **options: Any

@@ -32,7 +32,7 @@ class Guard:
         self._app, self._api = app, api
         self._keys: KeyStore = api.keys
         self._policies: Sequence[Policy] = api.policies
-        self._failed_attempts = FailedAttempts()
+        self._attempts = FailedAttempts()
         self._faulty_routes = FaultyRoutes(api)
         # Without a route, a caller without a key gets 404, or the answer of your handler for it.
         self._not_found = ExceptionMiddleware(
@@ -48,15 +48,17 @@ class Guard:
             record, offered = scope[RECORD], scope[PRESENTED]
             record.scope = scope  # the one that the router writes to
             # The fast path: a cached key that no policy restricts.
-            if (
+            if not (
                 isinstance(offered, tuple)
                 and (caller := self._keys.cached(offered[0]))
                 and not caller.restrictions
                 and not [policy for policy in self._policies if policy.concerns(caller)]
             ):
+                caller = await authenticate(scope, self._keys, self._attempts, self._policies)
+                if isinstance(caller, Admission):
+                    caller, record.headers = caller
+            if isinstance(caller, Key):
                 record.key, record.digest = caller, offered[0]
-            else:
-                caller = await self._decide(scope)
             scope[CALLER], scope[API] = caller, self._api
             if get_current():  # empty unless OpenTelemetry is set up
                 _describe(trace.get_current_span(), caller)
@@ -66,15 +68,6 @@ class Guard:
         if answer is self._app:
             self._faulty_routes.refuse(scope)
         await answer(scope, receive, send)
-
-    async def _decide(self, scope: Scope) -> Key | Refusal:
-        decision = await authenticate(scope, self._keys, self._failed_attempts, self._policies)
-        if isinstance(decision, Admission):
-            record = scope[RECORD]
-            record.key, record.headers = decision.caller, decision.headers
-            record.digest, _ = scope[PRESENTED]
-            return decision.caller
-        return decision
 
     def _answer_for(self, refusal: Refusal, scope: Scope) -> ASGIApp:
         route = self._api.route_for(scope)

@@ -3,8 +3,8 @@
 import logging
 import re
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterable, Sequence
-from functools import lru_cache
+from collections.abc import Awaitable, Callable, Iterable
+from functools import cached_property, lru_cache
 from random import Random
 from time import perf_counter
 from typing import Any, Final
@@ -15,7 +15,7 @@ from starlette.types import Message, Scope, Send
 from app.auth.access.clients import address_of
 from app.auth.access.policy import Headers
 from app.auth.access.rule import PRESENTED, KeyStore, route_of
-from app.auth.key import canonical, digest, masked, spelled_in
+from app.auth.key import canonical, digest, imported_in, masked, spelled_in
 from app.auth.log import RECORD, Observer, RequestRecord, request_id
 
 logger = logging.getLogger("app.requests")
@@ -28,40 +28,40 @@ _HEADERS: Final = (
     (b"x-content-type-options", b"nosniff"),
 )
 _NAMES: Final = frozenset({b"x-request-id", *(name for name, _ in _HEADERS)})
+_METHODS: Final = frozenset({"DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT"})
 _NO_STORE: Final = (b"cache-control", b"no-store")
 _FOR_WHOM: Final = re.compile(rb"private|public|s-maxage|no-store", re.IGNORECASE)
 
 
 class RequestLog:
-    """The log of an application. `observers` may still grow.
+    """The log of an application.
 
     `probes` are paths whose successful requests have a line at the level DEBUG alone.
     """
 
     def __init__(
-        self, api: Any, observers: Sequence[Observer], probes: Iterable[str], show_owners: bool
+        self, api: Any, observers: Iterable[Observer], probes: Iterable[str], show_owners: bool
     ) -> None:
-        self.api, self.observers, self.probes = api, observers, frozenset(probes)
+        self.api, self.observers, self.probes = api, list(observers), frozenset(probes)
         self.show_owners = show_owners
-        # At the first request, for a process may fork before it.
-        self._bits: Callable[[int], int] | None = None
-        self._paths: dict[int, str] | None = None  # declared paths, by the id() of the route
 
-    def new_id(self) -> str:
-        """16 hex digits. They need only be unique, so the system's random source starts them."""
-        if self._bits is None:
-            self._bits = Random().getrandbits  # noqa: S311 - an id is no secret
-        return f"{self._bits(64):016x}"
+    @cached_property  # at the first request, for a process may fork before it
+    def bits(self) -> Callable[[int], int]:
+        """Ids need only be unique, so the system's random source starts them."""
+        return Random().getrandbits  # noqa: S311 - an id is no secret
+
+    @cached_property
+    def _paths(self) -> dict[int, str]:
+        """Declared paths, by the id() of the route."""
+        contexts = list(iter_route_contexts(self.api.routes))
+        times = Counter(id(context.original_route) for context in contexts)
+        return {
+            id(context.original_route): context.path_format or ""
+            for context in contexts
+            if times[id(context.original_route)] == 1
+        }
 
     def path_of(self, scope: Scope) -> str:
-        if self._paths is None:
-            contexts = list(iter_route_contexts(self.api.routes))
-            times = Counter(id(context.original_route) for context in contexts)
-            self._paths = {
-                id(context.original_route): context.path_format or ""
-                for context in contexts
-                if times[id(context.original_route)] == 1
-            }
         return self._paths.get(id(scope.get("route"))) or route_of(scope)
 
 
@@ -77,7 +77,7 @@ class Exchange(RequestRecord):
         self.client = _address(client[0][:64]) if client else ""  # no address is longer
         self.method = "WS" if scope["type"] == "websocket" else _shown(scope["method"])
         self.scope, self._log, self._send = scope, log, send
-        self.id = (id and _believed(id, scope, log.api.keys)) or log.new_id()
+        self.id = (id and _believed(id, scope, log.api.keys)) or f"{log.bits(64):016x}"
         self._id_before = request_id.set(self.id)
         scope[RECORD] = self
 
@@ -101,15 +101,14 @@ class Exchange(RequestRecord):
         if not self._has_line:
             self._tell()
         request_id.reset(self._id_before)
+        del self.scope, self._send  # they hold this: a cycle waits for the garbage collector
 
     def _begin(self, status: int) -> None:
-        self.status = status
-        if observers := self._log.observers:
-            self.seconds = perf_counter() - self._began_at
-            if self.route is None:
-                self.route = self._log.path_of(self.scope)
-            for observe in observers:
-                observe(self)
+        self.status, self.seconds = status, perf_counter() - self._began_at
+        if self.route is None:
+            self.route = self._log.path_of(self.scope)
+        for observe in self._log.observers:
+            observe(self)
 
     def _with_headers(self, given: Iterable[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
         """Add the default headers, and keep shared caches from storing an answer to a caller.
@@ -128,8 +127,7 @@ class Exchange(RequestRecord):
         added = [*_HEADERS, (b"x-request-id", self.id.encode())]
         if not _NAMES.isdisjoint(names):
             added = [header for header in added if header[0] not in names]
-        headers += added
-        return headers
+        return headers + added
 
     def _tell(self) -> None:
         """Write the line, once."""
@@ -140,8 +138,6 @@ class Exchange(RequestRecord):
         if not logger.isEnabledFor(level):
             return
         milliseconds = 1000 * (perf_counter() - self._began_at)
-        if self.route is None:
-            self.route = self._log.path_of(self.scope)
         key_id = self.key.id if self.key else ""
         owner = self.key.owner if self.key and self._log.show_owners else ""
         line = logger.makeRecord(  # `logger.log` would search the stack for the caller of it
@@ -169,7 +165,8 @@ class Exchange(RequestRecord):
         logger.handle(line)
 
 
-_shown = lru_cache(100)(masked)
+def _shown(method: str) -> str:
+    return method if method in _METHODS else masked(method)
 
 
 @lru_cache(10_000)
@@ -182,7 +179,7 @@ def _believed(sent: bytes, scope: Scope, keys: KeyStore) -> str:
     id = sent.decode("latin-1")
     if not _BELIEVED.fullmatch(sent) or any(_is_key(text, scope, keys) for text in spelled_in(id)):
         return ""
-    return id
+    return "" if any(imported_in(id, 64)) else id
 
 
 def _is_key(text: str, scope: Scope, keys: KeyStore) -> bool:

@@ -6,7 +6,7 @@ from typing import Any, Final, NamedTuple, NoReturn
 from fastapi import APIRouter, Request, Response, params
 from fastapi.dependencies.models import Dependant
 from fastapi.routing import APIRoute, APIWebSocketRoute
-from starlette.routing import BaseRoute
+from starlette.routing import BaseRoute, Match
 from starlette.types import Receive, Scope, Send
 
 from app.auth.access.dependencies import refusal_without, scopes_of
@@ -14,6 +14,7 @@ from app.auth.access.rule import CALLER, Refusal
 from app.auth.errors import UnguardedRouteError
 
 _NO_SCOPES: Final[frozenset[str]] = frozenset()
+_BY_PATH: Final = (APIRoute.matches, APIWebSocketRoute.matches)
 
 Dependencies = Sequence[params.Depends] | None
 Handler = Callable[[Request], Coroutine[Any, Any, Response]]
@@ -40,7 +41,26 @@ class GuardedRoute(APIRoute):
         return handle_if_covered
 
 
-class GuardedRouter(APIRouter):
+class _Router(APIRouter):
+    """Asks its routes only if a path ends like one of theirs; a prefix may stand before it."""
+
+    _ends: tuple[str, ...] = ()
+    frontend = refuse_frontend
+
+    def __init__(self, **options: Any) -> None:
+        options.setdefault("redirect_slashes", False)
+        super().__init__(**options)
+
+    def matches(self, scope: Scope) -> tuple[Match, Scope]:
+        """FastAPI calls this for an included router, and again for the one that it chooses."""
+        if len(self.routes) != len(self._ends):  # a cheap check: it runs per request
+            routes: list[Any] = self.routes
+            paths = [route.path if type(route).matches in _BY_PATH else "{" for route in routes]
+            self._ends = tuple("" if "{" in path else path for path in paths)
+        return super().matches(scope) if scope["path"].endswith(self._ends) else (Match.NONE, {})
+
+
+class GuardedRouter(_Router):
     """Every route on it (HTTP, WebSocket, mounted apps, nested routers) needs a valid key.
 
     The scopes in its `dependencies`, and in those of `include_router`, apply to all of them.
@@ -48,13 +68,12 @@ class GuardedRouter(APIRouter):
 
     def __init__(self, **options: Any) -> None:
         options.setdefault("route_class", GuardedRoute)
-        options.setdefault("redirect_slashes", False)
         super().__init__(**options)
         self.scopes: Final = sorted(scopes_in(self.dependencies))
 
-    async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
+    def handle(self, scope: Scope, receive: Receive, send: Send) -> Coroutine[Any, Any, None]:
         """FastAPI calls this for an included router."""
-        await (self._refusal(scope) or super().handle)(scope, receive, send)
+        return (self._refusal(scope) or super().handle)(scope, receive, send)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Starlette calls this for a mounted router."""
@@ -72,20 +91,12 @@ class GuardedRouter(APIRouter):
         router, options = with_scopes_of(dependencies, router, options)
         super().include_router(router, **options)
 
-    frontend = refuse_frontend
-
 
 _NOBODY_ASKED: Final = Refusal("no GuardedAPI around it")
 
 
-class PublicRouter(APIRouter):
+class PublicRouter(_Router):
     """Routes on it need no key, except those on a GuardedRouter inside it."""
-
-    def __init__(self, **options: Any) -> None:
-        options.setdefault("redirect_slashes", False)
-        super().__init__(**options)
-
-    frontend = refuse_frontend
 
 
 def dependant_of(dependencies: Dependencies) -> Dependant:

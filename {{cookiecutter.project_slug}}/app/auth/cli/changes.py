@@ -28,7 +28,7 @@ from app.auth.cli.output import show
 from app.auth.database import clock
 from app.auth.database.engine import transaction
 from app.auth.errors import InvalidError
-from app.auth.keys.fields import Fields
+from app.auth.keys.change import Fields
 from app.auth.keys.service import KeyService
 from app.auth.keys.views import OVERLAP, KeyView
 
@@ -76,7 +76,7 @@ def _give_one_end(
     expires_in: timedelta | None, expires_at: datetime | None, no_expiry: bool = False
 ) -> None:
     if (expires_in is not None) + bool(expires_at) + no_expiry > 1:
-        raise typer.BadParameter("give --expires-in or --expires-at, or with an update --no-expiry")
+        raise typer.BadParameter("give --no-expiry or a time, with --expires-in or --expires-at")
 
 
 def _end(

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Collection, Mapping
 from datetime import timedelta
 from functools import cache
-from typing import Annotated
+from typing import Annotated, Any, Final
 
 import typer
 
@@ -22,11 +22,12 @@ from app.auth.config import sources
 from app.auth.config.settings import AuthSettings
 from app.auth.database.models import ENV_ID
 from app.auth.errors import SettingsError, StoreUnavailableError
-from app.auth.key import id_of
+from app.auth.key import KNOWING, id_of
 from app.auth.keys.service import open_service
 from app.auth.usage import report
 from app.auth.usage.report import KeyUse
 
+SCANNED: Final[list[Callable[[AuthSettings], Any]]] = []  # what a part makes for KNOWING
 OfOwner = Annotated[str | None, typer.Option("--owner", help="The keys of this owner alone.")]
 
 
@@ -124,7 +125,9 @@ def scan(
     from app.auth.cli.scan import report
 
     with one_line_errors():
-        known = _known_keys(wiring_of(ctx).load_settings())
+        settings = wiring_of(ctx).load_settings()
+        known, more = _known_keys(settings), [make(settings) for make in SCANNED]
+        KNOWING.update(more)
         found = report(files, known, print_text, as_json=as_json)
     raise typer.Exit(found)
 

@@ -8,7 +8,7 @@ from typing import Any
 import typer
 
 from app.auth.cli.context import name_database, wait
-from app.auth.cli.output import one_line_errors, print_text
+from app.auth.cli.output import one_line_errors, print_text, progress
 from app.auth.config.settings import AuthSettings
 from app.auth.database import clock, migrate
 from app.auth.database.engine import SCHEMA, SCHEMA_TABLE, transaction, uri_of
@@ -62,7 +62,7 @@ def thin(ctx: typer.Context) -> None:
         service = open_service(ctx.obj.load_settings())
         with transaction(service.engine) as connection:
             now = clock.now(connection)
-        print_text(f"{sum(counts.thin(service.engine, now))} rows compacted.")
+        print_text(f"{sum(progress(counts.thin(service.engine, now)))} rows compacted.")
 
 
 def _settings(ctx: typer.Context) -> Any:

@@ -3,10 +3,11 @@
 import json
 import sys
 from collections import Counter
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime, timedelta
 from math import ceil
+from typing import TypeVar
 
 import typer
 from pydantic import BaseModel
@@ -15,6 +16,8 @@ from app.auth.errors import KeyServiceError, SettingsError, StoreUnavailableErro
 from app.auth.keys.views import IssuedKey
 from app.auth.usage.counts import OUTCOMES
 from app.auth.usage.report import UsageView
+
+T = TypeVar("T")
 
 # The fields that a table leaves out.
 _DETAILS = {
@@ -112,15 +115,21 @@ def note(text: str) -> None:
         sys.stderr = None  # otherwise Python flushes it at exit and exits with 120
 
 
+def progress(work: Iterable[T], length: int | None = None) -> Iterator[T]:
+    """The same work, with a bar on standard error if that is a terminal."""
+    hidden = sys.stderr is None or not sys.stderr.isatty()
+    with typer.progressbar(work, length, file=sys.stderr, hidden=hidden) as bar:
+        yield from bar
+
+
 def _readable(value: object) -> str:
     if isinstance(value, datetime):
         return f"{value:%Y-%m-%d %H:%MZ}"
     if isinstance(value, list):
         return " ".join(value) or "-"
-    if isinstance(value, tuple):  # before and after
-        return " to ".join(map(_readable, value))
-    if isinstance(value, dict):
-        return ", ".join(f"{name}: {_readable(each)}" for name, each in value.items()) or "-"
+    if isinstance(value, dict):  # by field, before and after
+        changed = ((name, " to ".join(map(_readable, each))) for name, each in value.items())
+        return ", ".join(f"{name}: {change}" for name, change in changed)
     return "-" if value in (None, "") else f"{value}"
 
 

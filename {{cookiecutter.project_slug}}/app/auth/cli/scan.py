@@ -11,10 +11,11 @@ import sys
 from codecs import BOM_UTF16_BE, BOM_UTF16_LE, getincrementaldecoder
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import nullcontext
+from math import inf
 from pathlib import Path
 from typing import BinaryIO, Final, NamedTuple
 
-from app.auth.key import canonical, digest, id_of, is_canonical
+from app.auth.key import canonical, digest, id_of, imported_in, is_canonical
 from app.constants import API_KEY_HEADER
 
 BLOCK: Final = 1 << 18  # bytes a read
@@ -114,6 +115,8 @@ def _keys(text: str, known: Known) -> list[tuple[int, str, str]]:
         for place, secret, why in _secrets(text)
         if is_canonical(secret)
     ]
+    imported = imported_in(text, inf)
+    candidates += [(start, digest(text[start:end].encode()), "") for start, end in imported]
     ids = known({hashed for _, hashed, _ in candidates}) if candidates else {}
     return sorted(
         (place, ids.get(hashed) or id_of(hashed), "known" if hashed in ids else why)

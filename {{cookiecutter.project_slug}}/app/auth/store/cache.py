@@ -22,7 +22,7 @@ from app.auth.database import clock
 from app.auth.database.engine import TIMEOUT, connect
 from app.auth.database.models import LEAST_STALENESS
 from app.auth.errors import StoreUnavailableError
-from app.auth.key import Key
+from app.auth.key import KNOWING, Key
 from app.auth.store.queries import NOWHERE, Cursor, Queries, Secret, in_time, run
 from app.auth.store.usage_writer import UsageWriter
 
@@ -163,6 +163,8 @@ class DatabaseKeyStore:
             if answer.changed is not None:
                 break
             await self._reload(answer.position)
+        if self._queries.has_imported:
+            KNOWING.add(self)
         for digest in answer.changed:
             self._secrets.pop(digest, None)
             if not self.may_exist(digest):

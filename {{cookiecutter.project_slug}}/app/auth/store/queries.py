@@ -55,7 +55,9 @@ class Cursor:
 
 
 NOWHERE: Final = Cursor(-1, b"")
-ISSUING: Final = ("created", "rotated")  # the events that bring a secret each
+IMPORTED: Final = "imported"
+CREATING: Final = ("created", IMPORTED)  # the events that bring a key each, with a secret
+ISSUING: Final = (*CREATING, "rotated", "imported secret")  # those that bring a secret each
 COUNT: Final = sa.func.count()
 UNFIT: Final = "DATABASE_URL: this is a standby, or a backup is not restored wholly"
 # A standby lags behind. The rules come back after all rows.
@@ -77,6 +79,7 @@ class Queries:
     def __init__(self, engine: sa.Engine, env_keys: Iterable[bytes]) -> None:
         self._engine, self._env_keys = engine, frozenset(env_keys)
         self._is_another = False  # another history is being read
+        self.has_imported = False
         self._env_ids = {ENV_ID + id_of(digest) for digest in self._env_keys}
         self._server = token_hex(8)
 
@@ -111,9 +114,11 @@ class Queries:
             keys = sa.select(events.key_id).where(events.id > known.event)
             changed = sa.select(api_key_secrets.c.digest).where(api_key_secrets.c.key_id.in_(keys))
             digests = connection.scalars(changed).all()
-            of_keys = sa.select(COUNT).where(events.key_id.in_(keys), events.action.in_(ISSUING))
-            is_whole = connection.scalar(of_keys) == len(digests)
-            return replace(news, changed=digests if is_whole else None)
+            of_keys = sa.select(COUNT, COUNT.filter(events.action == IMPORTED))
+            of_keys = of_keys.where(events.key_id.in_(keys), events.action.in_(ISSUING))
+            issued, imported = connection.execute(of_keys).one()
+            self.has_imported |= imported > 0
+            return replace(news, changed=digests if issued == len(digests) else None)
 
     def digests(self, after: bytes) -> Sequence[bytes]:
         """The next digests of all secrets, in order, AT_ONCE at most."""
@@ -129,7 +134,7 @@ class Queries:
         """
         events = api_key_events.c
         issued = sa.select(COUNT).where(events.action.in_(ISSUING))
-        created = sa.select(COUNT).where(events.action == "created")
+        created = sa.select(COUNT).where(events.action.in_(CREATING))
 
         def rows(table: sa.Table) -> sa.ScalarSelect[int]:
             return sa.select(COUNT).select_from(table).scalar_subquery()
@@ -138,9 +143,11 @@ class Queries:
             issued.where(events.id <= position.event).scalar_subquery() <= secrets,
             issued.scalar_subquery() == rows(api_key_secrets),
             created.scalar_subquery() == rows(api_keys),
+            sa.exists().where(events.action == IMPORTED),
         )
         with transaction(self._engine) as connection:
-            if not all(connection.execute(query).one()):
+            *whole, self.has_imported = connection.execute(query).one()
+            if not all(whole):
                 raise StoreUnavailableError(UNFIT)
             moments = clock.moments(connection)
         if self._is_another:

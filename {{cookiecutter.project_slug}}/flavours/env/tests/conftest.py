@@ -1,6 +1,5 @@
 """Fixtures: a service with a `.env` of its own, and callers of it."""
 
-from collections.abc import AsyncGenerator
 from math import inf
 from pathlib import Path
 
@@ -11,7 +10,7 @@ from fastapi import FastAPI
 from app.auth import GuardedAPI
 from app.auth.key import digests, id_of, new_secret
 from app.settings import load_settings
-from tests.callers import Clock, Keys, make_service
+from tests.callers import Clock, Keys, make_client, make_service
 
 
 @pytest.fixture
@@ -58,10 +57,8 @@ def service(env_file: Path) -> GuardedAPI:
 
 
 @pytest.fixture
-async def client(service: FastAPI) -> AsyncGenerator[httpx.AsyncClient]:
-    transport = httpx.ASGITransport(app=service)
-    async with httpx.AsyncClient(transport=transport, base_url="http://service") as client:
-        yield client
+def client(service: FastAPI) -> httpx.AsyncClient:
+    return make_client(service)
 
 
 @pytest.fixture

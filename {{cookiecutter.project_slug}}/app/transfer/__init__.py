@@ -1,0 +1,1 @@
+"""Moves keys in and out, and the database from one kind to the other."""
