@@ -6,7 +6,7 @@ import sqlalchemy as sa
 
 from app.auth import GuardedAPI
 from app.auth.errors import ForbiddenError, InvalidError
-from app.auth.key import Key, new_secret
+from app.auth.key import new_secret
 from app.auth.keys.service import MANAGE, KeyService
 from app.auth.store.cache import DatabaseKeyStore
 from app.constants import API_KEY_HEADER, MISSING_KEY_STATUS
