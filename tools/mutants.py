@@ -1530,8 +1530,8 @@ DATABASE = [
     Mutant(
         "a manager widens itself",
         "app/management/delegation.py",
-        "self._manager or get_view(",
-        "None or get_view(",
+        "if change is not self._change:",
+        "if change:",
         "api_keys",
     ),
     Mutant(

@@ -7,7 +7,7 @@ from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime, timedelta
 from secrets import token_hex
-from typing import Any, Literal
+from typing import Literal
 
 import sqlalchemy as sa
 
@@ -26,6 +26,7 @@ from app.auth.keys.views import (
     IssuedKey,
     KeyReader,
     KeyView,
+    flat,
     ids_of,
     is_active,
     is_of,
@@ -117,7 +118,7 @@ class KeyService(KeyReader):
             if (updated := _with_owner(change.view(id))) != key:
                 self._keep_a_manager(change, managers, force)
                 authorize(change, updated)
-                before, after = (_flat(self._filled(view)) for view in (key, updated))
+                before, after = (flat(self._filled(view)) for view in (key, updated))
                 differ = [name for name in sorted(after) if before.get(name) != after[name]]
                 changes = {name: [before.get(name), after[name]] for name in differ}
                 change.record("updated", actor, [id], changes)
@@ -290,13 +291,6 @@ class KeyService(KeyReader):
         if show:
             show(issued)
         return issued
-
-
-def _flat(key: KeyView) -> dict[str, Any]:
-    """In JSON, with each restriction as a field of its own."""
-    dumped = key.model_dump(mode="json")
-    bounds: dict[str, Any] = dumped.pop("restrictions")
-    return bounds | dumped
 
 
 def _with_owner(key: KeyView) -> KeyView:

@@ -51,6 +51,14 @@ class KeyView(BaseModel):
     old_key_last_used_at: datetime | None
 
 
+def flat(item: BaseModel, mode: str = "json") -> dict[str, Any]:
+    """Its fields, with each restriction of a key as a field of its own."""
+    fields: dict[str, Any] = {}
+    for name, value in item.model_dump(mode=mode).items():
+        fields |= value if name == "restrictions" else {name: value}
+    return fields
+
+
 class IssuedKey(KeyView):
     """A key with its new secret, which is never shown again."""
 
