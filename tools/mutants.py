@@ -1127,7 +1127,7 @@ DATABASE = [
     Mutant(
         "a server trusts what it knows for longer than others wait",
         "app/auth/store/cache.py",
-        "counted = self._counted if monotonic() < self._usage.counted_until else 0.0",
+        "counted = self._counted if monotonic() < self.usage.counted_until else 0.0",
         "counted = self._max_staleness",
         "store",
         lean=True,
@@ -1783,9 +1783,9 @@ DATABASE = [
         "all uses are written in one transaction",
         "app/auth/store/queries.py",
         "for first in range(0, len(uses), FLUSH_AT_ONCE):\n"
-        "            with transaction(self._engine, write=True) as connection:\n"
+        "            with transaction(self.engine, write=True) as connection:\n"
         "                connection",
-        "with transaction(self._engine, write=True) as connection:\n"
+        "with transaction(self.engine, write=True) as connection:\n"
         "            for first in range(0, len(uses), FLUSH_AT_ONCE):\n"
         "                connection",
         "store",
@@ -1815,16 +1815,16 @@ DATABASE = [
     ),
     Mutant(
         "what is written while the use of a key is read is left out",
-        "app/auth/store/usage_writer.py",
-        "if made == self._counts.made:",
+        "app/limits/usage.py",
+        "if made == usage.counts.made:",
         "if True:",
         "usage",
     ),
     Mutant(
         "what is being written while the use of a key is read counts twice",
-        "app/auth/store/usage_writer.py",
-        "if batch.number > last]",
-        "if True]",
+        "app/limits/usage.py",
+        "if batch.number > last and ",
+        "if ",
         "usage",
     ),
     Mutant(
@@ -1872,8 +1872,8 @@ DATABASE = [
     Mutant(
         "a write that failed is forgotten",
         "app/auth/store/usage_writer.py",
-        "                await run(self._threads, None, self._queries.add, batch := batches[0])\n",
-        "                await run(self._threads, None, self._queries.add, batches.popleft())\n",
+        "                await run(self.threads, None, self.queries.add, batch := batches[0])\n",
+        "                await run(self.threads, None, self.queries.add, batches.popleft())\n",
         "usage",
     ),
     Mutant(
@@ -2064,9 +2064,9 @@ DATABASE = [
     ),
     Mutant(
         "what a limit refuses uses up a quota",
-        "app/auth/usage/counts.py",
-        "sum(usage.served + usage.refused)",
-        "sum(usage.served + usage.refused + usage.limited)",
+        "app/limits/usage.py",
+        "sum(counted.served + counted.refused)",
+        "sum(counted.served + counted.refused + counted.limited)",
         "limits",
     ),
     # Limits are counted where the keys are; while that is out of reach, each server counts alone.
@@ -2457,10 +2457,10 @@ DATABASE = [
     Mutant(
         "networks that could not be written are forgotten",
         "app/auth/store/usage_writer.py",
-        "                await run(self._threads, None, self._queries.note_networks, networks)\n"
-        "                self._counts.noted(networks)",
-        "                self._counts.noted(networks)\n"
-        "                await run(self._threads, None, self._queries.note_networks, networks)",
+        "                await run(self.threads, None, self.queries.note_networks, networks)\n"
+        "                self.counts.noted(networks)",
+        "                self.counts.noted(networks)\n"
+        "                await run(self.threads, None, self.queries.note_networks, networks)",
         "usage",
     ),
     Mutant(
@@ -2487,8 +2487,8 @@ DATABASE = [
     Mutant(
         "a key beyond the most has series of its own",
         "app/metrics/__init__.py",
-        'key_id if key_id in _keys else "others"',
-        "key_id",
+        'label if label in known else "others"',
+        "label",
         "metrics",
     ),
     # What a proxy is told that asks.
