@@ -356,11 +356,11 @@ async def test_many_that_find_out_at_once_that_a_month_began_count_exactly(
 
 
 async def test_a_quota_that_nobody_can_tell_lets_nobody_in(
-    service: GuardedAPI, store: DatabaseKeyStore, key_with: MakeKey
+    service: GuardedAPI, key_with: MakeKey
 ) -> None:
     key, unlimited = key_with("5/month"), key_with()
     assert await status_of(service, unlimited) == 200
-    with patch.object(store._queries, "used", side_effect=StoreUnavailableError("gone")):
+    with patch("app.limits.usage.StoreUsage._read", side_effect=StoreUnavailableError("gone")):
         assert await status_of(service, key) == 503
         assert await status_of(service, unlimited) == 200
     assert await status_of(service, key) == 200
