@@ -183,7 +183,7 @@ def asked(request: pytest.FixtureRequest, project: Project, backend: str) -> Ite
     """A gate beside a service, and keys of their own."""
     shell = f"exec uv run {project.command} serve --port {{port}} 2> said"
     with (
-        project.serving("sh", "-c", shell, LOG_FORMAT="json", KEY_MAX_STALENESS="0.2") as url,
+        project.serving("sh", "-c", shell, LOG_FORMAT="json", LOG_LEVEL="DEBUG") as url,
         gate(request.param, project, url.removeprefix("http://"), backend) as made,
     ):
         keys = {

@@ -119,6 +119,7 @@ def test_the_document_tells_the_question_and_the_answer(service: GuardedAPI) -> 
 def said(caplog: pytest.LogCaptureFixture) -> Iterator[pytest.LogCaptureFixture]:
     """What the gateway and the log of requests say."""
     caplog.set_level(logging.INFO, "app")
+    caplog.set_level(logging.DEBUG, "app.gateway")
     gateway._tell_nameless.cache_clear()
     yield caplog
     gateway._tell_nameless.cache_clear()
@@ -190,6 +191,16 @@ def test_a_proxy_that_is_not_believed_is_told_of_once(
             assert ask(server, (API_KEY_HEADER, secrets[0]), *headers) == 200
     (warning,) = of(said, "app.gateway")
     assert warning.startswith(f"A question to {gateway.PATH} came without the address")
+
+
+def test_at_the_usual_level_a_question_has_one_line(
+    service: GuardedAPI, secrets: list[str], said: pytest.LogCaptureFixture
+) -> None:
+    said.set_level(logging.INFO, "app.gateway")
+    with answering(service, "127.0.0.1") as server:
+        assert ask(server, (API_KEY_HEADER, secrets[0]), *forwarded("/orders")) == 200
+    assert of(said, "app.gateway") == []
+    assert len(of(said, "app.requests")) == 1
 
 
 async def test_a_socket_without_addresses_is_told_of_too(

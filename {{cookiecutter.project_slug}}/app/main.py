@@ -41,6 +41,7 @@ def create_app(settings: Settings) -> GuardedAPI:
     )
     app.state.settings, app.state.key_service = settings, service
 
+    app.include_router(gateway.router)  # part: gateway
     app.include_router(routes.public)
     app.include_router(routes.guarded)
 
@@ -52,7 +53,6 @@ def create_app(settings: Settings) -> GuardedAPI:
     app.include_router(metrics.router)  # part: metrics
     app.add_observer(metrics.observe)  # part: metrics
     metrics.prepare(settings.show_owners)  # part: metrics
-    app.include_router(gateway.router)  # part: gateway
     app.add_observer(gateway.observe)  # part: gateway
     return app
 

@@ -58,7 +58,7 @@ async def test_a_misspelled_question_lets_nobody_in(server: Server, asked: str) 
 async def test_only_of_a_trusted_proxy_the_log_says_what_it_asks_for(
     server: Server, caplog: pytest.LogCaptureFixture
 ) -> None:
-    caplog.set_level(logging.INFO, LOGGER)
+    caplog.set_level(logging.DEBUG, LOGGER)
     gateway._tell_nameless.cache_clear()
     key = make(server.keys)
     for client in (("192.0.2.7", 0), ("192.0.2.7", 7), ("192.0.2.8", 8)):  # the first is believed
