@@ -60,7 +60,7 @@ def _tables(old: sa.Connection) -> list[sa.Table]:
         for table in Base.metadata.tables.values()
         if inspector.has_table(table.name, schema=table.schema)
     ]
-    tables = [*(set(metadata.sorted_tables) - {api_key_servers}), *yours]
+    tables = [*(each for each in metadata.sorted_tables if each is not api_key_servers), *yours]
     known = {SCHEMA_TABLE, REVISION.name, *(table.name for table in tables)}
     names = (name for name in inspector.get_table_names() if not name.startswith("api_key_"))
     if others := sorted({*names} - known):

@@ -81,7 +81,7 @@ def _rows(text: str, is_list: bool) -> Iterator[tuple[int, Mapping[str, Any]]]:
             for row in reader:
                 yield reader.line_num, {name.strip(): row[name] for name in row if name}
         except csv.Error as error:
-            raise InvalidError(f"Line {reader.line_num}: {error}") from None
+            raise InvalidError(f"Line {reader.line_num + 1}: {error}") from None
     elif is_list:
         for number, key in enumerate(re.findall(r"[^\s,]+", text), 1):
             yield number, {"key": key}
