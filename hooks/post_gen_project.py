@@ -26,7 +26,7 @@ PARTS = {
         app/auth/store/cache.py app/auth/store/queries.py app/auth/store/usage_writer.py
         app/auth/usage app/database.py app/migrations app/models.py app/policies.py
         deploy/kubernetes/migration.yaml
-        tests/auth/test_keys.py tests/auth/test_scopes.py tests/auth/test_usage.py
+        tests/auth/test_keys.py tests/auth/test_scopes.py
         tests/test_database.py
     """,
     "env": "",

@@ -119,7 +119,7 @@ def client_with(
 
 @pytest.fixture
 def live(service: FastAPI, store: DatabaseKeyStore) -> Iterator[LiveServer]:
-    store._max_staleness = 2.0  # as long as every revocation takes
+    store.max_staleness = 2.0  # as long as every revocation takes
     with LiveServer(service) as server:
         yield server
 

@@ -30,7 +30,7 @@ from app.auth.database.models import (
     api_keys,
 )
 from app.auth.key import Key, canonical, is_canonical, with_prefix
-from app.auth.keys.fields import MANAGE, OWN
+from app.auth.keys.change import MANAGE, OWN
 from app.auth.keys.service import KeyService
 from app.auth.keys.views import OVERLAP, IssuedKey
 from app.auth.store.cache import DatabaseKeyStore

@@ -31,8 +31,7 @@ from app.auth.database.migrate import create_tables, make_file, upgrade
 from app.auth.database.models import api_key_events, api_key_secrets, api_keys, metadata
 from app.auth.errors import ConflictError, ForbiddenError, SettingsError, StoreUnavailableError
 from app.auth.key import digest, new_secret
-from app.auth.keys.change import Change
-from app.auth.keys.fields import Fields
+from app.auth.keys.change import Change, Fields
 from app.auth.keys.service import KeyService, open_service
 from app.auth.keys.views import IssuedKey, KeyView
 from app.constants import COMMAND

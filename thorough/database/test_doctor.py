@@ -20,7 +20,7 @@ from app.auth import GuardedAPI, GuardedRouter, get_caller, require
 from app.auth.database.engine import transaction
 from app.auth.database.models import ENV_ID, api_key_servers
 from app.auth.key import Key
-from app.auth.keys.fields import MANAGE
+from app.auth.keys.change import MANAGE
 from app.auth.keys.service import KeyService
 from app.auth.keys.views import KeyView
 from app.auth.usage.findings import (

@@ -4,6 +4,7 @@ import re
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
+from unittest.mock import Mock
 from zlib import crc32
 
 import pytest
@@ -22,7 +23,7 @@ from app.auth.key import (
     parse_secrets,
     with_prefix,
 )
-from app.auth.keys.fields import Fields, checked
+from app.auth.keys.change import Change, Fields
 
 NOW = datetime(2030, 1, 1, tzinfo=UTC)
 SECRETS = st.uuids(version=4).map(str)
@@ -109,7 +110,7 @@ def test_a_bad_entry_is_named_by_its_place_without_its_text(entry: str) -> None:
 
 def stored(**fields: Any) -> Any:
     """What becomes of a field; no key is known."""
-    [value] = checked(Fields(**fields), NOW, (), lambda _: {}).values()
+    [value] = Change(Mock(), NOW).checked(Fields(**fields), ()).values()
     return value
 
 
@@ -213,17 +214,21 @@ WRITTEN = {
 
 @pytest.mark.parametrize("way", WRITTEN)
 @pytest.mark.parametrize("field", ["name", "owner", "note", "scopes"])
-def test_a_text_that_lists_and_logs_show_holds_no_secret(field: str, way: str) -> None:
+def test_a_text_that_lists_and_logs_show_holds_no_secret(
+    field: str, way: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     asked: list[bytes] = []
 
-    def known(digests: Sequence[bytes]) -> dict[bytes, str]:
+    def known(_: object, digests: Sequence[bytes]) -> dict[bytes, str]:
         asked.extend(digests)
         return dict.fromkeys({digest(EXAMPLE.encode())} & {*digests}, "its id")
+
+    monkeypatch.setattr("app.auth.keys.change.ids_of", known)
 
     def check(secret: str) -> None:
         text = WRITTEN[way].format(secret)
         given: Any = {field: [secret] if field == "scopes" else text}
-        checked(Fields(**given), NOW, (), known)
+        Change(Mock(), NOW).checked(Fields(**given), ())
 
     spellings = [EXAMPLE] if field == "scopes" else [EXAMPLE, EXAMPLE.upper(), PREFIXED]
     for secret in spellings:

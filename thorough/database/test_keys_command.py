@@ -250,6 +250,10 @@ async def test_an_update_changes_what_it_names_and_the_audit_tells_from_what_to_
         {"note": ["asked by Ann", ""], "owner": ["acme", ""]},
         {"scopes": [["a", "b"], ["a", "c"]]},
     ]
+    assert told[6:8] == [
+        {"limits": [["5/second", "6/hour", "99/month"], ["5/second", "6/hour", "9/day"]]},
+        {"limits": [["5/second", "6/hour", "9/day"], ["9/day"]]},
+    ]
     assert len(told) == 14
     table = run("keys", "audit", made["id"]).stdout
     for said in (

@@ -58,7 +58,7 @@ def test_what_a_loop_has_left_undone_holds_up_no_other(
     service: GuardedAPI, store: DatabaseKeyStore, key_service: KeyService
 ) -> None:
     issued = key_service.create("key", actor="test")
-    store._max_staleness = store._timeout = 30.0
+    store.max_staleness = store._timeout = 30.0
 
     async def leave() -> None:
         request = asyncio.create_task(status_of(service, issued.key.encode()))

@@ -6,7 +6,7 @@ import sqlalchemy as sa
 
 from app.auth import GuardedAPI
 from app.auth.errors import ForbiddenError, InvalidError
-from app.auth.key import Key, new_secret
+from app.auth.key import new_secret
 from app.auth.keys.service import MANAGE, KeyService
 from app.auth.store.cache import DatabaseKeyStore
 from app.constants import API_KEY_HEADER, MISSING_KEY_STATUS
@@ -160,8 +160,7 @@ def test_the_default_limit_binds_who_manages_as_well(
     settings = load_settings()
     service = KeyService(settings, make_policies(settings))
     made = service.create("manager", [MANAGE], actor="test")
-    manager = Key(made.id, made.name, frozenset(made.scopes))
-    by = Delegation(manager, service.policies)
+    by = Delegation(made.id, service.policies)
     for limits in ([], ["5/minute"], ["9/day"], ["1/second", "4/minute"]):
         service.create("key", restrictions={"limits": limits}, actor="test", authorize=by)
     for limits in (["6/minute"], ["1/second"]):

@@ -16,7 +16,7 @@ from app.auth import Caller, GuardedAPI, GuardedRouter
 from app.auth.database.engine import connect
 from app.auth.errors import SettingsError
 from app.auth.key import digest, id_of, new_secret, with_prefix
-from app.auth.keys.fields import MANAGE
+from app.auth.keys.change import MANAGE
 from app.auth.keys.service import KeyService
 from app.auth.store.cache import DatabaseKeyStore
 from app.cli import main

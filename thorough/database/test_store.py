@@ -49,7 +49,7 @@ async def running(store: DatabaseKeyStore) -> AsyncGenerator[DatabaseKeyStore]:
 @pytest.fixture
 async def hasty(store: DatabaseKeyStore) -> AsyncGenerator[DatabaseKeyStore]:
     """The same, with the bound that the settings have by default."""
-    store._max_staleness = 1.0
+    store.max_staleness = 1.0
     async with store.follow():
         yield store
 
@@ -157,7 +157,7 @@ async def test_unknown_keys_cost_no_query_and_no_memory(
         for _ in range(1000):
             assert await store.lookup(digest(new_secret().encode())) is UNKNOWN
         assert await status_of(service, new_secret().encode()) == MISSING_KEY_STATUS
-    assert (seen, len(store._known), store._secrets, store._usage._used) == ([], known, {}, {})
+    assert (seen, len(store._known), store._secrets, store.usage._used) == ([], known, {}, {})
 
 
 async def test_a_key_that_was_not_asked_about_yet_costs_one_query(
@@ -447,7 +447,7 @@ def test_what_is_being_written_into_a_file_that_is_replaced_is_not_said_to_be_do
 async def test_others_wait_for_a_server_from_its_start_to_its_stop(
     store: DatabaseKeyStore, key_service: KeyService
 ) -> None:
-    store._max_staleness = 2.5
+    store.max_staleness = 2.5
     await store.refresh()
     assert (store._staleness(), key_service.longest_staleness()) == (LEAST_STALENESS,) * 2
     async with store.follow():
@@ -521,7 +521,7 @@ async def test_a_server_whose_clock_was_wrong_is_forgotten_at_the_next_start(
         async with again.follow():
             with connect(database_url).begin() as connection:
                 assert connection.scalars(sa.select(api_key_servers.c.id)).all() == [
-                    again._queries._server
+                    again._queries.server
                 ]
 
 
@@ -529,7 +529,7 @@ async def test_processes_that_fork_are_servers_of_their_own(store: DatabaseKeySt
     ids = set()
     for _ in range(2):  # as in a process, and in another one that was forked from it
         async with store.follow():
-            ids.add(store._queries._server)
+            ids.add(store._queries.server)
     assert len(ids) == 2
 
 
@@ -653,7 +653,7 @@ async def test_a_question_that_hangs_is_given_up_and_asked_anew(
     service: GuardedAPI, store: DatabaseKeyStore, secrets: list[str]
 ) -> None:
     assert await status_of(service, secrets[0].encode()) == 200
-    store._max_staleness = store._timeout = 0.1
+    store.max_staleness = store._timeout = 0.1
     with held(store, "changes_since", calls=3) as question:
         for _ in range(3):
             forget_when_it_asked(store)
@@ -661,7 +661,7 @@ async def test_a_question_that_hangs_is_given_up_and_asked_anew(
             assert await asyncio.gather(*calls) == [503] * 20
             await until_given_up(store)
         assert not question.go_on.is_set()
-        store._max_staleness = store._timeout = 30.0
+        store.max_staleness = store._timeout = 30.0
         question.hold_no_more()  # on a busy machine, not all got so far as to be held
         assert await status_of(service, secrets[0].encode()) == 200
 
@@ -679,7 +679,7 @@ async def test_answers_that_hang_keep_no_question_waiting(
     warm, cold = make(key_service)[1], [make(key_service)[1] for _ in range(40)]
     assert await status_of(service, warm) == 200
     await store.refresh()
-    store._max_staleness = 30.0
+    store.max_staleness = 30.0
     with held(store, "secret", calls=40) as read:
         calls = [asyncio.create_task(status_of(service, secret)) for secret in cold]
         await asyncio.to_thread(read.worked.wait)
@@ -695,10 +695,10 @@ async def test_an_answer_that_hangs_is_out_of_reach(
 ) -> None:
     _, secret = make(key_service)
     await store.refresh()
-    store._max_staleness, store._trusted_until = 0.1, inf
+    store.max_staleness, store._trusted_until = 0.1, inf
     with held(store, "secret"):
         assert await status_of(service, secret) == 503
-    store._max_staleness = 30.0
+    store.max_staleness = 30.0
     assert await status_of(service, secret) == 200
 
 
@@ -802,7 +802,7 @@ async def test_writing_it_touches_nothing_else_and_goes_only_forward(
     assert update.partition("WHERE")[0].count("=") == 1
     last = key_service.get(issued.id).last_used_at
     assert last
-    store._usage._used[digest(secret)] = 1.0
+    store.usage._used[digest(secret)] = 1.0
     await store.flush()
     assert key_service.get(issued.id).last_used_at == last
     await store.refresh()
@@ -951,7 +951,7 @@ async def test_that_a_key_has_expired_is_written_once(
         clock.now += 60
         for secret in (gone, issued.key.encode()):
             assert await status_of(service, secret) == MISSING_KEY_STATUS
-        assert not store._usage._saw_an_end
+        assert not store.usage._saw_an_end
 
 
 async def test_a_service_without_any_key_starts_and_lets_nobody_in(

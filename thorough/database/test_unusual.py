@@ -212,7 +212,7 @@ async def test_of_several_servers_one_says_it(
     for _ in range(2):
         for store in stores:
             assert isinstance(store, DatabaseKeyStore)
-            store._usage._notice_at = 0.0
+            store.usage._notice_at = 0.0
             await store.flush()
     (said,) = [each for each in caplog.records if each.message.startswith("Unusual")]
     assert said.levelname == "WARNING"

@@ -42,6 +42,7 @@ from app.auth.usage.counts import (
     thin,
 )
 from app.constants import API_KEY_HEADER
+from app.limits.usage import StoreUsage
 from tests.callers import PROBE, ask, status_of
 from tests.thorough.commands import keys, run
 from tests.thorough.services import make_service, patient_settings
@@ -166,9 +167,9 @@ async def test_strangers_count_by_reason_and_network_and_never_by_what_they_sent
 async def test_what_cannot_be_told_in_short_is_cut_and_holds_up_nothing(
     store: DatabaseKeyStore, key_service: KeyService
 ) -> None:
-    store._usage._counts.refuse("192.0.2.7", store.now(), "x" * 1000)
+    store.usage.counts.refuse("192.0.2.7", store.now(), "x" * 1000)
     await store.flush()
-    assert not store._usage._counts
+    assert not store.usage.counts
     with transaction(key_service.engine) as connection:
         assert connection.scalar(sa.select(api_key_refusals.c.reason)) == "x" * LONGEST_REASON
 
@@ -249,10 +250,10 @@ async def test_many_counts_are_written_some_at_a_time(
 ) -> None:
     await store.flush(starting=True)
     for number in range(2 * AT_ONCE + 1):
-        store._usage._counts.use(number.to_bytes(32), number * 3600.0, "served", "")
-    assert [len(batch.rows) for batch in store._usage._counts.batches()] == [AT_ONCE, AT_ONCE, 1]
+        store.usage.counts.use(number.to_bytes(32), number * 3600.0, "served", "")
+    assert [len(batch.rows) for batch in store.usage.counts.batches()] == [AT_ONCE, AT_ONCE, 1]
     await store.flush()
-    assert not store._usage._counts
+    assert not store.usage.counts
     with transaction(key_service.engine) as connection:
         assert connection.scalar(sa.select(sa.func.count()).select_from(api_key_usage)) == 1001
 
@@ -266,7 +267,8 @@ async def test_the_use_of_a_key_counts_once_while_it_is_written(
     second = key_service.rotate(first.id, actor="test")
     other = key_service.create("other", actor="test")
     since = datetime.now(UTC) - WEEK
-    loop, read, add_once = asyncio.get_running_loop(), store._queries.used, store._queries.add
+    usage = StoreUsage(store)
+    loop, read, add_once = asyncio.get_running_loop(), usage._read, store._queries.add
 
     async def use() -> None:
         for issued in (first, second, other):
@@ -290,16 +292,16 @@ async def test_the_use_of_a_key_counts_once_while_it_is_written(
     await use()
     await store.flush()
     await use()
-    assert await store.used_since(first.id, since) == 4
+    assert await usage.used_since(first.id, since) == 4
     with patch.object(store._queries, "add", add):
         if write == "has begun before":
             await store.flush()
             await use()
-        with patch.object(store._queries, "used", write_and_read):
-            assert await store.used_since(first.id, since) == 4 + 2 * (write == "has begun before")
+        with patch.object(usage, "_read", write_and_read):
+            assert await usage.used_since(first.id, since) == 4 + 2 * (write == "has begun before")
     await store.flush()
-    assert await store.used_since(first.id, since) == 4 + 2 * (write == "has begun before")
-    assert await store.used_since(first.id, datetime.now(UTC) + WEEK) == 0
+    assert await usage.used_since(first.id, since) == 4 + 2 * (write == "has begun before")
+    assert await usage.used_since(first.id, datetime.now(UTC) + WEEK) == 0
 
 
 # By the hour, and later by the day.
@@ -466,7 +468,7 @@ async def test_networks_are_told_apart_up_to_a_thousand_an_hour_over_all_servers
         for number in range(4 * MOST_NETWORKS):
             server = (store, other)[number // MOST_NETWORKS % 2]
             client = f"{number // 65536}.{number // 256 % 256}.{number % 256}.1"
-            server._usage._counts.refuse(client, NOON.timestamp(), f"reason {number % 3}")
+            server.usage.counts.refuse(client, NOON.timestamp(), f"reason {number % 3}")
             if number % 500 == 499:
                 await server.flush()
         with transaction(key_service.engine) as connection:
@@ -477,7 +479,7 @@ async def test_networks_are_told_apart_up_to_a_thousand_an_hour_over_all_servers
         assert sum(elsewhere) == 3 * MOST_NETWORKS
         known = next(row for row in rows if row.network != ELSEWHERE)
         client = known.network.removesuffix("/24")
-        store._usage._counts.refuse(client, NOON.timestamp(), known.reason)  # known before
+        store.usage.counts.refuse(client, NOON.timestamp(), known.reason)  # known before
         await store.flush()
         with transaction(key_service.engine) as connection:
             ours = sa.select(api_key_refusals.c.refused).where(
@@ -513,7 +515,7 @@ async def test_a_server_thins_once_a_day(store: DatabaseKeyStore, key_service: K
         assert not thinned.called  # a start waits for nothing that can be done later
         for seconds, times in ((60, 1), (60, 1), (86_400, 2)):
             time.return_value += seconds
-            store._usage._counts.refuse("192.0.2.7", time.return_value, "no key")
+            store.usage.counts.refuse("192.0.2.7", time.return_value, "no key")
             await store.flush()
             assert thinned.call_count == times
         assert run("db", "thin").stdout == "0 rows compacted.\n"

@@ -18,7 +18,7 @@ from app.auth.cli.changes import (
     update_key,
 )
 from app.auth.cli.context import AsJson, ExpiresAt, ExpiresIn, Force, Id, Note, Owner
-from app.auth.keys.fields import Fields
+from app.auth.keys.change import Fields
 from app.auth.keys.views import KeyView
 
 Limits = Annotated[

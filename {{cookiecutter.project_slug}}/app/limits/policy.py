@@ -4,7 +4,7 @@ from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
 from functools import lru_cache
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 from weakref import WeakValueDictionary
 
 import sqlalchemy as sa
@@ -13,7 +13,7 @@ from app.auth.access.policy import Denial, Headers
 from app.auth.errors import SettingsError
 from app.auth.key import Key
 from app.limits.limit import Limit, are_within, headers_of, parse_limits, with_default
-from app.limits.limiter import Counter, Limiter, UsageSource
+from app.limits.limiter import Counter, Limiter
 from app.limits.sqlite_counter import SqliteCounter
 
 
@@ -38,14 +38,16 @@ class LimitPolicy:
         default: tuple[Limit, ...],
         valkey_url: str,
         database_url: sa.URL,
-        store: UsageSource | None,
+        store: Any,  # a DatabaseKeyStore
     ) -> None:
         """Raises SettingsError if the client of Valkey is not installed."""
         self._default, self._url = default, database_url
         self._charged = WeakValueDictionary[int, Key]()  # by their identity
         if store:
             counter = open_counter(valkey_url, database_url)
-            self._limiter = Limiter(counter, SqliteCounter(None), store)
+            from app.limits.usage import StoreUsage  # with the store: commands start without it
+
+            self._limiter = Limiter(counter, SqliteCounter(None), StoreUsage(store))
 
     def parse(self, values: Sequence[str]) -> list[str]:
         return [f"{limit}" for limit in parse_limits(values)]

@@ -6,24 +6,24 @@ from collections.abc import Sequence
 from app.auth.access.policy import Policy
 from app.auth.errors import ForbiddenError
 from app.auth.key import Key
-from app.auth.keys.change import Change
-from app.auth.keys.fields import MANAGE, OWN
+from app.auth.keys.change import MANAGE, OWN, Change
 from app.auth.keys.views import KeyView, get_view
 
 
 class Delegation:
-    """Authorizes one change inside its transaction. What counts is the caller as it is there before
+    """Authorizes a change inside its transaction. What counts is the caller as it is there before
     the change: since the guard let it in it may have changed, and the change may be of itself."""
 
     def __init__(self, caller: str, policies: Sequence[Policy]) -> None:
         self._caller, self._policies = caller, policies
-        self._manager: KeyView | None = None
+        self._change: Change | None = None
 
     def __call__(self, change: Change, key: KeyView) -> None:
         """Raises ForbiddenError if the key may do more than its manager, or outlives it."""
-        self._manager = manager = self._manager or get_view(
-            change.connection, self._caller, change.now
-        )
+        if change is not self._change:
+            self._manager = get_view(change.connection, self._caller, change.now)
+            self._change = change
+        manager = self._manager
         if manager.status != "active":
             raise ForbiddenError(f"Your key is {manager.status}")
         held = Key(manager.id, manager.name, frozenset(manager.scopes))

@@ -29,8 +29,7 @@ from app.auth.errors import (
     StoreUnavailableError,
 )
 from app.auth.key import Key
-from app.auth.keys import views
-from app.auth.keys.fields import MANAGE, OWN
+from app.auth.keys.change import MANAGE, OWN
 from app.auth.keys.service import KeyService
 from app.auth.keys.views import LONGEST, EventView
 from app.auth.usage import report
@@ -114,34 +113,23 @@ async def get_service(request: Request) -> Any:
 
 # The scopes are for the doctor. The route asks for one of them.
 Service = Annotated[KeyService, Security(get_service, scopes=[MANAGE, OWN])]
+Pausing = Annotated[Pause, Body(default_factory=Pause)]
+Ending = Annotated[Revocation, Body(default_factory=Revocation)]
 Id = Annotated[str, StringConstraints(pattern="^[ -~]*$")]
 
 
-async def _changed(request: Request, change: Callable[[], T]) -> T:
-    """Make a change in a thread. This server then accepts or refuses the key at once."""
-    changed = await run_in_threadpool(change)
+async def _change(
+    request: Request, change: Callable[..., T], *what: Any, wait: bool = True, **how: Any
+) -> T:
+    """Make a change in a thread. This server follows at once, and in the end every server."""
+    service, caller = request.app.state.key_service, request.scope[CALLER].id
+    by = {"actor": caller, "authorize": Delegation(caller, service.policies)}
+    changed = await run_in_threadpool(partial(change, *what, **how, **by))
     with suppress(StoreUnavailableError):  # the change is made, and its answer must arrive
         await request.app.keys.refresh()
+    if wait:
+        await sleep(await run_in_threadpool(service.longest_staleness))
     return changed
-
-
-def _by(request: Request, service: KeyService) -> dict[str, Any]:
-    """The actor of a change, and its authorization."""
-    caller: str = request.scope[CALLER].id
-    return {"actor": caller, "authorize": Delegation(caller, service.policies)}
-
-
-async def _until_all_follow(service: KeyService) -> None:
-    await sleep(await run_in_threadpool(service.longest_staleness))
-
-
-async def _changed_everywhere(
-    request: Request, service: KeyService, change: Callable[..., views.KeyView], id: str, **how: Any
-) -> KeyView:
-    """Make a change, and answer when every server follows."""
-    changed = await _changed(request, partial(change, id, **how, **_by(request, service)))
-    await _until_all_follow(service)
-    return KeyView.of(changed)
 
 
 @router.post("", status_code=201, responses=_problems(400))
@@ -150,8 +138,7 @@ async def create_key(new: NewKey, service: Service, request: Request) -> IssuedK
 
     The secret is shown this once. With `keys:own` the key belongs to your owner.
     """
-    change = partial(service.create, **new.fields({}), **_by(request, service))
-    return IssuedKey.of(await _changed(request, change))
+    return IssuedKey.of(await _change(request, service.create, wait=False, **new.fields({})))
 
 
 @router.get("")
@@ -203,32 +190,6 @@ def show_key(id: str, service: Service) -> KeyView:
     return KeyView.of(service.get(id))
 
 
-@router.post("/{id}/rotate", responses=_problems(400, 404, 409))
-async def rotate_key(
-    id: str,
-    rotation: Annotated[Rotation, Body(default_factory=Rotation)],
-    service: Service,
-    request: Request,
-) -> IssuedKey | KeyView:
-    """Give a key a new secret, shown this once; the old one stays in force for the overlap.
-
-    You need all scopes of the key. While two secrets are in force, say which one to `drop`.
-    """
-    if not (rotation.issue or rotation.drop):
-        raise HTTPException(400, "Say which secret to drop, or let one be issued")
-
-    def change() -> views.KeyView:
-        overlap, drop, by = rotation.overlap, rotation.drop, _by(request, service)
-        if drop and not rotation.issue:
-            return service.drop(id, drop, **by)
-        return service.rotate(id, overlap=overlap, drop=drop, **by)
-
-    rotated = await _changed(request, change)
-    if rotation.drop or not rotation.overlap:
-        await _until_all_follow(service)
-    return (IssuedKey if isinstance(rotated, views.IssuedKey) else KeyView).of(rotated)
-
-
 @router.patch("/{id}", responses=_problems(400, 404, 409))
 async def update_key(
     id: str,
@@ -242,44 +203,52 @@ async def update_key(
     When this answers, every server follows. `force` also narrows the last one that may manage keys.
     """
     how: dict[str, Any] = {"edit": lambda key: patch.fields(key.restrictions), "force": force}
-    if patch.model_fields_set <= {"name", "note"}:  # no server decides by these
-        change = partial(service.update, id, **how, **_by(request, service))
-        return KeyView.of(await _changed(request, change))
-    return await _changed_everywhere(request, service, service.update, id, **how)
+    wait = not patch.model_fields_set <= {"name", "note"}  # by these no server decides
+    return KeyView.of(await _change(request, service.update, id, wait=wait, **how))
 
 
 @router.post("/{id}/pause", responses=_problems(400, 404, 409))
-async def pause_key(
-    id: str,
-    pause: Annotated[Pause, Body(default_factory=Pause)],
-    service: Service,
-    request: Request,
-) -> KeyView:
+async def pause_key(id: str, pause: Pausing, service: Service, request: Request) -> KeyView:
     """Let no server accept a key until it is resumed; its end comes all the same.
 
     You need all scopes of the key. The last one that may manage keys needs `force`.
     """
-    return await _changed_everywhere(request, service, service.pause, id, force=pause.force)
+    return KeyView.of(await _change(request, service.pause, id, force=pause.force))
 
 
 @router.post("/{id}/resume", responses=_problems(404, 409))
 async def resume_key(id: str, service: Service, request: Request) -> KeyView:
     """Let every server accept a paused key again."""
-    return await _changed_everywhere(request, service, service.resume, id)
+    return KeyView.of(await _change(request, service.resume, id))
+
+
+@router.post("/{id}/rotate", responses=_problems(400, 404, 409))
+async def rotate_key(
+    id: str,
+    rotation: Annotated[Rotation, Body(default_factory=Rotation)],
+    service: Service,
+    request: Request,
+) -> IssuedKey | KeyView:
+    """Give a key a new secret, shown this once; the old one stays in force for the overlap.
+
+    You need all scopes of the key. While two secrets are in force, say which one to `drop`.
+    """
+    overlap, drop = rotation.overlap, rotation.drop
+    if rotation.issue:
+        how: dict[str, Any] = {"overlap": overlap, "drop": drop, "wait": bool(drop or not overlap)}
+        return IssuedKey.of(await _change(request, service.rotate, id, **how))
+    if not drop:
+        raise HTTPException(400, "Say which secret to drop, or let one be issued")
+    return KeyView.of(await _change(request, service.drop, id, drop))
 
 
 @router.post("/{id}/revoke", responses=_problems(400, 404, 409))
-async def revoke_key(
-    id: str,
-    revocation: Annotated[Revocation, Body(default_factory=Revocation)],
-    service: Service,
-    request: Request,
-) -> KeyView:
+async def revoke_key(id: str, revocation: Ending, service: Service, request: Request) -> KeyView:
     """End a key for good; when this answers, no server accepts it any more.
 
     You need all scopes of the key. The last one that may manage keys needs `force`.
     """
-    return await _changed_everywhere(request, service, service.revoke, id, force=revocation.force)
+    return KeyView.of(await _change(request, service.revoke, id, force=revocation.force))
 
 
 @router.get("/{id}/usage", responses=_problems(404))

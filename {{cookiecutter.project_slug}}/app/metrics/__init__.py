@@ -113,17 +113,19 @@ def _add_seconds(route: str) -> Callable[[float], None]:
 @lru_cache(3 * MOST_KEYS)
 def _add_use(key_id: str, outcome: str) -> Callable[[int], None]:
     _check_room()
-    if key_id not in _keys and len(_keys) < MOST_KEYS:
-        _keys.add(key_id)
-    return _uses.labels(key_id if key_id in _keys else "others", outcome).inc
+    return _uses.labels(_bounded(key_id, _keys, MOST_KEYS), outcome).inc
 
 
 @lru_cache(3 * MOST_OWNERS)
 def _add_owner(owner: str, outcome: str) -> Callable[[int], None]:
     _check_room()
-    if len(_known_owners) < MOST_OWNERS:
-        _known_owners.add(owner)
-    return _owners.labels(owner if owner in _known_owners else "others", outcome).inc
+    return _owners.labels(_bounded(owner, _known_owners, MOST_OWNERS), outcome).inc
+
+
+def _bounded(label: str, known: set[str], most: int) -> str:
+    if len(known) < most:
+        known.add(label)
+    return label if label in known else "others"
 
 
 @cache

@@ -25,7 +25,6 @@ from app.auth.config.settings import AuthSettings
 from app.auth.database import clock
 from app.auth.database.engine import transaction
 from app.auth.errors import InvalidError, SettingsError
-from app.transfer import copy as copying
 from app.transfer import formats
 from app.transfer import keys as exchange
 
@@ -109,6 +108,8 @@ def copy(ctx: typer.Context, to: Target) -> None:
             raise SettingsError(f"--to: {error.errors()[0]['msg']}") from None
         name_database(settings)
         with _all_or_nothing():
+            from app.transfer import copy as copying  # loads the web framework
+
             copied = copying.copy(settings, target, wiring_of(ctx), _progress)
         for table, rows in copied.items():
             print_text(f"{rows:>12,}  {table}")

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import datetime
-from functools import cached_property, partial
+from functools import cached_property
 from typing import Any, Final
 
 import sqlalchemy as sa
@@ -14,11 +14,9 @@ from app.auth.database import clock
 from app.auth.database.engine import LONG_TIMEOUT, transaction
 from app.auth.database.models import api_key_events, api_key_secrets, api_key_usage, api_keys
 from app.auth.errors import InvalidError, SettingsError
-from app.auth.keys.change import Change
-from app.auth.keys.fields import OWN, Fields, checked
-from app.auth.keys.reader import ids_of
+from app.auth.keys.change import OWN, Change, Fields
 from app.auth.keys.service import KeyService, open_service
-from app.auth.keys.views import AT_ONCE
+from app.auth.keys.views import AT_ONCE, ids_of
 from app.auth.usage import counts
 
 HEX: Final = Field(pattern="^[0-9a-f]{64}$")
@@ -196,7 +194,7 @@ def _check(key: Line, change: Change, policies: Sequence[Policy]) -> None:
     fields["restrictions"] = key.restrictions
     if not _is_past(key.expires_at, change.now):
         fields["expires_at"] = key.expires_at
-    found = checked(fields, change.now, policies, partial(ids_of, change.connection))
+    found = change.checked(fields, policies)
     key.name, key.owner, key.note = found["name"], found["owner"], found["note"]
     key.scopes, key.restrictions = found["scopes"], found["restrictions"]
     if OWN in key.scopes and not key.owner:

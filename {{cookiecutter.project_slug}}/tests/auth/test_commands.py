@@ -1,8 +1,10 @@
-"""The commands: what they change and say, and that a command that fails changes nothing."""
+"""The commands: what they change and say, and that a command that fails, or whose settings are bad,
+changes nothing."""
 
 import io
 import os
 import re
+import runpy
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,6 +21,7 @@ from app.constants import COMMAND
 from tests.callers import keys, run
 from tests.conftest import Server
 
+MAIN = Path(__file__).parents[2] / "app" / "main.py"
 MAKE_IT = f"uv run {COMMAND} db upgrade"
 COMMANDS = ("list", "show x", "audit", "usage", "doctor", "create x", "update x", "revoke x")
 on_posix = pytest.mark.skipif(os.name == "nt", reason="Windows has other users and modes")
@@ -179,3 +182,33 @@ def test_no_command_uses_another_schema(database_url: sa.URL, schema: str, fix: 
         connection.execute(sa.update(table).values(version_num=schema))
     for command in COMMANDS:
         assert fix in complaint("keys", *command.split())
+
+
+NO_URL = "DATABASE_URL: write sqlite:///FILE or postgresql://USER:PASSWORD@HOST/DATABASE"
+
+BAD_SETTINGS = [  # and how the one line begins that is said of it
+    ("API_KEYS", "swordfish", "API_KEYS: entry 1 of 1 is not a random lower-case UUID4; make a"),
+    ("DATABASE_URL", "mysql://x:swordfish@y/z", NO_URL),
+    ("DATABASE_URL", "", NO_URL),
+    ("DATABASE_URL", "sqlite:///:memory:", NO_URL),
+    ("DATABASE_URL", "postgresql://x:sword@fish@y/w", "DATABASE_URL: write %40 for an @ in"),
+    ("DATABASE_URL", "postgresql://x:swordfish@127.0.0.1:1/n", "DATABASE_URL: out of reach: "),
+    ("KEY_PREFIX", "Swordfish", "KEY_PREFIX: String should match pattern"),
+    ("KEY_MAX_STALENESS", "61", "KEY_MAX_STALENESS: Input should be less than or equal to 60"),
+    ("LOG_LEVEL", "swordfish", "LOG_LEVEL: Input should be 'DEBUG', 'INFO', 'WARNING' or"),
+    ("SECRETS_DIR", "/no/such/folder", "SECRETS_DIR: there is no folder"),
+]
+
+
+def test_a_bad_setting_is_named_in_one_line_without_its_value(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for variable, value, told in BAD_SETTINGS:
+        with monkeypatch.context() as shell:
+            shell.setenv(variable, value)
+            with pytest.raises(SystemExit, match="3"):  # for a supervisor: do not start it again
+                runpy.run_path(f"{MAIN}")
+            output, said = capsys.readouterr()
+            assert (output, said.count("\n"), said[: len(told)]) == ("", 1, told)
+            assert "fish" not in said.lower()
+            assert run("db", "upgrade").stderr.endswith(said)

@@ -59,8 +59,6 @@ def take(step: str, keys: KeyService, clock: Clock, issued: list[IssuedKey]) -> 
 
 LIVES = {  # and which of the secrets, in the order of their issue, get in at the end
     "create": "+",
-    "create=2 wait=1": "+",
-    "create=2 wait=2": "-",
     "create=2 wait=2 set-clock-back=23": "-",
     "create revoke set-clock-back=9": "-",
     "create rotate revoke": "--",
@@ -72,9 +70,7 @@ LIVES = {  # and which of the secrets, in the order of their issue, get in at th
     "create end=2 wait=2": "-",
     "create rotate=0": "-+",
     "create rotate=2 wait=1": "++",
-    "create rotate=2 wait=2 rotate": "-++",
     "create rotate=2 wait=2 rotate set-clock-back=9": "-++",
-    "create=4 rotate=2 wait=2": "-+",
     "create=4 rotate=9 wait=4": "--",
     "create rotate=2 rotate=new wait=2": "--+",
     "create rotate rotate=old": "-++",
@@ -187,11 +183,9 @@ def test_what_cannot_be_written_down_is_not_done(server: Server) -> None:
 
 REFUSED = """
 UPDATE api_keys SET revoked_at = NULL WHERE revoked_at IS NOT NULL
-UPDATE api_keys SET revoked_at = '2999-01-01' WHERE revoked_at IS NOT NULL
 UPDATE api_keys SET scopes = '*' WHERE revoked_at IS NOT NULL
 UPDATE api_keys SET id = 'another' WHERE revoked_at IS NULL
 UPDATE api_key_secrets SET ended_at = NULL WHERE ended_at IS NOT NULL
-UPDATE api_key_secrets SET ended_at = '2999-01-01' WHERE ended_at IS NOT NULL
 UPDATE api_key_secrets SET digest = x'00' WHERE ended_at IS NOT NULL
 UPDATE api_key_secrets SET key_id = 'another' WHERE ended_at IS NOT NULL
 UPDATE api_key_secrets SET expires_at = '2999-01-01' WHERE expires_at IS NOT NULL

@@ -13,12 +13,13 @@ from unittest.mock import patch
 import pytest
 import sqlalchemy as sa
 
+from app.auth import GuardedRouter, require
 from app.auth.database.models import LEAST_STALENESS
 from app.auth.errors import StoreUnavailableError
 from app.auth.key import digest, new_secret
 from app.auth.usage.report import of_key
 from app.constants import MISSING_KEY_STATUS
-from tests.callers import Clock, status_of
+from tests.callers import Clock, ask, on, status_of, with_endpoints
 from tests.conftest import Server
 
 ME = "tests"
@@ -198,3 +199,17 @@ async def test_what_cannot_be_written_is_kept_and_what_was_written_counts_once(
     assert all(server.keys.get(key.id).last_used_at for key in issued)
     used = [of_key(server.keys.engine, key.id, timedelta(days=1)).served for key in issued]
     assert used == [1, 1, 1]
+
+
+async def test_a_request_counts_once(server: Server, start_server: Callable[[], Server]) -> None:
+    able, unable = (server.keys.create("key", scopes, actor="tests") for scopes in (["a:b"], []))
+    for each in (server, start_server()):
+        nested = with_endpoints(GuardedRouter(dependencies=[require("a:b")] * 2))
+        each.api.include_router(on(GuardedRouter(dependencies=[require("a:b")]), nested))
+        async with each.store.follow():  # what is left is written at the stop
+            for type in ("http", "websocket"):
+                await each.store.flush()
+                for key in (able, unable, able):
+                    await ask(each.api, key.key.encode(), path="/x", type=type)
+    used = [of_key(server.keys.engine, key.id, timedelta(days=1)) for key in (able, unable)]
+    assert [(each.served, each.refused, each.total) for each in used] == [(8, 0, 8), (0, 4, 4)]

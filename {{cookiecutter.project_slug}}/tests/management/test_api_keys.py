@@ -7,7 +7,7 @@ from typing import Any
 import httpx
 import pytest
 
-from app.auth.keys.fields import MANAGE, OWN
+from app.auth.keys.change import MANAGE, OWN
 from app.auth.keys.service import KeyService
 from app.auth.keys.views import IssuedKey
 from app.constants import API_KEY_HEADER, MISSING_KEY_STATUS

@@ -28,7 +28,7 @@ from app.auth.cli.output import show
 from app.auth.database import clock
 from app.auth.database.engine import transaction
 from app.auth.errors import InvalidError
-from app.auth.keys.fields import Fields
+from app.auth.keys.change import Fields
 from app.auth.keys.service import KeyService
 from app.auth.keys.views import OVERLAP, KeyView
 

@@ -52,7 +52,7 @@ def restore(ctx: typer.Context, file: Path) -> None:
         seconds = KeyService(settings).longest_staleness()
         _copy(file, path, is_backup=False)
         wait(seconds)
-        print_text("The keys are those of the backup. What was revoked since then is valid again.")
+        print_text("The keys are as in the backup. What was revoked or paused since is valid again.")
 
 
 @db.command()

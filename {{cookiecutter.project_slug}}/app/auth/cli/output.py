@@ -13,7 +13,7 @@ import typer
 from pydantic import BaseModel
 
 from app.auth.errors import KeyServiceError, SettingsError, StoreUnavailableError
-from app.auth.keys.views import IssuedKey
+from app.auth.keys.views import IssuedKey, flat
 from app.auth.usage.counts import OUTCOMES
 from app.auth.usage.report import UsageView
 
@@ -87,14 +87,6 @@ def show(
         print_text("None.")
     if isinstance(result, IssuedKey) and not as_json:
         note("Keep the key now: it is not shown again.")
-
-
-def flat(item: BaseModel, mode: str = "json") -> dict[str, object]:
-    """Its fields, with each restriction of a key as a field of its own."""
-    fields: dict[str, object] = {}
-    for name, value in item.model_dump(mode=mode).items():
-        fields |= value if name == "restrictions" else {name: value}
-    return fields
 
 
 def print_text(text: str, end: str = "\n") -> None:

@@ -1,15 +1,54 @@
-"""A transaction that changes keys and records the event."""
+"""What people choose of a key, and the transaction that changes keys and records the event."""
 
-from collections.abc import Mapping, Sequence
+import unicodedata
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from secrets import token_bytes
-from typing import Any, Literal
+from typing import Any, Final, Literal, TypedDict
 
 import sqlalchemy as sa
 
+from app.auth.access.policy import Policy, parse_restrictions
 from app.auth.database.models import api_key_events, api_key_secrets, api_keys
-from app.auth.keys.views import AT_ONCE, KeyView, get_view, select_views, shown
+from app.auth.errors import ForbiddenError, InvalidError
+from app.auth.key import canonical, digest, id_of, is_scope, spelled_in
+from app.auth.keys.views import AT_ONCE, LONGEST, KeyView, get_view, ids_of, select_views, shown
+
+MANAGE: Final = "keys:manage"  # the scope that at least one key must keep
+OWN: Final = "keys:own"  # the scope to manage the keys of the key's own owner
+
+# Characters that are printable in Unicode but invisible.
+_BLANK = frozenset("\u034f\u115f\u1160\u17b4\u17b5\u2800\u3164\uffa0")
+
+
+class Fields(TypedDict, total=False):
+    """What a change sets. What is absent stays."""
+
+    name: str
+    scopes: Iterable[str]
+    restrictions: Mapping[str, Sequence[str]]  # by the name of the policy that enforces each
+    expires_at: datetime | None
+    owner: str  # "" for none
+    note: str
+
+
+def _visible(text: str, what: str, longest: int = 100) -> str:
+    text = text.strip()
+    visible = any(unicodedata.category(character)[0] in "LNPS" for character in text)
+    if not (visible and text.isprintable() and len(text) <= longest and _BLANK.isdisjoint(text)):
+        raise InvalidError(f"{what} has 1 to {longest} characters, all of them visible or spaces")
+    return text
+
+
+def _scopes(scopes: Iterable[str]) -> list[str]:
+    scopes = sorted(set(scopes))
+    for scope in scopes:
+        if not is_scope(scope):
+            raise InvalidError(
+                f"{scope!r} is not a scope; write one like reports:read or reports:*"
+            )
+    return scopes
 
 
 @dataclass(frozen=True)
@@ -19,6 +58,42 @@ class Change:
     connection: sa.Connection
     now: datetime
     owner: str | None = None  # with one, only its keys can be changed
+
+    def checked(self, fields: Fields, policies: Sequence[Policy]) -> dict[str, Any]:
+        """The fields in the form in which they are stored. Raises InvalidError or ForbiddenError."""
+        found: dict[str, Any] = {**fields}
+        if "name" in fields:
+            found["name"] = _visible(fields["name"], "A name")
+        for name, what, longest in (("owner", "An owner", 100), ("note", "A note", 1000)):
+            if found.get(name):
+                found[name] = _visible(found[name], what, longest)
+        if self.owner is not None and found.get("owner", self.owner) != self.owner:
+            raise ForbiddenError(f"The keys that you manage belong to {self.owner}")
+        if "scopes" in fields:
+            found["scopes"] = _scopes(fields["scopes"])
+        if "restrictions" in fields:
+            try:
+                found["restrictions"] = parse_restrictions(fields["restrictions"], policies)
+            except ValueError as error:
+                raise InvalidError(f"{error}") from None
+        end = fields.get("expires_at")
+        if end and not self.now < end < self.now + LONGEST:
+            raise InvalidError("A key expires in the future, and within a hundred years")
+        for name in ("name", "owner", "note", "scopes"):
+            self._refuse_secrets(name, f"{found.get(name, '')}")
+        return found
+
+    def _refuse_secrets(self, field: str, text: str) -> None:
+        for spelled in spelled_in(text):
+            secret = canonical(spelled.encode())
+            hashed = digest(secret.lower())
+            id = ids_of(self.connection, [hashed]).get(hashed)
+            # No service has issued most UUIDs, but a checksum is right only in a key.
+            if id or secret != spelled.encode():
+                raise InvalidError(
+                    f"The {field} holds a secret of key {id or id_of(hashed)}; leave it out, since"
+                    " lists and logs show it"
+                )
 
     def view(self, id: str) -> KeyView:
         return get_view(self.connection, id, self.now, self.owner)

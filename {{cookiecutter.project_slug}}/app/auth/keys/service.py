@@ -6,9 +6,8 @@ Each change and its event are written in one transaction.
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime, timedelta
-from functools import partial
 from secrets import token_hex
-from typing import Any, Literal
+from typing import Literal
 
 import sqlalchemy as sa
 
@@ -18,12 +17,20 @@ from app.auth.database import clock
 from app.auth.database.engine import LONG_TIMEOUT, check_schema, transaction
 from app.auth.database.migrate import upgrade
 from app.auth.database.models import ENV_ID, api_key_secrets, api_keys
-from app.auth.errors import ConflictError, ForbiddenError, InvalidError, SettingsError
+from app.auth.errors import ConflictError, InvalidError, SettingsError
 from app.auth.key import digest, new_secret, with_prefix
-from app.auth.keys.change import Change
-from app.auth.keys.fields import MANAGE, OWN, Fields, checked
-from app.auth.keys.reader import KeyReader, ids_of
-from app.auth.keys.views import LONGEST, OVERLAP, IssuedKey, KeyView, is_active, is_of
+from app.auth.keys.change import MANAGE, OWN, Change, Fields
+from app.auth.keys.views import (
+    LONGEST,
+    OVERLAP,
+    IssuedKey,
+    KeyReader,
+    KeyView,
+    flat,
+    ids_of,
+    is_active,
+    is_of,
+)
 
 Show = Callable[[IssuedKey], None]
 """Shows a new secret before the change is committed. If it raises, nothing changes."""
@@ -83,7 +90,7 @@ class KeyService(KeyReader):
         with self._change() as change:
             # The milliseconds come first, so that ids sort by age.
             id = f"{int(change.now.timestamp() * 1000):011x}{token_hex(3)}"
-            change.add(id, digest(secret.encode()), self._checked(change, fields), actor)
+            change.add(id, digest(secret.encode()), change.checked(fields, self.policies), actor)
             key = _with_owner(change.view(id))
             authorize(change, key)
             change.record("created", actor, [id])
@@ -106,12 +113,12 @@ class KeyService(KeyReader):
         with self._change() as change:
             key = self._not_ended(change, id, authorize)
             managers = self._managers(change)
-            if fields := self._checked(change, edit(key)):
+            if fields := change.checked(edit(key), self.policies):
                 change.update(id, fields)
             if (updated := _with_owner(change.view(id))) != key:
                 self._keep_a_manager(change, managers, force)
                 authorize(change, updated)
-                before, after = (_flat(self._filled(view)) for view in (key, updated))
+                before, after = (flat(self._filled(view)) for view in (key, updated))
                 differ = [name for name in sorted(after) if before.get(name) != after[name]]
                 changes = {name: [before.get(name), after[name]] for name in differ}
                 change.record("updated", actor, [id], changes)
@@ -249,12 +256,6 @@ class KeyService(KeyReader):
             raise ConflictError(f"{id} is {key.status}; create another key")
         return key
 
-    def _checked(self, change: Change, fields: Fields) -> dict[str, Any]:
-        found = checked(fields, change.now, self.policies, partial(ids_of, change.connection))
-        if self.owner is not None and found.get("owner", self.owner) != self.owner:
-            raise ForbiddenError(f"The keys that you manage belong to {self.owner}")
-        return found
-
     def _revoke(
         self, change: Change, which: sa.ColumnElement[bool], force: bool, actor: str
     ) -> list[str]:
@@ -290,12 +291,6 @@ class KeyService(KeyReader):
         if show:
             show(issued)
         return issued
-
-
-def _flat(key: KeyView) -> dict[str, Any]:
-    """In JSON, with each restriction as a field of its own."""
-    dumped = key.model_dump(mode="json")
-    return {**dumped, **dumped.pop("restrictions")}
 
 
 def _with_owner(key: KeyView) -> KeyView:

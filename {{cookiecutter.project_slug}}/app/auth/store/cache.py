@@ -12,7 +12,6 @@ from bisect import bisect_left, insort
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
-from datetime import datetime
 from math import inf
 from time import monotonic
 
@@ -49,9 +48,9 @@ class DatabaseKeyStore:
         # their own too: other queries do not delay them.
         self._threads = ThreadPoolExecutor(8, thread_name_prefix="api-keys")
         self._asking_threads = ThreadPoolExecutor(4, thread_name_prefix="api-keys-news")
-        self._max_staleness = settings.key_max_staleness
+        self.max_staleness = settings.key_max_staleness
         # A slower poll is repeated on another connection. A loaded machine may need a second.
-        self._timeout = min(max(self._max_staleness, 1.0), TIMEOUT)
+        self._timeout = min(max(self.max_staleness, 1.0), TIMEOUT)
         self._queries = Queries(self._engine, settings.api_keys)
         self._clock = clock.Clock()
         self._counted = 0.0
@@ -62,23 +61,16 @@ class DatabaseKeyStore:
         self._asked_at = self._trusted_until = self._ask_strangers_at = -inf
         self._asking: asyncio.Task[None] | None = None
         self._flush_at, self._is_on_its_own = monotonic() + FLUSH_EVERY, False
-        self._usage = UsageWriter(self._queries, self._threads, self._clock)
-        self.observe = self._usage.observe
+        self.usage = UsageWriter(self._queries, self._threads, self._clock)
+        self.observe = self.usage.observe
 
     def now(self) -> float:
         """Seconds since the epoch. This clock does not go back."""
         return self._clock.now()
 
-    async def used_since(self, key_id: str, since: datetime) -> int:
-        """How many requests of a key since then are written, or counted by this server.
-
-        Raises StoreUnavailableError.
-        """
-        return await self._usage.used_since(monotonic() + self._max_staleness, key_id, since)
-
     def ages(self) -> tuple[float, float]:
         """Seconds since the keys were read, and since usage was written (at least every minute)."""
-        return monotonic() - self._asked_at, monotonic() - self._usage.wrote_at
+        return monotonic() - self._asked_at, monotonic() - self.usage.wrote_at
 
     # Lookups.
 
@@ -99,7 +91,7 @@ class DatabaseKeyStore:
             return UNKNOWN
         if secret.ends_at > self._clock.now():
             return secret.key
-        self._usage.note_end(secret.ends_at)
+        self.usage.note_end(secret.ends_at)
         return Refusal(secret.ended, secret.key.id)
 
     def may_exist(self, digest: bytes) -> bool:
@@ -120,7 +112,7 @@ class DatabaseKeyStore:
             await self._ensure_fresh(came_at)
         while self.may_exist(digest):
             changes = self.changes
-            give_up_at = came_at + self._max_staleness
+            give_up_at = came_at + self.max_staleness
             secret = await run(self._threads, give_up_at, self._queries.secret, digest)
             # If keys have changed meanwhile, this one may be revoked: read it again.
             if changes == self.changes:
@@ -139,7 +131,7 @@ class DatabaseKeyStore:
 
     async def _ensure_fresh(self, moment: float) -> None:
         """Wait for the answer to a poll that began at this moment or later."""
-        give_up_at = monotonic() + self._max_staleness
+        give_up_at = monotonic() + self.max_staleness
         while self._asked_at < moment:
             await in_time(give_up_at, self._poll())
 
@@ -172,13 +164,13 @@ class DatabaseKeyStore:
         self.changes += bool(answer.changed)
         self._position, self._counted = answer.position, answer.counted
         if not answer.counted:  # the database lacks this server's row: write it soon
-            self._usage.silent_until = -inf
+            self.usage.silent_until = -inf
         self._asked_at, self._trusted_until = asked_at, asked_at + self._staleness()
         self._ask_strangers_at = asked_at + min(10 * (monotonic() - asked_at), RECHECK)
 
     def _staleness(self) -> float:
         """Seconds for which an answer is trusted. A command that revokes waits at least as long."""
-        counted = self._counted if monotonic() < self._usage.counted_until else 0.0
+        counted = self._counted if monotonic() < self.usage.counted_until else 0.0
         return max(counted, LEAST_STALENESS)
 
     async def _reload(self, position: Cursor) -> None:
@@ -194,7 +186,7 @@ class DatabaseKeyStore:
         self._secrets.clear()
         self._known, self._position = known, position
         self.changes += 1
-        self._usage.written_at = 0.0
+        self.usage.written_at = 0.0
 
     # Background tasks.
 
@@ -217,7 +209,7 @@ class DatabaseKeyStore:
         finally:
             stop.set()
             await asyncio.wait(work)
-            self._usage.counted_until = self._trusted_until = -inf
+            self.usage.counted_until = self._trusted_until = -inf
             self._flush_at = monotonic() + FLUSH_EVERY
             await self.flush(stopping=True)
             self.close()
@@ -229,8 +221,8 @@ class DatabaseKeyStore:
 
     async def flush(self, *, starting: bool = False, stopping: bool = False) -> None:
         """Write how keys were used. After an error, the next call writes it."""
-        max_staleness = 0.0 if stopping else self._max_staleness
-        await self._usage.flush(max_staleness, starting=starting, stopping=stopping)
+        max_staleness = 0.0 if stopping else self.max_staleness
+        await self.usage.flush(max_staleness, starting=starting, stopping=stopping)
 
     async def _flush_in_request(self) -> None:
         """Flush without a lifespan. The request waits, for its loop may stand still afterwards."""
@@ -242,7 +234,7 @@ class DatabaseKeyStore:
                 " of it. Have the server, or the application that mounts this one, run the lifespan."
             )
         # Nobody can know whether such a server still runs, so changes do not wait for it.
-        writing = self._usage.flush(LEAST_STALENESS, starting=starting, stopping=False)
+        writing = self.usage.flush(LEAST_STALENESS, starting=starting, stopping=False)
         with suppress(TimeoutError):
             await asyncio.wait_for(writing, self._timeout)
 

@@ -77,11 +77,11 @@ class Queries:
     """All methods raise StoreUnavailableError."""
 
     def __init__(self, engine: sa.Engine, env_keys: Iterable[bytes]) -> None:
-        self._engine, self._env_keys = engine, frozenset(env_keys)
+        self.engine, self._env_keys = engine, frozenset(env_keys)
         self._is_another = False  # another history is being read
         self.has_imported = False
         self._env_ids = {ENV_ID + id_of(digest) for digest in self._env_keys}
-        self._server = token_hex(8)
+        self.server = token_hex(8)
 
     def changes_since(self, known: Cursor, timeout: float) -> Changes:
         """The changes after this cursor, and whether commands that revoke wait for this server.
@@ -93,11 +93,11 @@ class Queries:
         def latest(column: sa.Column[Any]) -> sa.ScalarSelect[Any]:
             return sa.select(column).order_by(events.id.desc()).limit(1).scalar_subquery()
 
-        bound = sa.select(servers.max_staleness).where(servers.id == self._server)
-        with transaction(self._engine, timeout=timeout) as connection:
+        bound = sa.select(servers.max_staleness).where(servers.id == self.server)
+        with transaction(self.engine, timeout=timeout) as connection:
             # One statement, so one snapshot: every later change then waits for this server.
             query = sa.select(latest(events.id), latest(events.stamp), bound.scalar_subquery())
-            if self._engine.dialect.name == "postgresql":
+            if self.engine.dialect.name == "postgresql":
                 query = query.where(WHOLE)
             if (found := connection.execute(query).one_or_none()) is None:
                 raise StoreUnavailableError(UNFIT)
@@ -124,7 +124,7 @@ class Queries:
         """The next digests of all secrets, in order, AT_ONCE at most."""
         digest = api_key_secrets.c.digest
         some = sa.select(digest).where(digest > after).order_by(digest).limit(AT_ONCE)
-        with transaction(self._engine) as connection:
+        with transaction(self.engine) as connection:
             return connection.scalars(some).all()
 
     def check(self, position: Cursor, secrets: int) -> list[datetime]:
@@ -145,7 +145,7 @@ class Queries:
             created.scalar_subquery() == rows(api_keys),
             sa.exists().where(events.action == IMPORTED),
         )
-        with transaction(self._engine) as connection:
+        with transaction(self.engine) as connection:
             *whole, self.has_imported = connection.execute(query).one()
             if not all(whole):
                 raise StoreUnavailableError(UNFIT)
@@ -158,7 +158,7 @@ class Queries:
     def secret(self, digest: bytes) -> Secret | None:
         own = (api_key_secrets.c.expires_at.label("own_expires_at"), api_key_secrets.c.ended_at)
         query = sa.select(api_keys, *own).join(api_key_secrets)
-        with transaction(self._engine) as connection:
+        with transaction(self.engine) as connection:
             row = connection.execute(query.where(api_key_secrets.c.digest == digest)).one_or_none()
         if row is None:  # though its digest was read, and nothing deletes a key
             raise StoreUnavailableError(UNFIT)
@@ -174,31 +174,20 @@ class Queries:
         ends = [at.timestamp() for at in (row.expires_at, row.own_expires_at) if at]
         return Secret(key, min(ends, default=inf), "expired key")
 
-    def used(self, key_id: str, since: datetime) -> tuple[int, int, set[bytes]]:
-        """How many requests of a key since then are written, this server's last batch among them,
-        and the digests of the key's secrets."""
-        digests = sa.select(api_key_secrets.c.digest).where(api_key_secrets.c.key_id == key_id)
-        last = sa.select(api_key_servers.c.batch).where(api_key_servers.c.id == self._server)
-        # One statement, so one snapshot.
-        query = sa.select(counts.used(digests, since).scalar_subquery(), last.scalar_subquery())
-        with transaction(self._engine) as connection:
-            used, batch = connection.execute(query).one()
-            return int(used), batch or 0, set(connection.scalars(digests))
-
     def note_networks(self, used: Sequence[counts.Network]) -> None:
         for first in range(0, len(used), FLUSH_AT_ONCE):
-            with transaction(self._engine, write=True) as connection:
+            with transaction(self.engine, write=True) as connection:
                 counts.note_networks(connection, used[first : first + FLUSH_AT_ONCE])
 
     def notice(self, now: datetime) -> list[findings.Finding]:
         """The new anomalies. Of all servers, one gets each."""
-        with transaction(self._engine, timeout=LONG_TIMEOUT) as connection:
+        with transaction(self.engine, timeout=LONG_TIMEOUT) as connection:
             active = active_keys(connection, now)
             keys = (
                 key for key in active if not key.id.startswith(ENV_ID) or key.id in self._env_ids
             )
             found = [*findings.examine_usage(connection, keys, now)]
-        with transaction(self._engine, write=True) as connection:
+        with transaction(self.engine, write=True) as connection:
             return findings.remember(connection, found, now)
 
     def write(
@@ -206,7 +195,7 @@ class Queries:
     ) -> None:
         """Write when secrets were last used (seconds since the epoch), and this server's row."""
         if starting:  # a process that was forked must not share the name of its parent
-            self._server = token_hex(8)
+            self.server = token_hex(8)
         # It moves one column forward and nothing else, so outdated data cannot revive a key.
         at = sa.bindparam("at", type_=Instant)
         last, earliest_wrong = api_key_secrets.c.last_used_at, sa.bindparam("wrong", type_=Instant)
@@ -219,22 +208,22 @@ class Queries:
             for digest, used_at in used.items()
         ]
         for first in range(0, len(uses), FLUSH_AT_ONCE):
-            with transaction(self._engine, write=True) as connection:
+            with transaction(self.engine, write=True) as connection:
                 connection.execute(statement, uses[first : first + FLUSH_AT_ONCE])
 
         servers = api_key_servers
         this = {"max_staleness": max_staleness, "seen_at": now}
-        with transaction(self._engine, write=True) as connection:
+        with transaction(self.engine, write=True) as connection:
             if starting:
                 _forget_servers(connection, now)
-            ours = sa.update(servers).where(servers.c.id == self._server).values(**this)
+            ours = sa.update(servers).where(servers.c.id == self.server).values(**this)
             if connection.execute(ours).rowcount == 0:
-                connection.execute(sa.insert(servers).values(id=self._server, **this))
+                connection.execute(sa.insert(servers).values(id=self.server, **this))
 
     def add(self, batch: Batch) -> None:
         """Add the counts of a batch once, even if it is tried again after a lost answer."""
-        ours = api_key_servers.c.id == self._server
-        with transaction(self._engine, write=True) as connection:
+        ours = api_key_servers.c.id == self.server
+        with transaction(self.engine, write=True) as connection:
             written = connection.scalar(sa.select(api_key_servers.c.batch).where(ours))
             if (written or 0) < batch.number:
                 counts.add(connection, batch.table, batch.rows)
@@ -244,7 +233,7 @@ class Queries:
     def thin(self, now: datetime) -> bool:
         """Compact old counts for a moment. Returns whether none are left."""
         give_up_at = monotonic() + THIN_FOR
-        return all(monotonic() < give_up_at for _ in counts.thin(self._engine, now))
+        return all(monotonic() < give_up_at for _ in counts.thin(self.engine, now))
 
 
 def _forget_servers(connection: sa.Connection, now: datetime) -> None:

@@ -24,9 +24,9 @@ class UsageWriter:
     """Writes the counts, when each secret was last used, and the row of this server."""
 
     def __init__(self, queries: Queries, threads: ThreadPoolExecutor, clock: Clock) -> None:
-        self._queries, self._threads, self._clock = queries, threads, clock
+        self.queries, self.threads, self._clock = queries, threads, clock
         self._used: dict[bytes, float] = {}  # when each secret was last accepted
-        self._counts = Counts()
+        self.counts = Counts()
         self._saw_an_end = False
         self._problem = ""  # why writing failed, as it was logged
         self._thinned_on: date | None = None
@@ -40,28 +40,18 @@ class UsageWriter:
         """Count a request, by its key or by why it was refused. `flush` writes the counts."""
         now = self._clock.now()
         if record.key:
-            self._counts.use(record.digest, now, record.outcome, record.client)
+            self.counts.use(record.digest, now, record.outcome, record.client)
             if record.outcome != "limited":
                 self._used[record.digest] = now
         elif record.refusal and record.refusal != OUT_OF_REACH:  # its key may be valid
-            self._counts.refuse(record.client, now, record.refusal)
+            self.counts.refuse(record.client, now, record.refusal)
 
     def note_end(self, ends_at: float) -> None:
         """Have the time written, once, so that a clock that is set back revives no secret."""
         self._saw_an_end |= ends_at > self.written_at
 
-    async def used_since(self, give_up_at: float, key_id: str, since: datetime) -> int:
-        while True:
-            made, waiting = self._counts.made, tuple(self._counts.waiting)
-            used, last, digests = await run(
-                self._threads, give_up_at, self._queries.used, key_id, since
-            )
-            if made == self._counts.made:  # else what is written meanwhile may be in both or none
-                left = [batch for batch in waiting if batch.number > last]
-                return used + self._counts.unwritten(digests, since, left)
-
     async def flush(self, max_staleness: float, *, starting: bool, stopping: bool) -> None:
-        is_needed = self._used or self._counts or self._saw_an_end or starting or stopping
+        is_needed = self._used or self.counts or self._saw_an_end or starting or stopping
         if not is_needed and monotonic() < self.silent_until:
             return
         used, self._saw_an_end = self._used, False
@@ -69,17 +59,17 @@ class UsageWriter:
         now = datetime.fromtimestamp(self._clock.now(), UTC)
         began_at = monotonic()
         try:
-            write = self._queries.write
-            await run(self._threads, None, write, used, now, max_staleness, starting)
+            write = self.queries.write
+            await run(self.threads, None, write, used, now, max_staleness, starting)
             used.clear()
-            batches = self._counts.batches()
+            batches = self.counts.batches()
             while batches:
-                await run(self._threads, None, self._queries.add, batch := batches[0])
+                await run(self.threads, None, self.queries.add, batch := batches[0])
                 if batches and batches[0] is batch:  # no other loop has written it meanwhile
                     batches.popleft()
-            if networks := self._counts.networks():
-                await run(self._threads, None, self._queries.note_networks, networks)
-                self._counts.noted(networks)
+            if networks := self.counts.networks():
+                await run(self.threads, None, self.queries.note_networks, networks)
+                self.counts.noted(networks)
             if not (starting or stopping):  # neither waits for this
                 await self._housekeep(now)
         except BaseException as error:
@@ -97,12 +87,12 @@ class UsageWriter:
 
     async def _housekeep(self, now: datetime) -> None:
         """Compact old counts every day, and look for anomalies every NOTICE_EVERY seconds."""
-        today, thin = now.date(), self._queries.thin
-        if today != self._thinned_on and await run(self._threads, None, thin, now):
+        today, thin = now.date(), self.queries.thin
+        if today != self._thinned_on and await run(self.threads, None, thin, now):
             self._thinned_on = today
         if monotonic() >= self._notice_at:
             self._notice_at = monotonic() + NOTICE_EVERY
-            for finding in await run(self._threads, None, self._queries.notice, now):
+            for finding in await run(self.threads, None, self.queries.notice, now):
                 logger.warning(
                     *("Unusual%s: %s; %s.", finding.id and f" ({finding.id})"),
                     *(finding.problem, finding.advice),

@@ -1,7 +1,7 @@
 """Counts how keys are used, in memory. The store writes the counts every few seconds."""
 
 from collections import Counter, defaultdict, deque
-from collections.abc import Iterable, Iterator, Sequence, Set
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from importlib import import_module
@@ -49,7 +49,7 @@ class Counts:
     """The counts that are not written yet."""
 
     def __init__(self) -> None:
-        self._uses = defaultdict[bytes, dict[int, Row]](dict)  # by secret and hour
+        self.uses = defaultdict[bytes, dict[int, Row]](dict)  # by secret and hour
         self._refusals = Counter[tuple[str, int, str]]()
         self._networks: set[Network] = set()
         self._noted: set[Network] = set()  # written already
@@ -59,7 +59,7 @@ class Counts:
 
     def use(self, digest: bytes, now: float, outcome: Outcome, client: str) -> None:
         hour = int(now) // HOUR
-        hours = self._uses[digest]
+        hours = self.uses[digest]
         if hour not in hours:
             hours[hour] = {"digest": digest, **dict.fromkeys(OUTCOMES, 0), **_hour(hour)}
         hours[hour][outcome] += 1
@@ -74,12 +74,12 @@ class Counts:
         self._refusals[network, int(now) // HOUR, reason[:LONGEST_REASON]] += 1
 
     def __bool__(self) -> bool:
-        return bool(self._uses or self._refusals or self.waiting or self._networks)
+        return bool(self.uses or self._refusals or self.waiting or self._networks)
 
     def batches(self) -> deque[Batch]:
         """The batches to write, oldest first. The caller removes each that it has written."""
         self._seen.clear()
-        uses, self._uses = self._uses, defaultdict(dict)
+        uses, self.uses = self.uses, defaultdict(dict)
         refusals, self._refusals = self._refusals, Counter()
         self._add(api_key_usage, [row for hours in uses.values() for row in hours.values()])
         named = [
@@ -88,16 +88,6 @@ class Counts:
         ]
         self._add(api_key_refusals, named)
         return self.waiting
-
-    def unwritten(self, digests: Set[bytes], since: datetime, batches: Iterable[Batch]) -> int:
-        """How many requests of these secrets since then are in these batches, or in none yet."""
-        rows = [row for batch in batches if batch.table is api_key_usage for row in batch.rows]
-        rows += [row for each in digests & self._uses.keys() for row in self._uses[each].values()]
-        return sum(
-            row["served"] + row["refused"]
-            for row in rows
-            if row["digest"] in digests and row["starts_at"] >= since
-        )
 
     def networks(self) -> list[Network]:
         """The networks that used a secret on a day, except those that are written already."""
@@ -174,13 +164,6 @@ def _insert(connection: sa.Connection, table: sa.Table) -> Any:
     """An INSERT with ON CONFLICT, which is a part of each database's dialect."""
     # Imported here, because PostgreSQL's dialect takes a while to load.
     return import_module(f"sqlalchemy.dialects.{connection.dialect.name}").insert(table)
-
-
-def used(digests: sa.Select[tuple[bytes]], since: datetime) -> sa.Select[tuple[int]]:
-    """Ask how many requests of these secrets their limits have let in since then."""
-    usage = api_key_usage.c
-    let_in = sa.func.coalesce(sa.func.sum(usage.served + usage.refused), 0)
-    return sa.select(let_in).where(usage.digest.in_(digests), usage.starts_at >= since)
 
 
 def thin(engine: sa.Engine, now: datetime) -> Iterator[int]:

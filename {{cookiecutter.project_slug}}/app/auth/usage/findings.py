@@ -29,7 +29,7 @@ from app.auth.database.models import (
     api_key_usage,
 )
 from app.auth.key import Key
-from app.auth.keys.fields import MANAGE
+from app.auth.keys.change import MANAGE
 from app.auth.keys.service import KeyService
 from app.auth.keys.views import KeyView
 

@@ -3,7 +3,7 @@
 import { ago } from "./elements.js";
 
 const SOON = "One moment…";
-export const UNTIL_ALL_FOLLOW = "Waiting until every server follows…";
+const UNTIL_ALL_FOLLOW = "Waiting until every server follows…";
 
 export function makeKey(desk) {
   const parts = desk.open("make-dialog");
@@ -90,23 +90,21 @@ function askWhichToDrop({ two, "old-one": oldOne }, key) {
   choices[0].focus();
 }
 
-export function pauseKey(desk, key, done) {
-  stopKey(desk, key, done, "Pause", "No server accepts the key until you resume it.");
-}
+const NOTES = {
+  Pause: "No server accepts the key until you resume it.",
+  Resume: "Every server accepts the key again.",
+  Revoke: "No server accepts the key any more, and nothing brings it back.",
+};
 
-export function revokeKey(desk, key, done) {
-  const note = "No server accepts the key any more, and nothing brings it back.";
-  stopKey(desk, key, done, "Revoke", note);
-}
-
-function stopKey(desk, key, done, verb, note) {
-  const parts = desk.open("stop-dialog");
+/** Pause, resume or revoke it. */
+export function turnKey(desk, key, done, verb) {
+  const parts = desk.open("turn-dialog");
   parts["dialog-title"].textContent = `${verb} “${key.name}”?`;
-  parts["stop-id"].textContent = key.id;
-  parts["stop-note"].textContent = note;
+  parts["turn-id"].textContent = key.id;
+  parts["turn-note"].textContent = NOTES[verb];
   parts.now.textContent = `${verb} ${key.name}`;
-  const stop = (force) => desk.session.change(`/${key.id}/${verb.toLowerCase()}`, { force });
-  onSubmit(desk, parts, () => UNTIL_ALL_FOLLOW, withForce(parts, stop), done);
+  const turn = (force) => desk.session.change(`/${key.id}/${verb.toLowerCase()}`, { force });
+  onSubmit(desk, parts, () => UNTIL_ALL_FOLLOW, withForce(parts, turn), done);
 }
 
 /** Ask for a second confirmation, if no manager would be left. */

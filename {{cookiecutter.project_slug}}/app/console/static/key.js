@@ -1,7 +1,7 @@
 // One key: what it is, what it was used for, and what was done to it.
 
 import { barChart, everyPeriod, totalOf } from "./charts.js";
-import { changeKey, pauseKey, revokeKey, rotateKey, UNTIL_ALL_FOLLOW } from "./dialogs.js";
+import { changeKey, rotateKey, turnKey } from "./dialogs.js";
 import {
   ago, cell, count, countCell, element, moment, pair, reveal, row, statusOf,
 } from "./elements.js";
@@ -10,25 +10,18 @@ import {
 export function openKey(desk, parts, id) {
   const path = `/${encodeURIComponent(id)}`;
   const show = () => desk.run(() => showKey(desk, parts, path));
-  const showStopped = () => {
+  const showTurned = () => {
     parts.name.focus(); // or the focus would go with the button
     show();
   };
-  const change = (dialog, done) => () =>
-    desk.run(async () => dialog(desk, await desk.session.read(path), done));
+  const change = (dialog, done, ...what) => () =>
+    desk.run(async () => dialog(desk, await desk.session.read(path), done, ...what));
   parts.name.textContent = id;
   parts.rotate.addEventListener("click", change(rotateKey, show));
-  parts.revoke.addEventListener("click", change(revokeKey, showStopped));
-  parts.pause.addEventListener("click", change(pauseKey, showStopped));
   parts.change.addEventListener("click", change(changeKey, show));
-  parts.resume.addEventListener("click", () => {
-    desk.say(UNTIL_ALL_FOLLOW);
-    desk.run(async () => {
-      await desk.session.change(`${path}/resume`);
-      desk.say("");
-      showStopped();
-    });
-  });
+  for (const verb of ["Pause", "Resume", "Revoke"]) {
+    parts[verb.toLowerCase()].addEventListener("click", change(turnKey, showTurned, verb));
+  }
   parts.days.addEventListener("change", () => desk.run(() => showUsage(desk, parts, path)));
   show();
   return parts.name;
