@@ -280,6 +280,7 @@ def test_servers_go_on_while_it_runs_and_nothing_is_left_half(
             assert holds_writers_off(database_url)
             with pytest.raises(StoreUnavailableError):  # which is 503 over HTTP
                 KeyService(load_settings()).create("x", actor="x")
+            replica.until(200, good)  # on a new connection, since the old one was idle
             assert [replica.request(secret) for secret in worth] == [200, 200, NO, NO]
             assert copying.poll() is None
             copying.send_signal(end) if end else (tmp_path / "go").touch()

@@ -1,9 +1,8 @@
 """The file of keys: one JSON object a line, with digests and never a secret."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from datetime import datetime
 from functools import cached_property
-from typing import Any, Final
+from typing import Any
 
 import sqlalchemy as sa
 from pydantic import AwareDatetime, BaseModel, Field, NonNegativeInt, ValidationError
@@ -19,8 +18,6 @@ from app.auth.keys.service import KeyService, open_service
 from app.auth.keys.views import AT_ONCE, ids_of
 from app.auth.usage import counts
 
-HEX: Final = Field(pattern="^[0-9a-f]{64}$")
-
 
 class Usage(BaseModel):
     starts_at: AwareDatetime
@@ -31,7 +28,7 @@ class Usage(BaseModel):
 
 
 class Secret(BaseModel):
-    digest: str = HEX  # SHA-256
+    digest: str = Field(pattern="^[0-9a-f]{64}$")  # SHA-256
     created_at: AwareDatetime
     expires_at: AwareDatetime | None = None
     ended_at: AwareDatetime | None = None
@@ -158,7 +155,8 @@ def bring_in(
             except InvalidError as error:
                 raise InvalidError(f"Line {number}: {error}") from None
         keys = [line for _, line in new]
-        ended = sum(bool(key.revoked_at) or _is_past(key.expires_at, change.now) for key in keys)
+        ends = ((key.revoked_at, key.expires_at) for key in keys)
+        ended = sum(any(at and at <= change.now for at in both) for both in ends)
         for some in progress([] if dry_run else [*batches(keys)]):
             _insert(change, some, actor)
     return Imported(imported=len(keys), of_them_ended=ended, here_before=len(lines) - len(keys))
@@ -185,14 +183,10 @@ def _new(
         yield number, line
 
 
-def _is_past(end: datetime | None, now: datetime) -> bool:
-    return end is not None and end <= now
-
-
 def _check(key: Line, change: Change, policies: Sequence[Policy]) -> None:
     fields = Fields(name=key.name, scopes=key.scopes, owner=key.owner, note=key.note)
     fields["restrictions"] = key.restrictions
-    if not _is_past(key.expires_at, change.now):
+    if not key.expires_at or key.expires_at > change.now:
         fields["expires_at"] = key.expires_at
     found = change.checked(fields, policies)
     key.name, key.owner, key.note = found["name"], found["owner"], found["note"]
