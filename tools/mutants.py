@@ -2521,7 +2521,6 @@ DATABASE = [
         "        if found in guessed:",
         "        if False:",
         "transfer",
-        lean=True,
     ),
     Mutant(
         "an id of a request shows an imported key",

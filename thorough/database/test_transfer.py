@@ -423,3 +423,14 @@ def test_a_database_that_is_away_has_no_imported_keys(tmp_path: Path) -> None:
     file.write_text(SKY)
     result = CliRunner().invoke(main, ["keys", "scan", f"{file}"], catch_exceptions=False)
     assert (result.exit_code, result.output) == (0, "")
+
+
+def test_a_database_that_does_not_answer_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DATABASE_URL", "postgresql://127.0.0.1:1/none")
+    file = tmp_path / "file"
+    file.write_text(SKY)
+    result = CliRunner().invoke(main, ["keys", "scan", f"{file}"], catch_exceptions=False)
+    assert (result.exit_code, result.stdout) == (0, "")
+    assert result.stderr.startswith("Not every key is known here: DATABASE_URL: out of reach")

@@ -46,7 +46,7 @@ def of_text(text: str, *, in_the_clear: bool, force: bool, **known: Any) -> Iter
     clear also those of a list. `known` is for `_line`. Raises InvalidError."""
     read = _clear(force) if in_the_clear else _stored(force)
     for number, row in _rows(text.removeprefix("\ufeff"), in_the_clear):
-        yield number, _in_line(number, _line, number, row, read, **known)
+        yield number, _in_line(number, row, read, **known)
 
 
 def of_fastapi_simple_security(file: str, *, force: bool, **known: Any) -> Iterator[Any]:
@@ -58,12 +58,12 @@ def of_fastapi_simple_security(file: str, *, force: bool, **known: Any) -> Itera
     except sqlite3.Error as error:
         raise InvalidError(f"{file}: {error}; it is the file of fastapi-simple-security") from None
     for number, row in enumerate(rows, 1):
-        yield number, _in_line(number, _line, number, row, _clear(force), **known)
+        yield number, _in_line(number, row, _clear(force), **known)
 
 
-def _in_line(number: int, function: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+def _in_line(number: int, *arguments: Any, **options: Any) -> Line:
     try:
-        return function(*arguments, **options)
+        return _line(number, *arguments, **options)
     except InvalidError as error:
         raise InvalidError(f"Line {number}: {error}") from None
 
@@ -73,7 +73,10 @@ def _rows(text: str, is_list: bool) -> Iterator[tuple[int, Mapping[str, Any]]]:
     if text.lstrip().startswith("{"):
         for number, line in enumerate(text.splitlines(), 1):
             if line.strip():
-                yield number, _in_line(number, _object, line)
+                try:
+                    yield number, {**json.loads(line)}
+                except (ValueError, TypeError):
+                    raise InvalidError(f"Line {number}: this is no JSON object") from None
     elif not {*map(str.strip, header)}.isdisjoint(_KEY):
         reader = csv.DictReader(io.StringIO(text), strict=True)
         try:
@@ -86,13 +89,6 @@ def _rows(text: str, is_list: bool) -> Iterator[tuple[int, Mapping[str, Any]]]:
             yield number, {"key": key}
     else:
         raise InvalidError(f"Line 1: no column has the name {', '.join(_KEY)}")
-
-
-def _object(line: str) -> Any:
-    try:
-        return {**json.loads(line)}
-    except (ValueError, TypeError):
-        raise InvalidError("this is no JSON object") from None
 
 
 def _line(

@@ -8,11 +8,12 @@ import sqlalchemy as sa
 from pydantic import AwareDatetime, BaseModel, Field, NonNegativeInt, ValidationError
 
 from app.auth.access.policy import Policy
+from app.auth.cli.output import note
 from app.auth.config.settings import AuthSettings
 from app.auth.database import clock
 from app.auth.database.engine import LONG_TIMEOUT, transaction
 from app.auth.database.models import api_key_events, api_key_secrets, api_key_usage, api_keys
-from app.auth.errors import InvalidError, SettingsError
+from app.auth.errors import InvalidError, SettingsError, StoreUnavailableError
 from app.auth.keys.change import OWN, Change, Fields
 from app.auth.keys.service import KeyService, open_service
 from app.auth.keys.views import AT_ONCE, ids_of
@@ -54,8 +55,6 @@ class Line(BaseModel):
 
 
 class Imported(BaseModel):
-    """What an import has done."""
-
     imported: int
     of_them_ended: int
     here_before: int  # they stay as they are
@@ -75,7 +74,10 @@ class ImportedKeys:
         try:
             with transaction(open_service(self._settings).engine) as connection:
                 return frozenset(connection.scalars(query))
-        except SettingsError:
+        except SettingsError:  # there is none
+            return frozenset()
+        except StoreUnavailableError as error:
+            note(f"Not every key is known here: {error}")
             return frozenset()
 
     def may_exist(self, digest: bytes) -> bool:
@@ -88,13 +90,11 @@ def export(engine: sa.Engine, with_usage: bool) -> Iterator[Line]:
         if engine.dialect.name == "postgresql":
             connection.exec_driver_sql("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
         of, used = api_key_secrets.c.key_id, api_key_usage.c.digest
-        after = ""
-        while True:
-            query = sa.select(api_keys).where(api_keys.c.id > after).order_by(api_keys.c.id)
-            keys = [row._asdict() for row in connection.execute(query.limit(AT_ONCE))]
-            if not keys:
-                return
-            secrets = _by(connection, api_key_secrets, of, [key["id"] for key in keys])
+        ids = connection.scalars(sa.select(api_keys.c.id).order_by(api_keys.c.id)).all()
+        for some in batches(ids):
+            query = sa.select(api_keys).where(api_keys.c.id.in_(some)).order_by(api_keys.c.id)
+            keys = [row._asdict() for row in connection.execute(query)]
+            secrets = _by(connection, api_key_secrets, of, some)
             every = [row["digest"] for rows in secrets.values() for row in rows]
             usage = _by(connection, api_key_usage, used, every) if with_usage else {}
             for key in keys:
@@ -104,7 +104,6 @@ def export(engine: sa.Engine, with_usage: bool) -> Iterator[Line]:
                     for row in secrets[key["id"]]
                 ]
                 yield Line.model_validate(key)
-            after = keys[-1]["id"]
 
 
 def _by(

@@ -47,14 +47,6 @@ async def test_what_was_revoked_does_not_come_back(server: Server) -> None:
     assert await server.admits(ELSEWHERE) == "-"
 
 
-@pytest.mark.usefixtures("database_url")
-def test_what_can_be_guessed_and_what_is_no_digest_are_refused() -> None:
-    for text, format in (("changeme", "plain"), (stored("changeme"), "sha256"), ("x", "sha256")):
-        result = bring(text, "--format", format)
-        assert (result.exit_code, result.stdout) == (1, "")
-        assert "changeme" not in result.stderr
-
-
 async def test_everything_is_copied_into_an_empty_database(
     server: Server, database_url: sa.URL, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
