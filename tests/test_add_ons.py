@@ -25,7 +25,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.add_ons]
 
 PARTS = {
     "database": dict.fromkeys(
-        ("limits", "management", "metrics", "gateway", "vaults", "deploy"), "yes"
+        ("limits", "management", "metrics", "gateway", "transfer", "vaults", "deploy"), "yes"
     ),
     "env": dict.fromkeys(("vaults", "deploy"), "yes"),
 }

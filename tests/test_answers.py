@@ -359,6 +359,7 @@ def test_texts_that_were_changed_by_hand_count(
         ("management", "no management"),
         ("metrics", "no metrics"),
         ("gateway", "no gateway"),
+        ("transfer", "no transfer"),
         ("limits metrics deploy", "no limits and no metrics"),
         ("limits management metrics vaults", "no limits and no management and no metrics"),
     ],

@@ -92,6 +92,7 @@ WORDS = {
     "management": r"/api-keys|/console|app[./](management|console)",
     "metrics": r"prometheus|/metrics|app[./]metrics",
     "gateway": r"gateway|/verify\b",
+    "transfer": r"app[./]transfer|import_keys",
     "vaults": r"hvac|boto3|azure|app[./]vaults|vault_",
     "deploy": r"compose\.yaml|docker-compose|haproxy|deploy/(kubernetes|up)",
 }

@@ -1,11 +1,11 @@
 """Copies the database into an empty one, of the other kind as well, in one transaction."""
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from decimal import Decimal
 from hashlib import sha256
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 import sqlalchemy as sa
 from sqlalchemy import exc
@@ -24,8 +24,7 @@ from app.database import Base
 REVISION: Final = sa.table("alembic_version", sa.column("version_num"))
 
 
-class Progress(Protocol):
-    def __call__(self, work: Iterable[Any], length: int = ...) -> Iterable[Any]: ...
+Progress = Callable[[Iterable[Any], int], Iterable[Any]]
 
 
 def copy(
@@ -44,7 +43,9 @@ def copy(
     with transaction(source, write=True) as old, transaction(target, write=True) as new:
         tables = _tables(old)
         _check_target(old, new, tables, is_new=is_new)
-        _hold_writers_off(old, tables)
+        if old.dialect.name == "postgresql":  # others may write the owner's tables there
+            names = ", ".join(map(old.dialect.identifier_preparer.format_table, tables))
+            old.exec_driver_sql(f"SET LOCAL TIME ZONE 'UTC'; LOCK TABLE {names} IN SHARE MODE")
         counts = {table.fullname: _count(old, table) for table in tables}
         steps = sum(-(-rows // AT_ONCE) for rows in counts.values())
         for _ in progress(_work(old, new, tables), 2 * steps):
@@ -55,12 +56,9 @@ def copy(
 def _tables(old: sa.Connection) -> list[sa.Table]:
     """Those of the keys, and those of the owner. Servers write their own rows."""
     inspector = sa.inspect(old)
-    yours = [
-        table
-        for table in Base.metadata.tables.values()
-        if inspector.has_table(table.name, schema=table.schema)
-    ]
-    tables = [*(set(metadata.sorted_tables) - {api_key_servers}), *yours]
+    every = Base.metadata.tables.values()
+    yours = [each for each in every if inspector.has_table(each.name, schema=each.schema)]
+    tables = [*(each for each in metadata.sorted_tables if each is not api_key_servers), *yours]
     known = {SCHEMA_TABLE, REVISION.name, *(table.name for table in tables)}
     names = (name for name in inspector.get_table_names() if not name.startswith("api_key_"))
     if others := sorted({*names} - known):
@@ -88,13 +86,6 @@ def _check_target(
 
 def _count(connection: sa.Connection, table: sa.Table) -> int:
     return connection.scalar(sa.select(sa.func.count()).select_from(table)) or 0
-
-
-def _hold_writers_off(old: sa.Connection, tables: Sequence[sa.Table]) -> None:
-    """SQLite has one writer at a time; PostgreSQL lets those of the owner's tables go on."""
-    if old.dialect.name == "postgresql":
-        names = ", ".join(map(old.dialect.identifier_preparer.format_table, tables))
-        old.exec_driver_sql(f"SET LOCAL TIME ZONE 'UTC'; LOCK TABLE {names} IN SHARE MODE")
 
 
 def _work(old: sa.Connection, new: sa.Connection, tables: Sequence[sa.Table]) -> Iterator[None]:
@@ -177,8 +168,6 @@ def _as_text(value: Any) -> str:
     """The same for what each database has of a value."""
     if isinstance(value, datetime) and value.tzinfo:
         value = value.astimezone(UTC).replace(tzinfo=None)
-    if isinstance(value, Decimal):
-        value = value.normalize()
     if isinstance(value, dict | list):
         value = json.dumps(value, sort_keys=True)
-    return repr(value)
+    return repr(value.normalize() if isinstance(value, Decimal) else value)

@@ -33,11 +33,12 @@ _ADVICE: Final = (
     "only the SHA-256 of a whole key moves in. Let the old service write each key down when it is"
     " used, and import those with --format plain, or create others"
 )
+_SIMPLE: Final = (
+    "SELECT api_key, name, is_active, CASE WHEN never_expire THEN NULL ELSE expiration_date END"
+    " AS expires FROM fastapi_simple_security"
+)
 _MOST_SIGNS: Final = 12  # neither letters nor digits; the log finds no key with more
-_WORDS: Final = {
-    **dict.fromkeys(("true", "t", "1", "yes"), True),
-    **dict.fromkeys(("false", "f", "0", "no"), False),
-}
+_WORDS: Final = {"true": True, "t": True, "1": True, "false": False, "f": False, "0": False}
 
 
 def of_text(text: str, *, in_the_clear: bool, force: bool, **known: Any) -> Iterator[Any]:
@@ -45,7 +46,7 @@ def of_text(text: str, *, in_the_clear: bool, force: bool, **known: Any) -> Iter
     clear also those of a list. `known` is for `_line`. Raises InvalidError."""
     read = _clear(force) if in_the_clear else _stored(force)
     for number, row in _rows(text.removeprefix("\ufeff"), in_the_clear):
-        yield number, _in_line(number, _line, number, row, read, **known)
+        yield number, _in_line(number, row, read, **known)
 
 
 def of_fastapi_simple_security(file: str, *, force: bool, **known: Any) -> Iterator[Any]:
@@ -53,18 +54,16 @@ def of_fastapi_simple_security(file: str, *, force: bool, **known: Any) -> Itera
     try:
         with closing(sqlite3.connect(uri_of(Path(file), "ro"), uri=True)) as opened:
             opened.row_factory = sqlite3.Row
-            rows = [dict(row) for row in opened.execute("SELECT * FROM fastapi_simple_security")]
+            rows = [dict(row) for row in opened.execute(_SIMPLE)]
     except sqlite3.Error as error:
         raise InvalidError(f"{file}: {error}; it is the file of fastapi-simple-security") from None
     for number, row in enumerate(rows, 1):
-        if row["never_expire"]:
-            row["expiration_date"] = None
-        yield number, _in_line(number, _line, number, row, _clear(force), **known)
+        yield number, _in_line(number, row, _clear(force), **known)
 
 
-def _in_line(number: int, function: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+def _in_line(number: int, *arguments: Any, **options: Any) -> Line:
     try:
-        return function(*arguments, **options)
+        return _line(number, *arguments, **options)
     except InvalidError as error:
         raise InvalidError(f"Line {number}: {error}") from None
 
@@ -74,26 +73,22 @@ def _rows(text: str, is_list: bool) -> Iterator[tuple[int, Mapping[str, Any]]]:
     if text.lstrip().startswith("{"):
         for number, line in enumerate(text.splitlines(), 1):
             if line.strip():
-                yield number, _in_line(number, _object, line)
+                try:
+                    yield number, {**json.loads(line)}
+                except (ValueError, TypeError):
+                    raise InvalidError(f"Line {number}: this is no JSON object") from None
     elif not {*map(str.strip, header)}.isdisjoint(_KEY):
         reader = csv.DictReader(io.StringIO(text), strict=True)
         try:
             for row in reader:
                 yield reader.line_num, {name.strip(): row[name] for name in row if name}
         except csv.Error as error:
-            raise InvalidError(f"Line {reader.line_num}: {error}") from None
+            raise InvalidError(f"Line {reader.line_num + 1}: {error}") from None
     elif is_list:
         for number, key in enumerate(re.findall(r"[^\s,]+", text), 1):
             yield number, {"key": key}
     else:
         raise InvalidError(f"Line 1: no column has the name {', '.join(_KEY)}")
-
-
-def _object(line: str) -> dict[str, Any]:
-    with suppress(ValueError):
-        if isinstance(row := json.loads(line), dict):
-            return row
-    raise InvalidError("this is no JSON object")
 
 
 def _line(
@@ -118,7 +113,6 @@ def _line(
         id=f"{(int(now.timestamp() * 1000) << 24) + number:017x}",
         name=f"{_first(row, _NAME) or f'imported {number}'}",
         scopes=[*(_scopes(_first(row, _SCOPES)) or scopes)],
-        restrictions=_restrictions(row.get("restrictions")),
         **of,
         created_by=actor,
         created_at=now,
@@ -187,12 +181,12 @@ def _instant(value: Any) -> datetime | None:
     if value is None:
         return None
     try:
-        if re.fullmatch(r"\d+(\.\d+)?", f"{value}"):
+        with suppress(ValueError):
             seconds = float(value)
             return datetime.fromtimestamp(seconds / 1000 if seconds > 1e11 else seconds, UTC)
-        found = datetime.fromisoformat(f"{value}")
+        found = datetime.fromisoformat(value)
         return (found if found.tzinfo else found.replace(tzinfo=UTC)).astimezone(UTC)
-    except (ValueError, OverflowError, OSError):
+    except (ValueError, TypeError, OverflowError, OSError):
         raise InvalidError("its end is no time; write it like 2030-12-31T23:59Z") from None
 
 
@@ -204,29 +198,15 @@ def _is_true(value: Any, default: bool) -> bool:
     return found
 
 
-def _json(value: Any) -> Any:
-    if isinstance(value, str) and value.lstrip().startswith(("[", '{"', "{}")):
-        with suppress(ValueError):
-            return json.loads(value)
-    return value
-
-
 def _scopes(value: Any) -> list[str]:
     """From a list, a text, an array of PostgreSQL, or permissions: {"reports": ["read"]}."""
-    found = _json(value)
+    found = value or []
+    with suppress(ValueError, TypeError):
+        found = json.loads(value)
     if isinstance(found, str):
         return re.findall(r"[^\s,{}\"]+", found)
     if isinstance(found, dict) and all(isinstance(each, list) for each in found.values()):
         return [f"{name}:{action}" for name, actions in found.items() for action in actions]
     if isinstance(found, list):
         return [f"{each}" for each in found]
-    if found is None:
-        return []
     raise InvalidError('its permissions are not like {"reports": ["read"]}; name scopes instead')
-
-
-def _restrictions(value: Any) -> dict[str, list[str]]:
-    found = _json(value) or {}
-    if isinstance(found, dict) and all(isinstance(each, list) for each in found.values()):
-        return {name: [f"{each}" for each in values] for name, values in found.items()}
-    raise InvalidError('restrictions are not like {"limits": ["600/minute"]}')

@@ -1,25 +1,23 @@
 """The file of keys: one JSON object a line, with digests and never a secret."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from datetime import datetime
 from functools import cached_property
-from typing import Any, Final
+from typing import Any
 
 import sqlalchemy as sa
 from pydantic import AwareDatetime, BaseModel, Field, NonNegativeInt, ValidationError
 
 from app.auth.access.policy import Policy
+from app.auth.cli.output import note
 from app.auth.config.settings import AuthSettings
 from app.auth.database import clock
 from app.auth.database.engine import LONG_TIMEOUT, transaction
 from app.auth.database.models import api_key_events, api_key_secrets, api_key_usage, api_keys
-from app.auth.errors import InvalidError, SettingsError
+from app.auth.errors import InvalidError, SettingsError, StoreUnavailableError
 from app.auth.keys.change import OWN, Change, Fields
 from app.auth.keys.service import KeyService, open_service
 from app.auth.keys.views import AT_ONCE, ids_of
 from app.auth.usage import counts
-
-HEX: Final = Field(pattern="^[0-9a-f]{64}$")
 
 
 class Usage(BaseModel):
@@ -31,7 +29,7 @@ class Usage(BaseModel):
 
 
 class Secret(BaseModel):
-    digest: str = HEX  # SHA-256
+    digest: str = Field(pattern="^[0-9a-f]{64}$")  # SHA-256
     created_at: AwareDatetime
     expires_at: AwareDatetime | None = None
     ended_at: AwareDatetime | None = None
@@ -57,8 +55,6 @@ class Line(BaseModel):
 
 
 class Imported(BaseModel):
-    """What an import has done."""
-
     imported: int
     of_them_ended: int
     here_before: int  # they stay as they are
@@ -78,7 +74,10 @@ class ImportedKeys:
         try:
             with transaction(open_service(self._settings).engine) as connection:
                 return frozenset(connection.scalars(query))
-        except SettingsError:
+        except SettingsError:  # there is none
+            return frozenset()
+        except StoreUnavailableError as error:
+            note(f"Not every key is known here: {error}")
             return frozenset()
 
     def may_exist(self, digest: bytes) -> bool:
@@ -91,13 +90,11 @@ def export(engine: sa.Engine, with_usage: bool) -> Iterator[Line]:
         if engine.dialect.name == "postgresql":
             connection.exec_driver_sql("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
         of, used = api_key_secrets.c.key_id, api_key_usage.c.digest
-        after = ""
-        while True:
-            query = sa.select(api_keys).where(api_keys.c.id > after).order_by(api_keys.c.id)
-            keys = [row._asdict() for row in connection.execute(query.limit(AT_ONCE))]
-            if not keys:
-                return
-            secrets = _by(connection, api_key_secrets, of, [key["id"] for key in keys])
+        ids = connection.scalars(sa.select(api_keys.c.id).order_by(api_keys.c.id)).all()
+        for some in batches(ids):
+            query = sa.select(api_keys).where(api_keys.c.id.in_(some)).order_by(api_keys.c.id)
+            keys = [row._asdict() for row in connection.execute(query)]
+            secrets = _by(connection, api_key_secrets, of, some)
             every = [row["digest"] for rows in secrets.values() for row in rows]
             usage = _by(connection, api_key_usage, used, every) if with_usage else {}
             for key in keys:
@@ -107,7 +104,6 @@ def export(engine: sa.Engine, with_usage: bool) -> Iterator[Line]:
                     for row in secrets[key["id"]]
                 ]
                 yield Line.model_validate(key)
-            after = keys[-1]["id"]
 
 
 def _by(
@@ -158,7 +154,8 @@ def bring_in(
             except InvalidError as error:
                 raise InvalidError(f"Line {number}: {error}") from None
         keys = [line for _, line in new]
-        ended = sum(bool(key.revoked_at) or _is_past(key.expires_at, change.now) for key in keys)
+        ends = ((key.revoked_at, key.expires_at) for key in keys)
+        ended = sum(any(at and at <= change.now for at in both) for both in ends)
         for some in progress([] if dry_run else [*batches(keys)]):
             _insert(change, some, actor)
     return Imported(imported=len(keys), of_them_ended=ended, here_before=len(lines) - len(keys))
@@ -185,14 +182,10 @@ def _new(
         yield number, line
 
 
-def _is_past(end: datetime | None, now: datetime) -> bool:
-    return end is not None and end <= now
-
-
 def _check(key: Line, change: Change, policies: Sequence[Policy]) -> None:
     fields = Fields(name=key.name, scopes=key.scopes, owner=key.owner, note=key.note)
     fields["restrictions"] = key.restrictions
-    if not _is_past(key.expires_at, change.now):
+    if not key.expires_at or key.expires_at > change.now:
         fields["expires_at"] = key.expires_at
     found = change.checked(fields, policies)
     key.name, key.owner, key.note = found["name"], found["owner"], found["note"]

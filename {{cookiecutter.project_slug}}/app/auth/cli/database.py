@@ -62,7 +62,8 @@ def thin(ctx: typer.Context) -> None:
         service = open_service(ctx.obj.load_settings())
         with transaction(service.engine) as connection:
             now = clock.now(connection)
-        print_text(f"{sum(progress(counts.thin(service.engine, now)))} rows compacted.")
+        rows = sum(progress(counts.thin(service.engine, now)))
+        print_text(f"{rows} rows compacted.")
 
 
 def _settings(ctx: typer.Context) -> Any:
