@@ -366,6 +366,19 @@ async def test_every_route_asks_for_the_scope(
         assert statuses == ROUTES
 
 
+async def test_the_document_and_the_doctor_know_both_scopes(
+    service: GuardedAPI, call: Call, key_service: KeyService
+) -> None:
+    paths = service.openapi()["paths"].items()
+    managing = [each for path, of in paths if path.startswith("/api-keys") for each in of.values()]
+    assert len(managing) == len(ROUTES)
+    for operation in managing:
+        assert operation["security"] == [{"APIKeyHeader": [scope]} for scope in (MANAGE, OWN)]
+    for scope in (MANAGE, OWN):
+        make(key_service, scope, owner="acme")
+    assert "no endpoint asks for" not in (await call("GET", "/findings")).text
+
+
 async def test_without_the_scope_the_body_is_not_even_read(
     service: GuardedAPI, call: Call, key_service: KeyService
 ) -> None:
@@ -586,7 +599,6 @@ def own(key_service: KeyService) -> IssuedKey:
 
 
 async def test_no_other_key_can_be_named(
-    service: GuardedAPI,
     call: Call,
     key_service: KeyService,
     own: IssuedKey,
@@ -597,10 +609,10 @@ async def test_no_other_key_can_be_named(
     near = make(key_service, owner="acme ltd")
     made = [key_service.rotate(key.id, actor="the tests").id for key in (theirs, nobodys)]
     others, nowhere = [*made, near.id, ids[0]], ["0123456789abcdef", "env-0123456789ab"]
-    assert await get_in(service, mine.key, theirs.key, nobodys.key, own.key) == [True] * 4
     with transaction(key_service.engine, write=True) as connection:
         now = clock.now(connection)
-        hour = {"starts_at": now.replace(minute=0, second=0, microsecond=0), "hours": 1}
+        then = now.replace(minute=0, second=0, microsecond=0) - timedelta(hours=2)
+        hour = {"starts_at": then, "hours": 1}  # nothing of this test is counted there
         for digest, id in connection.execute(
             sa.select(api_key_secrets.c.digest, api_key_secrets.c.key_id)
         ).all():
@@ -640,7 +652,8 @@ async def test_no_other_key_can_be_named(
     assert [(day["id"], day["served"]) for day in daily] == [(mine.id, 7)]
     used = (await call("GET", "/usage", by=own.key)).json()
     assert {key["id"] for key in used["keys"]} == {own.id, mine.id}
-    assert (used["served"], used["refused"]) == (1007, 1000)
+    assert used["refused"] == 1000
+    assert 1007 <= used["served"] < 2000  # and the requests of this test
     assert (used["strangers"], used["strangers_refused"]) == ([], 0)
     found = (await call("GET", "/findings", by=own.key)).json()
     assert {each["id"] for each in found} == {own.id, mine.id}
@@ -732,14 +745,16 @@ async def test_a_patch_changes_what_it_names_and_nothing_else(
     id = make(key_service).id
     for patch in patches:
         before = (await call("GET", f"/{id}")).json()
+        already = (await call("GET", f"/{id}/events")).json()
         answer = await call("PATCH", f"/{id}", patch)
         assert answer.status_code == 200
         assert answer.json() == EMPTY | merged(before, patch)
         assert (await call("GET", f"/{id}")).json() == answer.json()
-        event = (await call("GET", f"/{id}/events")).json()[-1]
+        events = (await call("GET", f"/{id}/events")).json()[len(already) :]
         if answer.json() == before:
-            assert event["action"] == "created" or event["at"] < answer.headers.get("date", "z")
+            assert events == []
             continue
+        (event,) = events
         assert event["action"] == "updated"
         differ = {name for name in before if before[name] != answer.json()[name]}
         changes = {name: [before[name], answer.json()[name]] for name in differ}
