@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
 
+import pytest
+
 from tests.project import EVERYTHING, FLAVOURS, ROOT, TOP
 
 _MARK = re.compile(r"[ \t]*(?:#|//|<!--) part: (.*?)(?: -->)?$")
@@ -58,6 +60,17 @@ def choices(flavour: str) -> list[Choice]:
 NONE = {flavour: choices(flavour)[0] for flavour in FLAVOURS}
 ALL = {flavour: choices(flavour)[-1] for flavour in FLAVOURS}
 CHOICES = [choice for flavour in FLAVOURS for choice in choices(flavour)]
+# As parameters of a test: any two parts together, and any one left out. The rest is for `make matrix`.
+SOME_CHOICES = [
+    pytest.param(
+        choice,
+        id=str(choice),
+        marks=[pytest.mark.matrix]
+        if 2 < len(choice.parts) < len(ALL[choice.flavour].parts) - 1
+        else [],
+    )
+    for choice in CHOICES
+]
 VENDORED = frozenset({f"app/docs/static/swagger-ui{end}" for end in (".css", "-bundle.js")})
 
 

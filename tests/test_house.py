@@ -12,7 +12,16 @@ from pathlib import Path
 
 import pytest
 
-from tests.parts import ALL, CHOICES, NONE, PATHS, VENDORED, Choice, marked_lines, sources
+from tests.parts import (
+    ALL,
+    NONE,
+    PATHS,
+    SOME_CHOICES,
+    VENDORED,
+    Choice,
+    marked_lines,
+    sources,
+)
 from tests.project import FLAVOURS, Project
 
 Chosen = Callable[[Choice], Project]
@@ -136,7 +145,7 @@ class Modules:
         return {target for target in targets if target in self.sources and target != module}
 
 
-@pytest.mark.parametrize("choice", CHOICES, ids=str)
+@pytest.mark.parametrize("choice", SOME_CHOICES)
 def test_all_that_is_imported_is_there(chosen: Chosen, choice: Choice) -> None:
     files = chosen(choice).files()
     modules = Modules.of(files)
@@ -165,7 +174,7 @@ def test_all_that_is_imported_is_there(chosen: Chosen, choice: Choice) -> None:
 ROOTS = ("app.main", "app.cli", "app.__main__", "app.dependencies", "app.migrations.env")
 
 
-@pytest.mark.parametrize("choice", CHOICES, ids=str)
+@pytest.mark.parametrize("choice", SOME_CHOICES)
 def test_no_module_is_there_that_nothing_imports(chosen: Chosen, choice: Choice) -> None:
     modules = Modules.of(chosen(choice).files())
     needed: set[str] = set()

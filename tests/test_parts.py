@@ -14,6 +14,7 @@ from tests.parts import (
     CHOICES,
     NONE,
     PATHS,
+    SOME_CHOICES,
     VENDORED,
     Choice,
     files_in,
@@ -28,7 +29,7 @@ Chosen = Callable[[Choice], Project]
 Workshop = Callable[[Project], Project]
 
 
-@pytest.fixture(params=CHOICES, ids=str)
+@pytest.fixture(params=SOME_CHOICES)
 def choice(request: pytest.FixtureRequest) -> Choice:
     chosen: Choice = request.param
     return chosen

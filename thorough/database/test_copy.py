@@ -309,4 +309,3 @@ def test_long_work_shows_a_bar_in_a_terminal_and_nowhere_else(
         monkeypatch.undo()
     assert b"100%" in os.read(main, 10_000)
     os.close(main)
-

@@ -271,7 +271,10 @@ async def test_the_same_file_twice_changes_nothing_and_what_was_revoked_stays_so
     assert (keys("list"), keys("audit")) == before
     assert await server.admits(SKY, LETTERS) == "-+"
     exported = CliRunner().invoke(main, ["keys", "export"]).stdout
-    assert brought(exported.replace('"revoked_at"', '"note":"x","x"'), format="native")["imported"] == 0
+    assert (
+        brought(exported.replace('"revoked_at"', '"note":"x","x"'), format="native")["imported"]
+        == 0
+    )
     assert await server.admits(SKY, LETTERS) == "-+"
 
 
@@ -361,11 +364,19 @@ async def test_nothing_that_a_caller_sends_shows_an_imported_key(
     await server.store.refresh()
     caplog.clear()
     for secret in secrets:
-        for path in (f"/secure-endpoint/{secret}", f"/{secret}", f"/x={secret}&y", f"/a.{secret},b"):
+        for path in (
+            f"/secure-endpoint/{secret}",
+            f"/{secret}",
+            f"/x={secret}&y",
+            f"/a.{secret},b",
+        ):
             with trace.use_span(span := Span(url=f"http://x{path}?k={quote(secret, safe='')}")):
                 for sent in ((), (secret.encode(),)):
                     answer = await answer_of(
-                        server.api, *sent, path=path, headers=[(b"x-request-id", secret.encode()[:64])]
+                        server.api,
+                        *sent,
+                        path=path,
+                        headers=[(b"x-request-id", secret.encode()[:64])],
                     )
                     assert secret not in f"{answer.headers}"
             assert secret not in f"{span.name} {span.attributes}"
@@ -379,7 +390,9 @@ async def test_nothing_that_a_caller_sends_shows_an_imported_key(
     assert "[key]" in caplog.text
     assert not [secret for secret in secrets if secret in caplog.text]
     log = tmp_path / "log"
-    log.write_text("".join(f"GET /a?k={secret}&b\n{secret}, and 'x{secret}'\n" for secret in secrets))
+    log.write_text(
+        "".join(f"GET /a?k={secret}&b\n{secret}, and 'x{secret}'\n" for secret in secrets)
+    )
     found = [json.loads(CliRunner().invoke(main, ["keys", "scan", "--json", f"{log}"]).stdout)]
     assert [each["line"] for each in found[0]] == [*range(1, 9)]
     assert {each["why"] for each in found[0]} == {"known"}

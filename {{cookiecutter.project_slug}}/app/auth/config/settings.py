@@ -85,7 +85,7 @@ class AuthSettings(BaseSettings):
     key_max_staleness: Annotated[float, Field(ge=0.1, le=60)] = 1.0
     # Whether `Authorization: Bearer KEY` counts as the header of the key.
     accept_bearer: bool = False
-    # Whether the lines of requests, and /metrics, name the owner of the key.
+    # Whether what is told of a request names the owner of the key.
     show_owners: bool = False
     # INFO logs each request and each refusal.
     log_level: Annotated[
