@@ -47,7 +47,8 @@ PEOPLE = sa.Table(
     sa.Column("is_in", sa.Boolean),
     sa.Column("twice", sa.Integer, sa.Computed("id * 2", persisted=True)),
 )
-sa.Table("unused", YOURS, sa.Column("id", sa.Integer, primary_key=True))
+late = sa.ForeignKey("people.id", name="fk_late", deferrable=True, initially="IMMEDIATE")
+sa.Table("unused", YOURS, sa.Column("id", sa.Integer, primary_key=True), sa.Column("of", late))
 ROWS: list[dict[str, Any]] = [
     {"id": 1, "boss": 9, "name": "Ren\u00e9 \U0001f600", "more": sa.null(), "is_in": True},
     {"id": 9, "boss": 1, "name": "it's", "more": None, "is_in": False},

@@ -27,6 +27,7 @@ from app.auth.keys.service import KeyService
 from app.auth.store import queries
 from app.cli import main
 from app.constants import MISSING_KEY_STATUS
+from app.transfer import keys as exchange
 from app.transfer.strength import is_weak
 from tests.callers import answer_of
 from tests.conftest import Server
@@ -168,11 +169,13 @@ async def test_keys_in_the_clear_move_in(server: Server) -> None:
     brought(f"{prefixed},{SKY}\n{token}\n", "--scope", "reports:read", format="plain")
     assert await server.admits(prefixed, SKY, token) == "+++"
     assert {tuple(key["scopes"]) for key in keys("list")} == {("reports:read",)}
-    brought(table({"key": LETTERS, "name": "ann"}), format="plain")
+    row = {"key": LETTERS, "name": "ann", "scopes": ["a:b"]}
+    brought(json.dumps(row), format="plain")
     assert await server.admits(LETTERS) == "+"
 
 
 ROW = {"digest": sha(SKY).hex()}
+SHOWN = ("salt", "scopes")
 REFUSED = {
     "SHA-512": {"digest": hashlib.sha512(b"x").hexdigest()},
     "SHA-512, and": {"hashed_key": f"sha512$${hashlib.sha512(b'x').hexdigest()}"},
@@ -203,7 +206,7 @@ def test_what_cannot_move_in_is_refused_with_all_the_rest(why: str, row: dict[st
     place, _, _ = said.partition(":")
     assert place in ("Line 3", "Line 4")
     assert why in said
-    assert not any(value and value in said for name, value in row.items() if name != "salt")
+    assert not any(value and value in said for name, value in row.items() if name not in SHOWN)
 
 
 @pytest.mark.parametrize(
@@ -278,6 +281,25 @@ async def test_the_same_file_twice_changes_nothing_and_what_was_revoked_stays_so
     assert await server.admits(SKY, LETTERS) == "-+"
 
 
+async def test_an_import_that_is_interrupted_leaves_nothing(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    insert, asked = exchange._insert, []
+
+    def interrupt(*arguments: Any) -> None:
+        insert(*arguments)
+        asked.append(arguments)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(exchange, "_insert", interrupt)
+    result = bring(table(ROW))
+    assert (result.exit_code, result.stdout, len(asked)) == (130, "", 1)
+    assert result.stderr.splitlines()[-1] == "Interrupted: nothing has changed."
+    assert keys("list") == []
+    monkeypatch.undo()
+    assert await server.admits(SKY) == "-"
+
+
 async def test_a_key_twice_in_a_file_is_refused(server: Server) -> None:
     assert "the key of line 2 again" in refused(table(ROW, ROW))
 
@@ -322,7 +344,7 @@ async def test_what_was_exported_comes_in_as_it_was(
     assert keys("list") == listed
     assert await elsewhere.admits(*secrets) == "++---+"
     assert CliRunner().invoke(main, ["keys", "export", "--with-usage"]).stdout == exported
-    assert brought(exported, format="native")["imported"] == 0
+    assert brought(exported.replace("\n", "\n\n"), format="native")["imported"] == 0
     assert await start_server().admits(*secrets) == "++---+"  # who reads all of it anew
 
 

@@ -150,12 +150,12 @@ def _rows(connection: sa.Connection, table: sa.Table) -> Iterator[list[dict[str,
     columns = [column.label(column.key) for column in table.c]
     nulls = [table.c[name].is_(sa.null()).label(f"{name} null") for name in in_json]
     query = sa.select(*columns, *nulls)
-    found = connection.execute(query, execution_options={"yield_per": AT_ONCE})
-    for some in found.mappings().partitions():
-        rows = [{**row} for row in some]
-        for row in rows:
-            row |= {name: sa.null() for name in in_json if row.pop(f"{name} null")}
-        yield rows
+    with connection.execute(query, execution_options={"yield_per": AT_ONCE}) as found:
+        for some in found.mappings().partitions():
+            rows = [{**row} for row in some]
+            for row in rows:
+                row |= {name: sa.null() for name in in_json if row.pop(f"{name} null")}
+            yield rows
 
 
 def _fingerprint(row: Mapping[str, Any]) -> int:

@@ -7,7 +7,7 @@ from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime, timedelta
 from math import ceil
-from typing import TypeVar
+from typing import Any
 
 import typer
 from pydantic import BaseModel
@@ -16,8 +16,6 @@ from app.auth.errors import KeyServiceError, SettingsError, StoreUnavailableErro
 from app.auth.keys.views import IssuedKey, flat
 from app.auth.usage.counts import OUTCOMES
 from app.auth.usage.report import UsageView
-
-T = TypeVar("T")
 
 # The fields that a table leaves out.
 _DETAILS = {
@@ -107,7 +105,7 @@ def note(text: str) -> None:
         sys.stderr = None  # otherwise Python flushes it at exit and exits with 120
 
 
-def progress(work: Iterable[T], length: int | None = None) -> Iterator[T]:
+def progress(work: Iterable[Any], length: int | None = None) -> Iterator[Any]:
     """The same work, with a bar on standard error if that is a terminal."""
     hidden = sys.stderr is None or not sys.stderr.isatty()
     with typer.progressbar(work, length, file=sys.stderr, hidden=hidden) as bar:
