@@ -168,9 +168,8 @@ class KeyService(KeyReader):
         with self._change() as change:
             key = self._active(change, id, authorize)
             if id.startswith(ENV_ID):
-                raise ConflictError(
-                    f"{id} lives in API_KEYS; create another key, then revoke this one"
-                )
+                instead = "create another key, then revoke this one"
+                raise ConflictError(f"{id} lives in API_KEYS; {instead}")
             in_force = change.in_force(id)
             if len(in_force) == 2:
                 if not drop:
