@@ -120,7 +120,12 @@ async def test_an_imported_key_gets_in_and_its_neighbour_does_not(
 async def test_what_other_systems_write_moves_in(server: Server, tmp_path: Path) -> None:
     past, later = ["2020-01-01 00:00:00", "2099-01-01 00:00:00.5+02"]
     of_litellm = [f"sk-{token_urlsafe(16)}" for _ in range(4)]
-    more = ({}, {"expires": past}, {"expires": later, "blocked": "t"}, {"permissions": "{}"})
+    more: tuple[dict[str, str], ...] = (
+        {},
+        {"expires": past},
+        {"expires": later, "blocked": "t"},
+        {"permissions": "{}"},
+    )
     rows = [
         {"token": sha(key).hex(), "key_name": "sk-...abcd", "expires": "", "blocked": ""} | some
         for key, some in zip(of_litellm, more, strict=True)
@@ -362,9 +367,9 @@ async def test_what_was_exported_comes_in_as_it_was(
 def test_a_line_that_no_export_has_written_is_refused(change: dict[str, Any], why: str) -> None:
     id = keys("create", "x")["id"]
     now = "2026-01-01T00:00:00Z"
-    line = {"id": "other", "name": "x", "created_by": "x", "created_at": now}
+    line: dict[str, Any] = {"id": "other", "name": "x", "created_by": "x", "created_at": now}
     line |= {"secrets": [{"digest": "1" * 64}]} | change
-    for secret in line["secrets"]:  # type: ignore[attr-defined]
+    for secret in line["secrets"]:
         secret["created_at"] = now
     if "another" in why:
         line["id"] = id
