@@ -137,15 +137,15 @@ KNOWING: Final[WeakSet[Any]] = WeakSet()
 
 def imported_in(text: str, most: float) -> Iterator[tuple[int, int]]:
     """Yield where imported keys stand in the text. Ends after `most` characters of other text."""
-    place = 0
-    for visible in _VISIBLE.finditer(text) if KNOWING else ():
+    place, knowing = 0, [store.may_exist for store in KNOWING]
+    for visible in _VISIBLE.finditer(text) if knowing else ():
         edges = [edge.start() for edge in _EDGE.finditer(text, *visible.span())]
         for number, start in enumerate(edges):
             if start >= place + most:
                 return
             for end in edges[number + 1 : number + 27] if start >= place else ():
                 spelled = text[start:end].encode() if end - start >= 16 else b""
-                if spelled and any(store.may_exist(digest(spelled)) for store in KNOWING):
+                if spelled and any(known(digest(spelled)) for known in knowing):
                     yield start, end
                     most, place = most - (start - place), end
                     break
