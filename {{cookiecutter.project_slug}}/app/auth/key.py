@@ -158,7 +158,7 @@ def masked(text: str) -> str:
     """
     # Masking that many characters leaves more than 200, so the cut below never splits a secret.
     shown = _IN_TEXT.sub("[key]", text[: 8000 if KNOWING else 2000])
-    for spelled in (shown, unquote(shown)) if KNOWING else ():
+    for spelled in {shown: 1, unquote(shown): 1} if KNOWING else ():
         for start, end in reversed([*imported_in(spelled, 200)]):
             shown = spelled = f"{spelled[:start]}[key]{spelled[end:]}"
     if not shown.isprintable():
