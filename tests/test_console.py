@@ -325,8 +325,8 @@ def test_the_life_of_a_key(service: Service, page: Page) -> None:
 
 def test_a_key_is_changed_paused_and_resumed(service: Service, page: Page) -> None:
     complaints = watched(page)
-    bounds = ("--scope", "reports:read", "--limit", "9/minute")
-    bounds += ("--expires-at", "2040-12-31T23:59:59")
+    bounds = ["--scope", "reports:read", "--limit", "9/minute"]
+    bounds += ["--expires-at", "2040-12-31T23:59:59"]
     made = service.manage_keys("create", "kiosk", *bounds)
     unlock(page, service.console(), service.keys[0])
     open_key(page, "kiosk")
