@@ -85,7 +85,7 @@ def test_whatever_is_asked_for_is_told(rendered: Rendered) -> None:
     code = project.read("app/metrics/__init__.py")
     told = set(re.findall(r'(?:Counter|Histogram|GaugeMetricFamily)\(\s*"(\w+)"', code))
     labels = {*re.findall(r'"(\w+)"', "".join(re.findall(r"\[(\"[^\]]*)\]", code)))}
-    assert len(told) == 6
+    assert len(told) == 7
     for expression in expressions(project):
         names = set(re.findall(r"\b(api_\w+|up)\b", expression))
         assert names

@@ -59,15 +59,24 @@ def test_the_readme_of_the_database_holds(fresh: Fresh) -> None:
     for command in (*CHECKS, "pytest -q tests/test_routes.py tests/test_database.py"):
         reader.run("uv", "run", *command.split())
 
-    create, _, show, rotate, revoke, usage, audit, doctor = commands.splitlines()
+    create, _, update, pause, rotate, revoke, usage, audit, doctor = commands.splitlines()
     key = json.loads(reader.follow("console", f"{create} --json"))
     headers = {"api-key": key["key"]}
     with project.serving(*SERVER) as url:
         assert get(f"{url}/reports")[0] == 403
         assert get(f"{url}/reports", headers)[2] == '{"reports_for":"billing"}'
         reader.follow("console", rotate.replace("ID", key["id"]))
-        told = json.loads(reader.follow("console", f"{show} --json".replace("ID", key["id"])))
-        assert told["old_key_expires_at"]
+        assert project.manage_keys("show", key["id"])["old_key_expires_at"]
+        assert get(f"{url}/reports", headers)[0] == 200
+        reader.follow("console", update.replace("ID", key["id"]))
+        changed = project.manage_keys("show", key["id"])
+        assert (changed["scopes"], changed["note"]) == (
+            ["reports:read", "reports:write"],
+            "asked by Ada",
+        )
+        reader.follow("console", pause.replace("ID", key["id"]))
+        assert get(f"{url}/reports", headers)[0] == 403
+        project.manage_keys("resume", key["id"])
         assert get(f"{url}/reports", headers)[0] == 200
         reader.follow("console", revoke.replace("ID", key["id"]))
         assert get(f"{url}/reports", headers)[0] == 403

@@ -147,7 +147,7 @@ def test_two_renders_share_no_key_and_the_template_holds_none(
 
 
 def test_prompts_are_for_people(template: Path, output: Path) -> None:
-    answers = "Acme Gateway\ngateway\nIt opens doors.\nAnn\nX-API-Key\n2\n2\n\nn\nno\ny\n\n"
+    answers = "Acme Gateway\ngateway\nIt opens doors.\nAnn\nX-API-Key\n2\n2\n\nn\nno\nno\n\ny\n\n"
     said = subprocess.run(
         ["cookiecutter", str(template), "--output-dir", str(output)],
         input=answers,
@@ -157,7 +157,7 @@ def test_prompts_are_for_people(template: Path, output: Path) -> None:
         timeout=60,
         check=True,
     ).stdout
-    assert len(re.findall(r"\[\d+/12\]", said)) == 12
+    assert len(re.findall(r"\[\d+/14\]", said)) == 14
     assert "What is the service called?" in said
     assert "401 Unauthorized, with WWW-Authenticate: APIKey" in said
     assert "Where do the keys live?" in said

@@ -135,6 +135,9 @@ def create_before(folder: Path, flavour: str, base: str) -> Project:
     return project
 
 
+SINCE = {"gateway", "transfer"}  # parts that no project of before had
+
+
 def run_update(flavour: str, base: str, kept: bool) -> str:
     """Raises AssertionError if what UPGRADING.md says does not lead to a service that works."""
     with TemporaryDirectory(ignore_cleanup_errors=True) as name:
@@ -144,7 +147,8 @@ def run_update(flavour: str, base: str, kept: bool) -> str:
         switch, update, *checks = commands_of("Upgrading a generated project")
         keep, sync, *begin_anew = commands_of("From a project of before the parts")
         if kept:
-            wanted = {part: "yes" for part in EVERYTHING[flavour] if part != "key_store"}
+            parts = EVERYTHING[flavour].keys() - {"key_store"} - SINCE
+            wanted = dict.fromkeys(parts, "yes")
             words = shlex.split(keep)
             assert flavour != "database" or json.loads(words[-1]) == wanted
             update = shlex.join([*words[:-1], json.dumps(wanted)])

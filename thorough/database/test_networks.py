@@ -7,7 +7,8 @@ import sqlalchemy as sa
 from app.auth import GuardedAPI
 from app.auth.errors import ForbiddenError, InvalidError
 from app.auth.key import new_secret
-from app.auth.keys.service import MANAGE, KeyService
+from app.auth.keys.change import MANAGE
+from app.auth.keys.service import KeyService
 from app.auth.store.cache import DatabaseKeyStore
 from app.constants import API_KEY_HEADER, MISSING_KEY_STATUS
 from app.limits.allowed_from import are_within, is_within, parse_networks

@@ -28,7 +28,8 @@ from app.auth.database.models import (
 )
 from app.auth.errors import StoreUnavailableError
 from app.auth.key import digest, new_secret
-from app.auth.keys.service import MANAGE, KeyService
+from app.auth.keys.change import MANAGE
+from app.auth.keys.service import KeyService
 from app.auth.store.cache import DatabaseKeyStore
 from app.auth.usage import report
 from app.auth.usage.counts import (
