@@ -722,7 +722,14 @@ OF_A_PATCH = {
     "owner": st.none() | st.sampled_from(["", "acme", "other"]),
     "note": st.none() | st.sampled_from(["", "of the shop"]),
 }
-EMPTY: dict[str, Any] = {"scopes": [], "limits": [], "networks": [], "owner": "", "note": "", "expires_at": None}
+EMPTY: dict[str, Any] = {
+    "scopes": [],
+    "limits": [],
+    "networks": [],
+    "owner": "",
+    "note": "",
+    "expires_at": None,
+}
 
 
 def merged(target: Any, patch: Any) -> Any:
