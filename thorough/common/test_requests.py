@@ -5,6 +5,7 @@ import logging
 import re
 from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager, nullcontext, suppress
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.auth import Caller, GuardedAPI, GuardedRouter, PublicRouter, require
 from app.auth.access.policy import Denial, Headers
+from app.auth.access.rule import Refusal
 from app.auth.key import Key, digest, with_prefix
 from app.auth.log import RequestRecord, add_request_id, request_id
 from app.constants import MISSING_KEY_STATUS
@@ -144,6 +146,23 @@ async def test_a_request_has_one_line_with_its_route_and_its_key(
             line["message"],
         )
     assert len(lines(caplog)) == 2
+
+
+@pytest.mark.parametrize("shown", [False, True])
+async def test_a_line_names_the_owner_of_the_key_if_asked_for(
+    caplog: pytest.LogCaptureFixture, shown: bool
+) -> None:
+    class OwnedKeys(Keys):
+        async def lookup(self, digest: bytes) -> Key | Refusal:
+            found = await super().lookup(digest)
+            return replace(found, owner="acme") if isinstance(found, Key) else found
+
+    keys = OwnedKeys()
+    caplog.set_level(logging.INFO, "app")
+    await ask(GuardedAPI(keys, show_owners=shown), keys.issue(), path="/x")
+    line = lines(caplog)[-1]
+    assert line["message"].endswith(", key key-0 of acme" if shown else ", key key-0")
+    assert line.get("owner", "") == ("acme" if shown else "")
 
 
 async def test_a_request_of_a_stranger_has_a_line_too(

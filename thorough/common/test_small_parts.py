@@ -3,6 +3,7 @@
 import logging
 from typing import Any
 from unittest.mock import AsyncMock, Mock
+from urllib.parse import quote
 
 import pytest
 
@@ -10,7 +11,7 @@ from app import auth
 from app.auth.access.clients import FailedAttempts
 from app.auth.access.rule import Refusal, authenticate, extract_key
 from app.auth.config.sources import secrets_dir
-from app.auth.key import is_scope, new_secret
+from app.auth.key import KNOWING, digest, is_scope, masked, new_secret
 from app.auth.log import RECORD, RequestRecord, configure_logging
 from tests.callers import HEADER
 
@@ -46,3 +47,23 @@ def test_without_a_folder_of_secrets_there_is_none() -> None:
 def test_a_name_that_is_not_there_is_told_as_of_any_module(name: str) -> None:
     with pytest.raises(AttributeError, match=rf"module 'app\.auth' has no attribute '{name}'"):
         getattr(auth, name)
+
+
+def test_a_key_from_elsewhere_is_masked_if_a_store_knows_it() -> None:
+    spelled = "acme.Sky=0123456789abcdef"  # not-a-key
+    store = Mock(may_exist={digest(spelled.encode())}.__contains__)
+    texts = {
+        f"/x/{spelled}?y": "/x/[key]?y",
+        f"{spelled}, {spelled}": "[key], [key]",
+        f"/x/{quote(spelled, safe='')}": "/x/[key]",
+        f"/x/{spelled}0": f"/x/{spelled}0",  # other text
+        f"/{spelled[1:]}": f"/{spelled[1:]}",
+        "/" * 1000 + spelled: "/" * 200 + "...",
+        "too short": "too short",
+    }
+    KNOWING.add(store)
+    try:
+        assert {text: masked(text) for text in texts} == texts
+    finally:
+        KNOWING.discard(store)
+    assert masked(f"/x/{spelled}") == f"/x/{spelled}"
