@@ -177,10 +177,18 @@ def test_everything_is_there_as_it_was(
 
 
 def test_only_an_empty_database_is_filled(
-    database_url: sa.URL, target: sa.URL, monkeypatch: pytest.MonkeyPatch
+    database_url: sa.URL, target: sa.URL, tmp_path: Path
 ) -> None:
     assert "the database itself" in complaint("db", "copy", "--to", spelled(database_url))
     assert complaint("db", "copy", "--to", "mysql://x").startswith("--to: write sqlite:///FILE")
+    alias = f"{spelled(database_url)}?application_name=another"
+    if database_url.get_backend_name() == "sqlite":
+        (tmp_path / "alias.db").symlink_to(f"{database_url.database}")
+        alias = f"sqlite:///{tmp_path}/alias.db"
+    for other in (alias, f"sqlite:///{tmp_path}/no/such/folder.db"):
+        said = complaint("db", "copy", "--to", other)
+        assert said.startswith("--to: out of reach: ")
+        assert said.endswith("; name an empty database that nobody else uses")
     upgrade(target)
     KeyService(load_settings().model_copy(update={"database_url": target})).create("x", actor="x")
     before = content(target)

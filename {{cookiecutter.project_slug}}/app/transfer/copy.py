@@ -1,7 +1,8 @@
 """Copies the database into an empty one, of the other kind as well, in one transaction."""
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from decimal import Decimal
 from hashlib import sha256
@@ -17,10 +18,11 @@ from app.auth.database import migrate
 from app.auth.database.engine import SCHEMA_TABLE, check_schema, connect, transaction
 from app.auth.database.models import api_key_servers, metadata
 from app.auth.database.owner_migrations import TIMEOUT, upgrade_tables
-from app.auth.errors import SettingsError
+from app.auth.errors import SettingsError, StoreUnavailableError
 from app.auth.keys.views import AT_ONCE
 from app.database import Base
 
+WAIT: Final = 2.0  # seconds for others who write to the target
 REVISION: Final = sa.table("alembic_version", sa.column("version_num"))
 
 
@@ -35,21 +37,40 @@ def copy(
     check_schema(source)
     if to == settings.database_url:
         raise SettingsError("--to: this is the database itself; name an empty one")
-    is_new = migrate.upgrade(to)
-    for policy in wiring.make_policies(settings.model_copy(update={"database_url": to})):
-        policy.upgrade()
-    upgrade_tables(to, wiring.migrations)  # which imports every module with models
+    with _errors_of_target():
+        is_new = migrate.upgrade(to)
+        for policy in wiring.make_policies(settings.model_copy(update={"database_url": to})):
+            policy.upgrade()
+        upgrade_tables(to, wiring.migrations)  # which imports every module with models
     # A transaction that writes holds off all others that change keys.
-    with transaction(source, write=True) as old, transaction(target, write=True) as new:
-        tables = _tables(old)
-        _check_target(old, new, tables, is_new=is_new)
-        if old.dialect.name == "postgresql":  # others may write the owner's tables there
-            names = ", ".join(map(old.dialect.identifier_preparer.format_table, tables))
-            old.exec_driver_sql(f"SET LOCAL TIME ZONE 'UTC'; LOCK TABLE {names} IN SHARE MODE")
-        counts = {table.fullname: _count(old, table) for table in tables}
-        steps = sum(-(-rows // AT_ONCE) for rows in counts.values())
-        for _ in progress(_work(old, new, tables), 2 * steps):
-            pass
+    with transaction(source, write=True) as old:
+        with _errors_of_target(), transaction(connect(to, timeout=WAIT), write=True):
+            pass  # nobody can, if it is the same database under another name
+        with transaction(target, write=True) as new:
+            return _copy(old, new, is_new, progress)
+
+
+@contextmanager
+def _errors_of_target() -> Generator[None]:
+    try:
+        yield
+    except StoreUnavailableError as error:
+        reason = f"{error}".replace("DATABASE_URL", "--to", 1)
+        raise SettingsError(f"{reason}; name an empty database that nobody else uses") from None
+
+
+def _copy(
+    old: sa.Connection, new: sa.Connection, is_new: bool, progress: Progress
+) -> Mapping[str, int]:
+    tables = _tables(old)
+    _check_target(old, new, tables, is_new=is_new)
+    if old.dialect.name == "postgresql":  # others may write the owner's tables there
+        names = ", ".join(map(old.dialect.identifier_preparer.format_table, tables))
+        old.exec_driver_sql(f"SET LOCAL TIME ZONE 'UTC'; LOCK TABLE {names} IN SHARE MODE")
+    counts = {table.fullname: _count(old, table) for table in tables}
+    steps = sum(-(-rows // AT_ONCE) for rows in counts.values())
+    for _ in progress(_work(old, new, tables), 2 * steps):
+        pass
     return counts
 
 

@@ -19,13 +19,17 @@ from app.transfer.keys import Line, Secret
 from app.transfer.strength import BITS, defaults, is_weak
 
 # What the systems call their columns; the first that a row has counts.
-_KEY: Final = ("digest", "hash", "hashed_key", "secure_value", "token", "key", "api_key")
-_NAME: Final = ("name", "key_alias", "alias", "label", "key_name")
-_END: Final = ("expires_at", "expiresAt", "expires", "expiration_date", "expiry_date", "expiry")
+_KEY: Final = ("digest", "hash", "hashedkey", "securevalue", "token", "key", "apikey")
+_NAME: Final = ("name", "keyalias", "alias", "label", "keyname")
+_END: Final = (
+    *("expiresat", "expires", "expireson", "expireat", "expire", "expiration", "expirationdate"),
+    *("expirydate", "expiry", "validuntil"),
+)
 _SCOPES: Final = ("scopes", "permissions")
-_ON: Final = ("enabled", "is_active", "active")
-_OFF: Final = ("blocked", "disabled", "revoked", "is_revoked")
-_SALTED: Final = re.compile("salt|pepper|^fast_?hashed", re.IGNORECASE)
+_ON: Final = ("enabled", "isactive", "active", "isenabled")
+_OFF: Final = ("blocked", "disabled", "revoked", "isrevoked", "isblocked", "isdisabled", "deleted")
+_ENDED: Final = ("revokedat", "deletedat", "disabledat", "blockedat", "endedat")  # any time
+_SALTED: Final = re.compile("salt|pepper|^fasthashed", re.IGNORECASE)
 
 _SLOW: Final = {"$argon2": "Argon2", "pbkdf2": "PBKDF2", "$2": "bcrypt", "scrypt": "scrypt"}
 _SHORT: Final = {16: "MD5", 20: "SHA-1", 48: "SHA-384", 64: "SHA-512"}  # by their bytes
@@ -54,7 +58,7 @@ def of_fastapi_simple_security(file: str, *, force: bool, **known: Any) -> Itera
     try:
         with closing(sqlite3.connect(uri_of(Path(file), "ro"), uri=True)) as opened:
             opened.row_factory = sqlite3.Row
-            rows = [dict(row) for row in opened.execute(_SIMPLE)]
+            rows = [_named(0, dict(row).items()) for row in opened.execute(_SIMPLE)]
     except sqlite3.Error as error:
         raise InvalidError(f"{file}: {error}; it is the file of fastapi-simple-security") from None
     for number, row in enumerate(rows, 1):
@@ -69,26 +73,51 @@ def _in_line(number: int, *arguments: Any, **options: Any) -> Line:
 
 
 def _rows(text: str, is_list: bool) -> Iterator[tuple[int, Mapping[str, Any]]]:
-    header = text.partition("\n")[0].strip().lower().replace('"', "").split(",")
+    header = re.sub('[_" ]', "", text.partition("\n")[0].strip().lower()).split(",")
     if text.lstrip().startswith("{"):
         for number, line in enumerate(text.splitlines(), 1):
             if line.strip():
                 try:
-                    yield number, {**json.loads(line)}
-                except (ValueError, TypeError):
-                    raise InvalidError(f"Line {number}: this is no JSON object") from None
+                    yield (
+                        number,
+                        _named(number, json.loads(line, object_pairs_hook=_unique).items()),
+                    )
+                except (ValueError, AttributeError, RecursionError):
+                    problem = "this is no JSON object, or has a name twice"
+                    raise InvalidError(f"Line {number}: {problem}") from None
     elif not {*map(str.strip, header)}.isdisjoint(_KEY):
-        reader = csv.DictReader(io.StringIO(text), strict=True)
+        reader = csv.reader(io.StringIO(text), strict=True)
         try:
-            for row in reader:
-                yield reader.line_num, {name.strip(): row[name] for name in row if name}
+            names = next(reader)
+            for row in filter(None, reader):
+                if len(row) != len(names):
+                    raise InvalidError(
+                        f"Line {reader.line_num}: it has not as many fields as names"
+                    )
+                yield reader.line_num, _named(reader.line_num, zip(names, row, strict=True))
         except csv.Error as error:
-            raise InvalidError(f"Line {reader.line_num + 1}: {error}") from None
+            raise InvalidError(f"Line {reader.line_num}: {error}") from None
     elif is_list:
         for number, key in enumerate(re.findall(r"[^\s,]+", text), 1):
             yield number, {"key": key}
     else:
         raise InvalidError(f"Line 1: no column has the name {', '.join(_KEY)}")
+
+
+def _unique(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    if len(found := dict(pairs)) != len(pairs):
+        raise ValueError("a name comes twice")
+    return found
+
+
+def _named(number: int, fields: Iterable[tuple[str, Any]]) -> dict[str, Any]:
+    """The fields by their names, of which case and underscores do not matter."""
+    row: dict[str, Any] = {}
+    for name, value in fields:
+        if (bare := name.strip().lower().replace("_", "")) in row:
+            raise InvalidError(f"Line {number}: two columns have the name {name}")
+        row[bare] = value
+    return row
 
 
 def _line(
@@ -105,8 +134,10 @@ def _line(
         if _SALTED.search(name) and value:
             raise InvalidError(f"it is salted ({name}): {_ADVICE}")
     hashed = read(f"{_first(row, _KEY) or ''}".strip())
-    end = _instant(_first(row, _END))
-    is_on = _is_true(_first(row, _ON), True) and not _is_true(_first(row, _OFF), False)
+    # Whatever says that a key has ended counts.
+    end = min(map(_instant, _all(row, _END)), default=None)
+    is_on = all(map(_is_true, _all(row, _ON))) and not any(map(_is_true, _all(row, _OFF)))
+    is_on = is_on and not any(_all(row, _ENDED))
     of = {name: f"{row[name]}" for name in ("owner", "note") if row.get(name)}
     return Line(
         # The digits after the milliseconds count: no two keys of a file share an id.
@@ -122,8 +153,12 @@ def _line(
     )
 
 
+def _all(row: Mapping[str, Any], names: Iterable[str]) -> list[Any]:
+    return [row[name] for name in names if row.get(name) not in (None, "")]
+
+
 def _first(row: Mapping[str, Any], names: Iterable[str]) -> Any:
-    return next((row[name] for name in names if row.get(name) not in (None, "")), None)
+    return next(iter(_all(row, names)), None)
 
 
 # What a key is stored as.
@@ -176,13 +211,13 @@ def _decoded(text: str) -> bytes:
 # The other columns.
 
 
-def _instant(value: Any) -> datetime | None:
+def _instant(value: Any) -> datetime:
     """A time without a zone is in UTC. Numbers are seconds or milliseconds since the epoch."""
-    if value is None:
-        return None
     try:
         with suppress(ValueError):
-            seconds = float(value)
+            seconds = float(f"{value}")  # true is no number
+            if seconds < 1e8:  # a year, a date without hyphens
+                raise OverflowError
             return datetime.fromtimestamp(seconds / 1000 if seconds > 1e11 else seconds, UTC)
         found = datetime.fromisoformat(value)
         return (found if found.tzinfo else found.replace(tzinfo=UTC)).astimezone(UTC)
@@ -190,9 +225,7 @@ def _instant(value: Any) -> datetime | None:
         raise InvalidError("its end is no time; write it like 2030-12-31T23:59Z") from None
 
 
-def _is_true(value: Any, default: bool) -> bool:
-    if value is None:
-        return default
+def _is_true(value: Any) -> bool:
     if (found := _WORDS.get(f"{value}".strip().lower())) is None:
         raise InvalidError("whether it is in force is neither true nor false")
     return found

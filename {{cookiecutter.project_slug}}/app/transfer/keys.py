@@ -1,18 +1,25 @@
 """The file of keys: one JSON object a line, with digests and never a secret."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from datetime import UTC, datetime
 from functools import cached_property
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import sqlalchemy as sa
-from pydantic import AwareDatetime, BaseModel, Field, NonNegativeInt, ValidationError
+from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
 
 from app.auth.access.policy import Policy
 from app.auth.cli.output import note
 from app.auth.config.settings import AuthSettings
 from app.auth.database import clock
 from app.auth.database.engine import LONG_TIMEOUT, transaction
-from app.auth.database.models import api_key_events, api_key_secrets, api_key_usage, api_keys
+from app.auth.database.models import (
+    ENV_ID,
+    api_key_events,
+    api_key_secrets,
+    api_key_usage,
+    api_keys,
+)
 from app.auth.errors import InvalidError, SettingsError, StoreUnavailableError
 from app.auth.keys.change import OWN, Change, Fields
 from app.auth.keys.service import KeyService, open_service
@@ -20,24 +27,47 @@ from app.auth.keys.views import AT_ONCE, ids_of
 from app.auth.usage import counts
 
 
-class Usage(BaseModel):
-    starts_at: AwareDatetime
-    hours: int
-    served: NonNegativeInt
-    refused: NonNegativeInt
-    limited: NonNegativeInt
+def _in_utc(at: datetime) -> datetime:
+    try:
+        return at.astimezone(UTC)
+    except OverflowError:
+        raise ValueError("no database has this time") from None
 
 
-class Secret(BaseModel):
+def _printable(text: str) -> str:
+    if not text.isprintable():
+        raise ValueError("write it in visible characters")
+    return text
+
+
+Instant = Annotated[AwareDatetime, AfterValidator(_in_utc)]
+Count = Annotated[int, Field(ge=0, le=10**12)]
+
+
+class _Strict(BaseModel):
+    """What nothing here knows may say that a key has ended, so it is refused."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+class Usage(_Strict):
+    starts_at: Instant
+    hours: Literal[1, 24]
+    served: Count
+    refused: Count
+    limited: Count
+
+
+class Secret(_Strict):
     digest: str = Field(pattern="^[0-9a-f]{64}$")  # SHA-256
-    created_at: AwareDatetime
-    expires_at: AwareDatetime | None = None
-    ended_at: AwareDatetime | None = None
-    last_used_at: AwareDatetime | None = None
+    created_at: Instant
+    expires_at: Instant | None = None
+    ended_at: Instant | None = None
+    last_used_at: Instant | None = None
     usage: list[Usage] = []
 
 
-class Line(BaseModel):
+class Line(_Strict):
     """A key with all of its secrets, those that have ended among them."""
 
     id: str = Field(pattern="^[!-~]{1,20}$")
@@ -46,11 +76,11 @@ class Line(BaseModel):
     restrictions: dict[str, list[str]] = {}
     owner: str = ""
     note: str = ""
-    created_by: str = Field(max_length=100)
-    created_at: AwareDatetime
-    expires_at: AwareDatetime | None = None
-    paused_at: AwareDatetime | None = None
-    revoked_at: AwareDatetime | None = None
+    created_by: Annotated[str, AfterValidator(_printable)] = Field(max_length=100)
+    created_at: Instant
+    expires_at: Instant | None = None
+    paused_at: Instant | None = None
+    revoked_at: Instant | None = None
     secrets: list[Secret] = Field(min_length=1)
 
 
@@ -89,21 +119,26 @@ def export(engine: sa.Engine, with_usage: bool) -> Iterator[Line]:
     with transaction(engine, timeout=LONG_TIMEOUT) as connection:
         if engine.dialect.name == "postgresql":
             connection.exec_driver_sql("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
-        of, used = api_key_secrets.c.key_id, api_key_usage.c.digest
+        of, by = api_key_secrets.c.key_id, api_key_usage.c.digest
         ids = connection.scalars(sa.select(api_keys.c.id).order_by(api_keys.c.id)).all()
         for some in batches(ids):
             query = sa.select(api_keys).where(api_keys.c.id.in_(some)).order_by(api_keys.c.id)
             keys = [row._asdict() for row in connection.execute(query)]
             secrets = _by(connection, api_key_secrets, of, some)
             every = [row["digest"] for rows in secrets.values() for row in rows]
-            usage = _by(connection, api_key_usage, used, every) if with_usage else {}
+            usage = _by(connection, api_key_usage, by, every) if with_usage else {}
             for key in keys:
                 key["scopes"] = key["scopes"].split()
-                key["secrets"] = [
-                    {**row, "digest": row["digest"].hex(), "usage": usage.get(row["digest"], [])}
-                    for row in secrets[key["id"]]
-                ]
+                key["secrets"] = []
+                for row in secrets[key["id"]]:
+                    used = [_of(Usage, each) for each in usage.get(row["digest"], ())]
+                    secret = {**row, "digest": row["digest"].hex(), "usage": used}
+                    key["secrets"].append(_of(Secret, secret))
                 yield Line.model_validate(key)
+
+
+def _of(model: type[BaseModel], row: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: row[name] for name in model.model_fields}
 
 
 def _by(
@@ -124,7 +159,7 @@ def batches(rows: Sequence[Any]) -> Iterator[Sequence[Any]]:
 
 def parse(text: str) -> Iterator[tuple[int, Line]]:
     """The keys of such a file, each with the number of its line. Raises InvalidError."""
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in enumerate(text.removeprefix("\ufeff").splitlines(), 1):
         if line.strip():
             try:
                 yield number, Line.model_validate_json(line)
@@ -165,6 +200,9 @@ def _new(
     connection: sa.Connection, lines: Sequence[tuple[int, Line]]
 ) -> Iterator[tuple[int, Line]]:
     """Those that the database does not have, under whichever id."""
+    for _, line in lines:
+        if line.id.startswith(ENV_ID):  # whose keys are valid only where API_KEYS names them
+            line.id = f"{int(line.created_at.timestamp() * 1000):011x}{line.secrets[0].digest[:6]}"
     digests = [bytes.fromhex(secret.digest) for _, line in lines for secret in line.secrets]
     known: dict[bytes, str] = {}
     for some in batches(digests):
