@@ -2511,8 +2511,8 @@ DATABASE = [
     Mutant(
         "a key that was switched off elsewhere gets in",
         "app/transfer/formats.py",
-        "_is_true(_first(row, _ON), True) and not _is_true(_first(row, _OFF), False)",
-        "True",
+        "is_on = is_on and not any(_all(row, _ENDED))",
+        "is_on = True",
         "transfer",
     ),
     Mutant(
