@@ -95,7 +95,7 @@ def test_once_a_revocation_has_returned_no_server_accepts_the_key(
 
 # How a key that may do all that RIGHTS asks for may do less, and how it gets that back: what the
 # command is told, and what the service is.
-MANY: Any = {"limits": ["10000/hour"]}  # requests, which no test sends
+MANY: Any = {"limits": ["10000/second"]}  # requests, which no test sends
 ROUNDS = int(os.environ.get("TEST_ROUNDS", "1"))  # of each way, on each database
 WAYS: dict[str, tuple[tuple[list[str], Any], tuple[list[str], Any]]] = {
     "scope": (
@@ -107,7 +107,7 @@ WAYS: dict[str, tuple[tuple[list[str], Any], tuple[list[str], Any]]] = {
         (["--from", "10.0.0.0/8"], {"networks": ["10.0.0.0/8"]}),
         (["--from", ""], {"networks": None}),
     ),
-    "limit": ((["--limit", "1/hour"], {"limits": ["1/hour"]}), (["--limit", "10000/hour"], MANY)),
+    "limit": ((["--limit", "1/hour"], {"limits": ["1/hour"]}), (["--limit", "10000/second"], MANY)),
 }
 
 
