@@ -139,7 +139,7 @@ class Exchange(RequestRecord):
             return
         milliseconds = 1000 * (perf_counter() - self._began_at)
         key_id = self.key.id if self.key else ""
-        owner = self.key.owner if self.key and self._log.show_owners else ""
+        owner = masked(self.key.owner) if self.key and self._log.show_owners else ""
         line = logger.makeRecord(  # `logger.log` would search the stack for the caller of it
             *(logger.name, level, __file__, 0, "%s %s %s %d in %.1f ms%s"),
             (
@@ -148,7 +148,7 @@ class Exchange(RequestRecord):
                 self.route or repr(masked(self.scope["path"])),
                 self.status,
                 milliseconds,
-                (key_id and f", key {key_id}") + (owner and f" of {masked(owner)}"),
+                (key_id and f", key {key_id}") + (owner and f" of {owner}"),
             ),
             None,
         )
@@ -161,7 +161,7 @@ class Exchange(RequestRecord):
             key_id=key_id,
         )
         if owner:
-            line.owner = masked(owner)
+            line.owner = owner
         logger.handle(line)
 
 
