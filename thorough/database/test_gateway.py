@@ -9,8 +9,10 @@ from urllib.parse import unquote
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from starlette.types import Scope
 
 from app.auth import GuardedAPI
+from app.auth.access import request_log
 from app.auth.key import Key, new_secret
 from app.auth.keys.service import KeyService
 from app.auth.log import RequestRecord
@@ -101,6 +103,16 @@ async def test_a_question_makes_no_reason_and_shows_no_key(
     assert "missing scope reports:read" in said.text
     assert "missing scope [key]" in said.text
     assert text not in said.text
+
+
+async def test_no_route_is_searched_for(
+    service: GuardedAPI, key_service: KeyService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is the slowest step of all."""
+    searched: list[Scope] = []
+    monkeypatch.setattr(request_log, "route_of", searched.append)
+    await verify(service, key_service.create("key", actor=ME).key.encode())
+    assert not searched
 
 
 def test_the_document_tells_the_question_and_the_answer(service: GuardedAPI) -> None:

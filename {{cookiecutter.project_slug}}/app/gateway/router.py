@@ -12,7 +12,7 @@ from app.auth.access.openapi import described
 from app.auth.access.request_log import Exchange
 from app.auth.access.rule import CALLER, PROBLEM_JSON, Refusal
 from app.auth.key import SCOPE_PATTERN, Key, is_scope, masked
-from app.auth.log import RequestRecord
+from app.auth.log import RECORD, RequestRecord
 
 logger = logging.getLogger(__name__)
 
@@ -48,6 +48,7 @@ router = GuardedRouter()
 
 async def verify(request: Request) -> Response:
     """Whether a proxy may let a caller through, and who calls. Every method gets the same answer."""
+    request.scope[RECORD].route = PATH  # else the log would search for it
     asked = request.query_params
     scopes = asked.getlist("scope")
     # A misspelled question must not let everybody in.
