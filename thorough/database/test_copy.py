@@ -3,10 +3,11 @@
 import os
 import pty
 import signal
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from datetime import UTC, date, datetime, timedelta, timezone
 from decimal import Decimal
 from pathlib import Path
@@ -222,6 +223,22 @@ def test_a_row_that_does_not_fit_leaves_nothing(database_url: sa.URL, target: sa
     assert said.startswith("--to: people: ")
     assert said.endswith("none is there")
     assert not any(content(target).values())
+
+
+def test_a_row_that_refers_to_none_is_told_before_anything_is_copied(
+    sqlite_databases: SQLiteDatabases, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with sqlite_databases.fresh(tmp_path) as url:
+        monkeypatch.setenv("DATABASE_URL", spelled(url))
+        # Another program checks no foreign keys, unless it asks for that.
+        with closing(sqlite3.connect(f"{url.database}")) as other, other:
+            row = (bytes(32), "none", "2026-11-30 12:00:00.000000")
+            other.execute(
+                "INSERT INTO api_key_secrets (digest, key_id, created_at) VALUES (?, ?, ?)", row
+            )
+        said = complaint("db", "copy", "--to", f"sqlite:///{tmp_path}/other.db")
+        assert said.startswith("DATABASE_URL: a row of api_key_secrets refers to one")
+        assert not any(content(sa.make_url(f"sqlite:///{tmp_path}/other.db")).values())
 
 
 @pytest.mark.usefixtures("yours")

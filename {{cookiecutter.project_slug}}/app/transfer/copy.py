@@ -67,6 +67,8 @@ def _copy(
     if old.dialect.name == "postgresql":  # others may write the owner's tables there
         names = ", ".join(map(old.dialect.identifier_preparer.format_table, tables))
         old.exec_driver_sql(f"SET LOCAL TIME ZONE 'UTC'; LOCK TABLE {names} IN SHARE MODE")
+    elif orphan := old.exec_driver_sql("PRAGMA foreign_key_check").first():
+        raise SettingsError(f"DATABASE_URL: a row of {orphan[0]} refers to one that is not there")
     counts = {table.fullname: _count(old, table) for table in tables}
     steps = sum(-(-rows // AT_ONCE) for rows in counts.values())
     for _ in progress(_work(old, new, tables), 2 * steps):
