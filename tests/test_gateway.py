@@ -155,8 +155,21 @@ def backend() -> Iterator[str]:
         server.shutdown()
 
 
+def for_bearers(name: str, text: str) -> str:
+    """The configuration, with the lines that the page adds where keys come as bearers."""
+    rows = re.findall(r"^\| (\w+) \| `(.+)` \| `(.+)` \|$", page("gateway.md"), re.MULTILINE)
+    of_this = [row[1:] for row in rows if row[0].lower() == name.replace("yaml", "envoy")]
+    assert of_this
+    for line, added in of_this:
+        text, times = re.subn(rf"(?m)^( *){re.escape(line)}\n", rf"\g<0>\g<1>{added}\n", text)
+        assert times == 1
+    return text
+
+
 @contextmanager
-def gate(name: str, project: Project, service: str, backend: str) -> Iterator[Gate]:
+def gate(
+    name: str, project: Project, service: str, backend: str, *, bearers: bool = False
+) -> Iterator[Gate]:
     port = free_port()
     with TemporaryDirectory() as folder, ExitStack() as stack:
         file = Path(folder) / ("configuration.yaml" if name == "yaml" else "configuration")
@@ -165,6 +178,8 @@ def gate(name: str, project: Project, service: str, backend: str) -> Iterator[Ga
         written = {}
         for language in (name, "lua"):
             ((_, text),) = blocks(page("gateway.md"), language)
+            if bearers and language == name:
+                text = for_bearers(name, text)
             text = text.replace("/etc/haproxy/verify.lua", f"{script}")
             for old, new in addresses.items():
                 text = text.replace(f"127.0.0.1:{old}", new)
@@ -281,6 +296,26 @@ def test_websockets_open_for_those_who_may_pass(asked: Gate) -> None:
     with asked.connected(asked.keys["poor"]["key"], "GET", *UPGRADE) as connection:
         assert connection.recv(1000).startswith(b"HTTP/1.1 403 ")
     assert Backend.asked == before
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_key_that_comes_as_a_bearer_goes_no_further(
+    project: Project, backend: str, name: str
+) -> None:
+    key = project.manage_keys("create", "bearer", "--scope", "reports:read")["key"]
+    server = ("uv", "run", project.command, "serve", "--port", "{port}")
+    with (
+        project.serving(*server, ACCEPT_BEARER="true") as url,
+        gate(name, project, url.removeprefix("http://"), backend, bearers=True) as asked,
+    ):
+        for spelled in (f"Bearer {key}", f"bearer  {key}"):
+            got = asked.ask(headers=[("Authorization", spelled)]).got()
+            assert key not in f"{got}"
+        assert "Bearer" not in f"{asked.ask(key, headers=[('Authorization', 'Basic x')]).got()}"
+        before = Backend.asked
+        for keys, more in (((), "wrong"), ((key,), key), ((key,), "wrong"), ((), f"{key} {key}")):
+            assert asked.ask(*keys, headers=[("Authorization", f"Bearer {more}")]).status == 403
+        assert Backend.asked == before
 
 
 @pytest.mark.parametrize("name", COMMANDS)
