@@ -784,7 +784,8 @@ async def test_a_patch_that_is_none_changes_nothing(call: Call, key_service: Key
     before = key_service.events()
     bodies: list[Any] = [[], "x", 1, {"name": None}, {"name": 5}, {"id": "x"}, {"scopes": "a:b"}]
     bodies += [{"status": "revoked"}, {"force": True}, {"limits": "9/minute"}, {"key": "x"}]
-    bodies += [{"expires_at": 4102444800}, {"expires_at": "2060-01-01T00:00"}, {"owner": 5}]
+    ends = (4102444800, "4102444800", "+4102444800.5", "20601231", "2060", "2060-01-01T00:00")
+    bodies += [*({"expires_at": end} for end in ends), {"owner": 5}]
     for body in bodies:
         assert (await call("PATCH", f"/{id}", body)).status_code == 422, body
     for body in (

@@ -67,8 +67,9 @@ class DayOfUse(BaseModel):
 
 
 def _written(value: object) -> str:
-    if not isinstance(value, str):  # Pydantic would also take numbers, and guess their unit
-        raise PydanticCustomError("string_type", "Input should be a valid string")
+    # Pydantic would also take numbers, in text too, and guess their unit.
+    if not (isinstance(value, str) and value.strip("+-.0123456789")):
+        raise PydanticCustomError("written", "Write it like 2030-12-31T23:59:59Z or P1D")
     return value
 
 
