@@ -227,7 +227,9 @@ def test_who_may_not_pass_does_not_reach_the_backend(asked: Gate) -> None:
 @pytest.mark.parametrize("method", ["GET", "POST", "DELETE", "OPTIONS", "PROPFIND"])
 def test_the_backend_is_told_who_calls_and_no_key(asked: Gate, method: str) -> None:
     key = asked.keys["valid"]
-    answer = asked.ask(key["key"], method=method, headers=[*FORGED, *FORWARDED])
+    underscores = [(name, key["key"]) for name in ("api_key", "API_KEY")]
+    more = [("Connection", ", ".join(IDENTITY)), *underscores]  # what this names goes no further
+    answer = asked.ask(key["key"], method=method, headers=[*FORGED, *FORWARDED, *more])
     got = answer.got()
     assert got["method"] == method
     named = [(name.lower().replace("_", "-"), value) for name, value in got["headers"]]
@@ -236,6 +238,7 @@ def test_the_backend_is_told_who_calls_and_no_key(asked: Gate, method: str) -> N
     assert told == {f"x-key-{name}": value for name, value in expected.items()}
     assert len([name for name, _ in named if name in told]) == len(told)
     assert key["key"] not in f"{got}"
+    assert "x-key" not in "".join(value for name, value in named if name == "connection").lower()
 
 
 def test_nobody_names_an_owner_for_a_key_without_one(asked: Gate) -> None:
@@ -283,7 +286,7 @@ def test_large_bodies_arrive(asked: Gate) -> None:
         answer = connection.recv(1000)
         if asked.name == "yaml":  # Envoy says that before it asks
             assert answer.startswith(b"HTTP/1.1 100 ")
-            answer = connection.recv(1000)
+            answer = answer.partition(b"\r\n\r\n")[2] or connection.recv(1000)
         assert answer.startswith(b"HTTP/1.1 403 ")
 
 
@@ -316,6 +319,40 @@ def test_a_key_that_comes_as_a_bearer_goes_no_further(
         for keys, more in (((), "wrong"), ((key,), key), ((key,), "wrong"), ((), f"{key} {key}")):
             assert asked.ask(*keys, headers=[("Authorization", f"Bearer {more}")]).status == 403
         assert Backend.asked == before
+
+
+class Undecided(Backend):
+    """Instead of the service: it cannot decide, or says nothing at all."""
+
+    wait = 0.0  # seconds
+
+    def answer(self) -> None:
+        time.sleep(self.wait)
+        self.send_response(503)
+        self.send_header("Retry-After", "7")
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+
+@pytest.mark.parametrize("wait", [0, 30])
+@pytest.mark.parametrize("name", COMMANDS)
+def test_nobody_gets_in_while_nothing_is_decided(
+    project: Project, backend: str, name: str, wait: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Undecided, "wait", wait)
+    before, asked_at = Backend.asked, time.monotonic()
+    with ThreadingHTTPServer(("127.0.0.1", 0), Undecided) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        with gate(name, project, f"127.0.0.1:{server.server_port}", backend) as asked:
+            answer = asked.ask(project.keys[0])
+        server.shutdown()
+    assert Backend.asked == before
+    if wait:
+        assert answer.status in (503, 504)
+        assert time.monotonic() < asked_at + wait
+    else:
+        waits = None if name == "yaml" else "7"
+        assert (answer.status, answer.headers.get("retry-after")) == (503, waits)
 
 
 @pytest.mark.parametrize("name", COMMANDS)
