@@ -42,8 +42,8 @@ def create_app(settings: Settings) -> GuardedAPI:
     app.state.settings, app.state.key_service = settings, service
 
     app.include_router(gateway.router)  # part: gateway
-    app.include_router(routes.public)
     app.include_router(routes.guarded)
+    app.include_router(routes.public)
 
     if settings.show_docs:
         app.include_router(docs)

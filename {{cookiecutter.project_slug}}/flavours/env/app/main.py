@@ -30,8 +30,8 @@ def create_app(settings: Settings) -> GuardedAPI:
         redoc_url=None,
     )
     app.state.settings = settings
-    app.include_router(routes.public)
     app.include_router(routes.guarded)
+    app.include_router(routes.public)
     if settings.show_docs:
         app.include_router(docs)
     return app
