@@ -25,7 +25,6 @@ from app.database import Base
 WAIT: Final = 2.0  # seconds for others who write to the target
 REVISION: Final = sa.table("alembic_version", sa.column("version_num"))
 
-
 Progress = Callable[[Iterable[Any], int], Iterable[Any]]
 
 
@@ -104,7 +103,7 @@ def _check_target(
         if is_new and table.metadata is not metadata:
             new.execute(sa.delete(table))  # what your migrations have put there just now
         elif _count(new, table):
-            raise SettingsError(f"--to: {table.fullname} has rows; name an empty database")
+            raise SettingsError(f"--to: {table.fullname} has rows (a broken copy?); name another")
 
 
 def _count(connection: sa.Connection, table: sa.Table) -> int:

@@ -78,10 +78,8 @@ def _rows(text: str, is_list: bool) -> Iterator[tuple[int, Mapping[str, Any]]]:
         for number, line in enumerate(text.splitlines(), 1):
             if line.strip():
                 try:
-                    yield (
-                        number,
-                        _named(number, json.loads(line, object_pairs_hook=_unique).items()),
-                    )
+                    row = json.loads(line, object_pairs_hook=_unique)
+                    yield number, _named(number, row.items())
                 except (ValueError, AttributeError, RecursionError):
                     problem = "this is no JSON object, or has a name twice"
                     raise InvalidError(f"Line {number}: {problem}") from None
@@ -91,9 +89,7 @@ def _rows(text: str, is_list: bool) -> Iterator[tuple[int, Mapping[str, Any]]]:
             names = next(reader)
             for row in filter(None, reader):
                 if len(row) != len(names):
-                    raise InvalidError(
-                        f"Line {reader.line_num}: it has not as many fields as names"
-                    )
+                    raise InvalidError(f"Line {reader.line_num}: more or fewer fields than names")
                 yield reader.line_num, _named(reader.line_num, zip(names, row, strict=True))
         except csv.Error as error:
             raise InvalidError(f"Line {reader.line_num}: {error}") from None

@@ -21,6 +21,7 @@ from app.auth.database.models import (
     api_keys,
 )
 from app.auth.errors import InvalidError, SettingsError, StoreUnavailableError
+from app.auth.key import digest, is_scope
 from app.auth.keys.change import OWN, Change, Fields
 from app.auth.keys.service import KeyService, open_service
 from app.auth.keys.views import AT_ONCE, ids_of
@@ -221,6 +222,11 @@ def _new(
 
 
 def _check(key: Line, change: Change, policies: Sequence[Policy]) -> None:
+    if not all(map(is_scope, key.scopes)):  # it may be a key, so it is not shown
+        raise InvalidError("it has other scopes than such as reports:read or reports:*")
+    shown = {digest(text.encode()).hex() for text in (key.name, key.owner, key.note, *key.scopes)}
+    if not shown.isdisjoint(secret.digest for secret in key.secrets):
+        raise InvalidError("a column that lists and logs show holds the key; leave it out")
     fields = Fields(name=key.name, scopes=key.scopes, owner=key.owner, note=key.note)
     fields["restrictions"] = key.restrictions
     if not key.expires_at or key.expires_at > change.now:
