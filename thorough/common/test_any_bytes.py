@@ -124,20 +124,6 @@ def test_a_chunked_body_takes_no_key_away(
         assert str(MISSING_KEY_STATUS).encode() in behind
 
 
-@both_parsers
-def test_spaces_around_a_key_are_no_part_of_it(
-    api: GuardedAPI, keys: Keys, echo: threading.Event, parser: str
-) -> None:
-    """As HTTP says; httptools leaves them behind a value."""
-    key = keys.issue()
-    with LiveServer(api, http=parser) as live:
-        for value in (b"  " + key, key + b" ", b"\t" + key + b" \t"):
-            assert b" 200 " in live.send_raw(chunked(b"%b:%b" % (HEADER, value), CHUNKED))
-        for value in (key[:5] + b" " + key[5:], key + b" " + key):
-            answer = live.send_raw(chunked(b"%b:%b" % (HEADER, value), CHUNKED))
-            assert str(MISSING_KEY_STATUS).encode() in answer
-
-
 def test_where_trailers_are_told_apart_a_key_may_be_anywhere(
     api: GuardedAPI, keys: Keys, echo: threading.Event, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -190,7 +190,7 @@ def extract_key(scope: Scope) -> bytes:
             elif chunked and "httptools" in sys.modules:
                 # httptools appends the trailers of a chunked body to the headers.
                 reason = "a key behind Transfer-Encoding, which may be a trailer"
-            secret, place = value.strip(b" \t"), index  # httptools leaves spaces behind it
+            secret, place = value, index
         elif name == b"transfer-encoding":
             chunked = True
         elif name == b"x-request-id":
