@@ -81,8 +81,7 @@ def _rows(text: str, is_list: bool) -> Iterator[tuple[int, Mapping[str, Any]]]:
                     row = json.loads(line, object_pairs_hook=_unique)
                     yield number, _named(number, row.items())
                 except (ValueError, AttributeError, RecursionError):
-                    problem = "this is no JSON object, or has a name twice"
-                    raise InvalidError(f"Line {number}: {problem}") from None
+                    raise InvalidError(f"Line {number}: no JSON object, or a name twice") from None
     elif not {*map(str.strip, header)}.isdisjoint(_KEY):
         reader = csv.reader(io.StringIO(text), strict=True)
         try:
