@@ -44,9 +44,8 @@ class Project:
     def environment(self, **variables: str) -> dict[str, str]:
         # Not yours for Python, such as PYTHONUNBUFFERED.
         inherited = {n: value for n, value in os.environ.items() if not n.startswith("PYTHON")}
-        if not inherited.get(
-            "API_KEYS"
-        ):  # uvicorn's --env-file leaves what is set, also to nothing
+        # uvicorn's --env-file leaves what is set, also to nothing.
+        if not inherited.get("API_KEYS"):
             inherited.pop("API_KEYS", None)
         paths = f"{self.folder}{os.pathsep}{ROOT}"
         return {**inherited, "PYTHONPATH": paths, **variables}
